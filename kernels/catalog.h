@@ -1,0 +1,47 @@
+// The catalog of kernels as data: what a plan may call, with which operands. It knows no device; the
+// compiler, the validator and the loader read it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/kernel.h"
+
+namespace moec {
+
+struct Operand {
+  std::string name;
+  bool optional = false;
+  bool variadic = false;  // stands for any number of operands; the last of its list
+};
+
+/// An output that may (or, when `required`, must) share its memory with an input.
+struct InPlace {
+  int output = 0;
+  int input = 0;
+  bool required = false;
+};
+
+struct KernelInfo {
+  std::string_view key;
+  std::vector<Operand> inputs;
+  std::vector<Operand> outputs;
+  std::vector<InPlace> in_place;
+  /// Bytes of workspace for a call with these operand shapes; data pointers are not read.
+  uint64_t (*workspace)(const KernelCall& call) = nullptr;
+
+  /// Index of the operand with this name, -1 when there is none.
+  int input_index(std::string_view name) const;
+  int output_index(std::string_view name) const;
+};
+
+/// All kernels, in the order of catalog.def.
+std::span<const KernelInfo> kernel_catalog();
+
+/// The row of `key`, nullptr when there is none.
+const KernelInfo* find_kernel(std::string_view key);
+
+}  // namespace moec

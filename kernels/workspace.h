@@ -1,0 +1,31 @@
+// Scratch bytes of kernels as functions of their operand shapes; named in catalog.def. A kernel on any device
+// uses at most this much, and splits its work by the constants here, never by the machine's size, so that results
+// and plans are the same everywhere.
+#pragma once
+
+#include "kernels/kernel.h"
+
+namespace moec {
+
+/// Rows are reduced to columns in at most this many partial sums, added in order.
+constexpr int64_t kColumnPartials = 64;
+/// Blocks of a reduction over a contiguous range, added in order.
+constexpr int64_t kRangePartials = 1024;
+
+namespace workspace {
+
+uint64_t none(const KernelCall& call);
+/// [kColumnPartials, cols of input 0] of f64.
+uint64_t column_partials(const KernelCall& call);
+uint64_t column_partials_twice(const KernelCall& call);
+/// [rows of the logits, 2] of f64.
+uint64_t row_partials(const KernelCall& call);
+/// One f64 per query row and head: the row sums of dy * y.
+uint64_t attention_bwd(const KernelCall& call);
+/// Histograms of the stable counting sort: [blocks of 1024 assignments, experts] of i32.
+uint64_t expert_index(const KernelCall& call);
+/// [kRangePartials] of f64 and a non-finite flag per gradient range.
+uint64_t grad_norm(const KernelCall& call);
+
+}  // namespace workspace
+}  // namespace moec
