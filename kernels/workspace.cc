@@ -29,8 +29,7 @@ uint64_t attention_bwd(const KernelCall& call) {
 }
 
 uint64_t expert_index(const KernelCall& call) {
-  constexpr int64_t kBlock = 1024;
-  const int64_t blocks = (call.inputs[0].elements() + kBlock - 1) / kBlock;
+  const int64_t blocks = (call.inputs[0].elements() + kExpertIndexBlock - 1) / kExpertIndexBlock;
   return 4 * static_cast<uint64_t>(std::max<int64_t>(blocks, 1) * (call.outputs[0].elements() - 1));
 }
 

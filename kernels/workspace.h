@@ -11,6 +11,8 @@ namespace moec {
 constexpr int64_t kColumnPartials = 64;
 /// Blocks of a reduction over a contiguous range, added in order.
 constexpr int64_t kRangePartials = 1024;
+/// Assignments in a block of the counting sort.
+constexpr int64_t kExpertIndexBlock = 1024;
 
 namespace workspace {
 
@@ -22,7 +24,7 @@ uint64_t column_partials_twice(const KernelCall& call);
 uint64_t row_partials(const KernelCall& call);
 /// One f64 per query row and head: the row sums of dy * y.
 uint64_t attention_bwd(const KernelCall& call);
-/// Histograms of the stable counting sort: [blocks of 1024 assignments, experts] of i32.
+/// Histograms of the stable counting sort: [blocks of kExpertIndexBlock assignments, experts] of i32.
 uint64_t expert_index(const KernelCall& call);
 /// [kRangePartials] of f64 and a non-finite flag per gradient range.
 uint64_t grad_norm(const KernelCall& call);

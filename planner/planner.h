@@ -54,8 +54,8 @@ struct Placement {
 
 constexpr uint64_t kAlignment = 256;
 
-/// Derives lifetimes, merges values in place where the steps allow it and no later reader is hurt, and places the
-/// buffers with the best of several heuristics. Deterministic. Throws std::invalid_argument for a value
+/// Derives lifetimes, merges values in place where the steps allow it and no later reader is hurt, and places
+/// the buffers with the best of several heuristics. Deterministic. Throws std::invalid_argument for a value
 /// that is read before it is written, written twice, or out of range.
 Placement plan_memory(const Problem& problem);
 

@@ -60,7 +60,18 @@ inline Error failure(std::string message) { return {ErrorKind::kFailure, std::mo
 }  // namespace moec
 
 /// Returns the error of a Status or Result expression from the enclosing function.
-#define MOEC_RETURN_IF_ERROR(expression)                       \
-  do {                                                         \
+#define MOEC_RETURN_IF_ERROR(expression)                                    \
+  do {                                                                      \
     if (auto status_ = (expression); !status_.ok()) return status_.error(); \
   } while (0)
+
+/// `MOEC_ASSIGN_OR_RETURN(auto x, f())`: the value of a Result expression, or its error returned from the
+/// enclosing function.
+#define MOEC_ASSIGN_OR_RETURN(declaration, expression) \
+  MOEC_ASSIGN_OR_RETURN_NAMED(MOEC_CONCAT(result_, __LINE__), declaration, expression)
+#define MOEC_ASSIGN_OR_RETURN_NAMED(result, declaration, expression) \
+  auto result = (expression);                                        \
+  if (!result.ok()) return result.error();                           \
+  declaration = std::move(result).value()
+#define MOEC_CONCAT(a, b) MOEC_CONCAT_EXPANDED(a, b)
+#define MOEC_CONCAT_EXPANDED(a, b) a##b

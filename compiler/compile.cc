@@ -1,0 +1,142 @@
+#include "compiler/compile.h"
+
+#include <cmath>
+
+#include "compiler/autodiff.h"
+#include "compiler/builder.h"
+#include "compiler/lower.h"
+#include "compiler/programs.h"
+#include "compiler/storage.h"
+#include "planner/validate.h"
+#include "schema/version.h"
+
+namespace moec {
+namespace {
+
+void check_recipe(const fb::ModelT& model) {
+  const fb::RecipeT& recipe = *model.recipe;
+  const auto require = [&](bool condition, const char* message) {
+    if (!condition) compile_error("{}: recipe: {}", model.name, message);
+  };
+  require(recipe.batch_size > 0 && recipe.seq_len > 0 && recipe.grad_accum > 0,
+          "batch_size, seq_len and grad_accum must be at least 1");
+  require(recipe.seq_len <= model.context, "seq_len is longer than the model's context");
+  require(recipe.dtype == fb::DType::F32 || recipe.dtype == fb::DType::F64 || recipe.dtype == fb::DType::BF16,
+          "dtype must be F32, F64 or BF16");
+  require(recipe.grad_dtype == fb::DType::F32 || recipe.grad_dtype == recipe.dtype,
+          "grad_dtype must be F32 or the same as dtype");
+  require(recipe.lr >= 0 && std::isfinite(recipe.lr), "lr must not be negative");
+  require(recipe.clip_norm >= 0 && std::isfinite(recipe.clip_norm), "clip_norm must not be negative");
+  const fb::AdamWT& adamw = *recipe.adamw;
+  require(adamw.beta1 >= 0 && adamw.beta1 < 1 && adamw.beta2 >= 0 && adamw.beta2 < 1, "betas must be in [0, 1)");
+  require(adamw.eps > 0 && adamw.weight_decay >= 0, "eps must be positive and weight_decay not negative");
+  const fb::ScheduleT& schedule = *recipe.schedule;
+  require(schedule.kind == fb::ScheduleKind::Constant || schedule.total_steps > schedule.warmup_steps,
+          "schedule: total_steps must exceed warmup_steps");
+  require(schedule.kind != fb::ScheduleKind::Wsd || schedule.decay_steps <= schedule.total_steps - schedule.warmup_steps,
+          "schedule: decay_steps does not fit between warm-up and end");
+  require(schedule.min_ratio >= 0 && schedule.min_ratio <= 1, "schedule: min_ratio must be in [0, 1]");
+}
+
+Precision precision_of(const fb::RecipeT& recipe) {
+  return {recipe.dtype, recipe.dtype == fb::DType::F64 ? fb::DType::F64 : recipe.grad_dtype};
+}
+
+uint32_t vocab_size(const fb::ModelT& model) {
+  for (const auto& block : model.blocks)
+    for (const auto& node : block->nodes)
+      if (const auto* embedding = node->op.AsEmbedding()) return embedding->vocab_size;
+  compile_error("{}: the model has no Embedding", model.name);
+}
+
+void describe_parameters(fb::PlanT& plan, const PlanWriter& writer, const Storage& storage,
+                         const std::vector<Parameter>& parameters, bool all_decay) {
+  const bool masters = !storage.groups.empty() && !storage.groups[0].remainder.empty();
+  for (const Parameter& p : parameters) {
+    auto entry = std::make_unique<fb::ParameterT>();
+    entry->name = p.name;
+    entry->param = writer.tensor_id(p.name);
+    entry->grad = writer.tensor_id(gradient_name(p.name));
+    entry->moment1 = writer.tensor_id(moment1_name(p.name));
+    entry->moment2 = writer.tensor_id(moment2_name(p.name));
+    entry->remainder = masters ? writer.tensor_id(remainder_name(p.name)) : -1;
+    entry->decay = all_decay || p.spec.shape.size() >= 2;
+    const auto elements = static_cast<double>(TensorType{fb::DType::U8, p.spec.shape}.elements());
+    entry->active_elements = static_cast<uint64_t>(std::llround(elements * p.spec.active_fraction));
+    plan.total_parameters += static_cast<uint64_t>(elements);
+    plan.active_parameters += entry->active_elements;
+    plan.parameters.push_back(std::move(entry));
+  }
+}
+
+std::unique_ptr<fb::InterfaceT> make_interface(const PlanWriter& writer) {
+  auto io = std::make_unique<fb::InterfaceT>();
+  io->train_state = writer.tensor_id(kTrainStateName);
+  io->metrics = writer.tensor_id(kMetricsName);
+  io->window = writer.tensor_id(kWindowName);
+  io->tokens = writer.tensor_id(kTokensName);
+  io->targets = writer.tensor_id(kTargetsName);
+  io->prompt = writer.tensor_id(kPromptName);
+  io->logits = writer.tensor_id(kLogitsName);
+  return io;
+}
+
+void check_plan(const fb::PlanT& plan) {
+  const std::vector<uint8_t> bytes = serialize_plan(plan);
+  const std::vector<std::string> faults = planner::validate(*fb::GetPlan(bytes.data()));
+  if (!faults.empty()) compile_error("the compiled plan is not sound (a fault of the compiler): {}", faults.front());
+}
+
+}  // namespace
+
+fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
+  check_recipe(model);
+  const fb::RecipeT& recipe = *model.recipe;
+  const Precision precision = precision_of(recipe);
+  if (options.window_tokens <= int64_t{recipe.seq_len})
+    compile_error("{}: a window of {} tokens does not hold a sequence of {} and its target", model.name,
+                  options.window_tokens, recipe.seq_len);
+
+  std::vector<Parameter> parameters;
+  TensorType logits;
+  const Graph accumulate =
+      accumulate_program(model, recipe, precision, options.window_tokens, options.host_batches, parameters);
+  const Graph evaluate = evaluate_program(model, recipe, precision, options.window_tokens, options.host_batches);
+  const Graph prefill = prefill_program(model, recipe, precision, logits);
+  const Storage storage = lay_out_storage(parameters, recipe, precision, options.window_tokens, logits);
+  const Graph init = init_program(parameters, precision);
+  const Graph apply = apply_program(storage, recipe, precision);
+
+  PlanWriter writer(storage);
+  const std::pair<fb::ProgramKind, const Graph*> programs[] = {{fb::ProgramKind::Init, &init},
+                                                               {fb::ProgramKind::Accumulate, &accumulate},
+                                                               {fb::ProgramKind::Apply, &apply},
+                                                               {fb::ProgramKind::Evaluate, &evaluate},
+                                                               {fb::ProgramKind::Prefill, &prefill}};
+  for (const auto& [kind, graph] : programs) {
+    if (options.on_stage) options.on_stage(fb::EnumNameProgramKind(kind), *graph);
+    writer.add_program(kind, *graph);
+  }
+  fb::PlanT plan;
+  describe_parameters(plan, writer, storage, parameters, recipe.weight_decay_scope == fb::WeightDecayScope::All);
+  auto io = make_interface(writer);
+  fb::PlanT lowered = std::move(writer).finish();
+  lowered.parameters = std::move(plan.parameters);
+  lowered.total_parameters = plan.total_parameters;
+  lowered.active_parameters = plan.active_parameters;
+  lowered.io = std::move(io);
+  lowered.version = kPlanVersion;
+  lowered.model = std::make_unique<fb::ModelT>(model);
+  lowered.recipe = std::make_unique<fb::RecipeT>(recipe);
+  lowered.vocab_size = vocab_size(model);
+  check_plan(lowered);
+  return lowered;
+}
+
+std::vector<uint8_t> serialize_plan(const fb::PlanT& plan) {
+  flatbuffers::FlatBufferBuilder builder;
+  fb::FinishPlanBuffer(builder, fb::Plan::Pack(builder, &plan));
+  return {builder.GetBufferPointer(), builder.GetBufferPointer() + builder.GetSize()};
+}
+
+}  // namespace moec

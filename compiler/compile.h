@@ -1,0 +1,29 @@
+// The whole way from a model to a plan.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "compiler/graph.h"
+#include "plan_generated.h"
+
+namespace moec {
+
+struct CompileOptions {
+  /// Tokens that the device keeps at hand; larger data passes through this window in turns.
+  int64_t window_tokens = int64_t{1} << 21;
+  /// The host writes tokens and targets before each run instead of the plan loading them from the window.
+  bool host_batches = false;
+  /// Called with every stage's name and program ("forward+backward accumulate") and its graph.
+  std::function<void(const std::string& stage, const Graph& graph)> on_stage;
+};
+
+/// Compiles a model as its recipe says. Runs the independent validator on the result. Throws CompileError.
+fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options = {});
+
+/// The plan as the bytes of a plan file.
+std::vector<uint8_t> serialize_plan(const fb::PlanT& plan);
+
+}  // namespace moec

@@ -1,0 +1,63 @@
+#include "compiler/frontend.h"
+
+#include <flatbuffers/idl.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "compiler/error.h"
+#include "schema/version.h"
+#include "schema_text.h"
+
+namespace moec {
+namespace {
+
+/// The parser's message is "<file>:<line>: <column>: error: <what>", possibly with further lines.
+std::string one_line(std::string message) {
+  for (char& c : message)
+    if (c == '\n' || c == '\r') c = ' ';
+  while (!message.empty() && message.back() == ' ') message.pop_back();
+  return message;
+}
+
+/// The schema with its include resolved: ops first, then the model without its include line.
+std::string model_schema() {
+  std::string model = schema_text::model;
+  const std::string include = "include \"ops.fbs\";";
+  model.erase(model.find(include), include.size());
+  return std::string(schema_text::ops) + model;
+}
+
+}  // namespace
+
+fb::ModelT parse_model(const std::string& json, const std::string& name) {
+  flatbuffers::IDLOptions options;
+  options.strict_json = false;
+  flatbuffers::Parser parser(options);
+  if (!parser.Parse(model_schema().c_str())) compile_error("model schema: {}", one_line(parser.error_));
+  if (json.find('\0') != std::string::npos) compile_error("{}: not a text file", name);
+  if (!parser.ParseJson(json.c_str(), name.c_str())) compile_error("{}", one_line(parser.error_));
+
+  const auto& builder = parser.builder_;
+  flatbuffers::Verifier verifier(builder.GetBufferPointer(), builder.GetSize());
+  if (!fb::VerifyModelBuffer(verifier)) compile_error("{}: a required field is missing", name);
+  fb::ModelT model;
+  fb::GetModel(builder.GetBufferPointer())->UnPackTo(&model);
+  if (model.version == 0 || model.version > kModelVersion)
+    compile_error("{}: model version {}, but this build reads versions 1 to {}", name, model.version, kModelVersion);
+  if (!model.recipe) model.recipe = std::make_unique<fb::RecipeT>();
+  if (!model.recipe->adamw) model.recipe->adamw = std::make_unique<fb::AdamWT>();
+  if (!model.recipe->schedule) model.recipe->schedule = std::make_unique<fb::ScheduleT>();
+  return model;
+}
+
+fb::ModelT read_model(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) compile_error("{}: cannot be opened", path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file) compile_error("{}: cannot be read (is it a file?)", path);
+  return parse_model(text.str(), path);
+}
+
+}  // namespace moec

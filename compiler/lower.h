@@ -1,0 +1,34 @@
+// Lowers program graphs to instructions and plans their memory.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "compiler/graph.h"
+#include "compiler/storage.h"
+#include "plan_generated.h"
+
+namespace moec {
+
+/// Collects the programs of a plan over one storage.
+class PlanWriter {
+ public:
+  explicit PlanWriter(const Storage& storage);
+
+  /// Appends a program: one instruction per node, activations placed by the planner.
+  void add_program(fb::ProgramKind kind, const Graph& graph);
+
+  /// Id of the tensor that views persistent memory as programs find it, -1 when there is no such name.
+  int tensor_id(const std::string& name) const;
+
+  /// The plan so far, arenas sized. The recipe, parameters and interface are the caller's to fill in.
+  fb::PlanT finish() &&;
+
+ private:
+  int add_tensor(const std::string& name, const TensorType& type, uint32_t buffer, uint64_t offset, int version);
+
+  fb::PlanT plan_;
+  std::map<std::string, int> persistent_;  // name -> tensor id of version 0
+};
+
+}  // namespace moec

@@ -1,0 +1,102 @@
+// RoPE and causal attention over packed qkv[B,S,(H+2K)d].
+#include <cmath>
+
+#include "compiler/ops/ops.h"
+
+namespace moec::ops {
+namespace {
+
+template <class Attrs>
+void require_packed(const OpCall& call, const TensorType& qkv) {
+  const auto& attrs = call.attrs<Attrs>();
+  call.require(attrs.heads > 0 && attrs.kv_heads > 0 && attrs.head_dim > 0,
+               "heads, kv_heads and head_dim must be positive");
+  call.require(attrs.heads % attrs.kv_heads == 0, "{} query heads cannot share {} key/value heads evenly",
+               attrs.heads, attrs.kv_heads);
+  const int64_t width = (int64_t{attrs.heads} + 2 * int64_t{attrs.kv_heads}) * attrs.head_dim;
+  call.require(qkv.shape.size() == 3 && qkv.cols() == width && qkv.dtype == call.precision().compute,
+               "needs qkv[B,S,{}] in {}, not {}", width, dtype_name(call.precision().compute), qkv.to_string());
+}
+
+void infer_rope(OpCall& call) {
+  const auto& attrs = call.attrs<fb::RopeT>();
+  require_packed<fb::RopeT>(call, call.input(0));
+  call.require(attrs.head_dim % 2 == 0, "head_dim {} is odd", attrs.head_dim);
+  call.require(attrs.base > 0 && attrs.ntk_alpha > 0, "base and ntk_alpha must be positive");
+  call.require(attrs.ntk_alpha == 1 || attrs.head_dim > 2, "NTK scaling needs a head_dim above 2");
+  infer_like_first(call);
+}
+
+void rope_rule(BackwardContext& b) { b.emit("rope_bwd", {b.grad(0)}, {0}); }
+
+void infer_attention(OpCall& call) {
+  const auto& attrs = call.attrs<fb::AttentionT>();
+  const TensorType& qkv = call.input(0);
+  require_packed<fb::AttentionT>(call, qkv);
+  call.set_output(0, {qkv.dtype, {qkv.shape[0], qkv.shape[1], int64_t{attrs.heads} * attrs.head_dim}});
+  call.set_output(1, {call.precision().accumulator(), {qkv.shape[0], attrs.heads, qkv.shape[1]}});
+}
+
+/// Two products of S*S/2 (query, key) pairs and head_dim each.
+double attention_flops(const OpCall& call) {
+  const TensorType& y = call.output(0);
+  return 2.0 * 2.0 * static_cast<double>(y.elements()) * static_cast<double>(y.shape[1]) / 2;
+}
+
+void attention_rule(BackwardContext& b) {
+  b.emit("attention_bwd", {b.grad(0), b.input(0), b.output(0), b.output(1)}, {0});
+}
+
+void infer_attention_bwd(OpCall& call) { call.set_output(0, call.input(1)); }
+
+/// Five products, one of them the recomputed scores.
+double attention_bwd_flops(const OpCall& call) {
+  const TensorType& dy = call.input(0);
+  return 5 * 2.0 * static_cast<double>(dy.elements()) * static_cast<double>(dy.shape[1]) / 2;
+}
+
+std::vector<Sample> rope_samples() {
+  return {{"interleaved, NTK, GQA", {{"x", {2, 5, 24}}}, R"([{name: "y", inputs: ["x"], op_type: "Rope",
+             op: {heads: 2, kv_heads: 1, head_dim: 6, base: 100, ntk_alpha: 8}}])"},
+          {"half", {{"x", {1, 7, 24}}}, R"([{name: "y", inputs: ["x"], op_type: "Rope",
+             op: {heads: 2, kv_heads: 2, head_dim: 4, style: "Half"}}])"}};
+}
+
+std::vector<Sample> attention_samples() {
+  return {{"MHA", {{"x", {2, 6, 24}}}, R"([{name: "y", inputs: ["x"], op_type: "Attention",
+             op: {heads: 2, kv_heads: 2, head_dim: 4}}])"},
+          {"GQA", {{"x", {1, 5, 24}}}, R"([{name: "y", inputs: ["x"], op_type: "Attention",
+             op: {heads: 4, kv_heads: 2, head_dim: 3}}])"},
+          {"MQA", {{"x", {2, 9, 15}}}, R"([{name: "y", inputs: ["x"], op_type: "Attention",
+             op: {heads: 3, kv_heads: 1, head_dim: 3}}])"},
+          {"sequence of one", {{"x", {3, 1, 12}}}, R"([{name: "y", inputs: ["x"], op_type: "Attention",
+             op: {heads: 2, kv_heads: 1, head_dim: 3}}])"},
+          {"several tiles, ragged", {{"x", {1, 71, 12}}}, R"([{name: "y", inputs: ["x"], op_type: "Attention",
+             op: {heads: 2, kv_heads: 1, head_dim: 3}}])"}};
+}
+
+}  // namespace
+
+const OpDef rope = {.key = "rope",
+                    .attrs = fb::Op::Rope,
+                    .infer = infer_rope,
+                    .flops = flops_per_element<3>,
+                    .in_models = true,
+                    .backward = rope_rule,
+                    .samples = rope_samples};
+const OpDef rope_bwd = {
+    .key = "rope_bwd", .attrs = fb::Op::Rope, .infer = infer_like_first, .flops = flops_per_element<3>};
+
+const OpDef attention = {.key = "attention",
+                         .attrs = fb::Op::Attention,
+                         .infer = infer_attention,
+                         .flops = attention_flops,
+                         .in_models = true,
+                         .backward = attention_rule,
+                         .samples = attention_samples};
+const OpDef attention_bwd = {.key = "attention_bwd",
+                             .attrs = fb::Op::Attention,
+                             .infer = infer_attention_bwd,
+                             .flops = attention_bwd_flops};
+
+}  // namespace moec::ops

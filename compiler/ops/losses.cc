@@ -1,0 +1,89 @@
+// Losses: cross-entropy, load balancing, router z-loss. Each makes one scalar in the accumulation type.
+#include "compiler/ops/ops.h"
+
+namespace moec::ops {
+namespace {
+
+double input_flops(const OpCall& call) {
+  double elements = 0;
+  for (size_t i = 0; i < call.input_count(); ++i) {
+    const int index = static_cast<int>(i);
+    if (call.has_input(index)) elements = std::max(elements, static_cast<double>(call.input(index).elements()));
+  }
+  return 4 * elements;
+}
+
+void infer_cross_entropy(OpCall& call) {
+  const TensorType& logits = call.input(0);
+  const TensorType& targets = call.input(1);
+  call.require(logits.dtype == call.precision().compute || logits.dtype == call.precision().accumulator(),
+               "needs logits in {} or {}, not {}", dtype_name(call.precision().compute),
+               dtype_name(call.precision().accumulator()), logits.to_string());
+  call.require(targets.dtype == fb::DType::I32 && !logits.shape.empty() && targets.elements() == logits.rows(),
+               "targets {} do not fit logits {}", targets.to_string(), logits.to_string());
+  call.set_output(0, scalar_type(call));
+  call.set_output(1, {call.precision().accumulator(), {logits.rows()}});
+}
+
+void cross_entropy_rule(BackwardContext& b) {
+  b.emit("cross_entropy_bwd", {b.grad(0), b.input(0), b.input(1), b.output(1)}, {0});
+}
+
+void infer_second(OpCall& call) { call.set_output(0, call.input(1)); }
+
+void infer_aux_loss(OpCall& call) {
+  call.require(!call.input(0).shape.empty() && call.input(0).dtype == call.precision().accumulator() &&
+                   call.input(1).shape == std::vector<int64_t>{call.input(0).cols() + 1},
+               "offsets {} do not fit probabilities {}", call.input(1).to_string(), call.input(0).to_string());
+  call.set_output(0, scalar_type(call));
+}
+
+void aux_loss_rule(BackwardContext& b) { b.emit("aux_loss_bwd", {b.grad(0), b.input(0), b.input(1)}, {0}); }
+
+void infer_router_z_loss(OpCall& call) {
+  call.require(!call.input(0).shape.empty() && call.input(0).dtype == call.precision().accumulator(),
+               "needs logits in {}, not {}", dtype_name(call.precision().accumulator()), call.input(0).to_string());
+  call.set_output(0, scalar_type(call));
+}
+
+void router_z_loss_rule(BackwardContext& b) { b.emit("router_z_loss_bwd", {b.grad(0), b.input(0)}, {0}); }
+
+std::vector<Sample> cross_entropy_samples() {
+  const std::string nodes = R"([{name: "y", inputs: ["x", "t"], op_type: "CrossEntropy", op: {}}])";
+  return {{"some ignored", {{"x", {2, 5, 7}}, {"t", {2, 5}, Fill::kTargets, 7}}, nodes},
+          {"one row", {{"x", {1, 33}}, {"t", {1}, Fill::kTokens, 33}}, nodes}};
+}
+
+std::vector<Sample> aux_loss_samples() {
+  const char* nodes = R"([
+    {{name: "router", inputs: ["x"], op_type: "Router", op: {{top_k: 2}}}},
+    {{name: "index", inputs: ["router.experts"], op_type: "ExpertIndex", op: {{experts: 5}}}},
+    {{name: "y", inputs: ["router.probs", "index.offsets"], op_type: "AuxLoss", op: {{coefficient: 0.5, form: "{}"}}}}])";
+  return {{"per assignment", {{"x", {3, 4, 5}}}, fmt::format(fmt::runtime(nodes), "PerAssignment")},
+          {"per token", {{"x", {70, 5}}}, fmt::format(fmt::runtime(nodes), "PerToken")}};
+}
+
+std::vector<Sample> router_z_loss_samples() {
+  return {{"rows", {{"x", {3, 4, 5}}},
+           R"([{name: "y", inputs: ["x"], op_type: "RouterZLoss", op: {coefficient: 0.5}}])"}};
+}
+
+}  // namespace
+
+const OpDef cross_entropy = {.key = "cross_entropy", .attrs = fb::Op::CrossEntropy, .infer = infer_cross_entropy,
+                             .flops = input_flops, .in_models = true, .backward = cross_entropy_rule,
+                             .is_loss = true, .samples = cross_entropy_samples};
+const OpDef cross_entropy_bwd = {
+    .key = "cross_entropy_bwd", .attrs = fb::Op::CrossEntropy, .infer = infer_second, .flops = input_flops};
+
+const OpDef aux_loss = {.key = "aux_loss", .attrs = fb::Op::AuxLoss, .infer = infer_aux_loss, .flops = input_flops,
+                        .in_models = true, .backward = aux_loss_rule, .is_loss = true, .samples = aux_loss_samples};
+const OpDef aux_loss_bwd = {.key = "aux_loss_bwd", .attrs = fb::Op::AuxLoss, .infer = infer_second};
+
+const OpDef router_z_loss = {.key = "router_z_loss", .attrs = fb::Op::RouterZLoss, .infer = infer_router_z_loss,
+                             .flops = input_flops, .in_models = true, .backward = router_z_loss_rule,
+                             .is_loss = true, .samples = router_z_loss_samples};
+const OpDef router_z_loss_bwd = {
+    .key = "router_z_loss_bwd", .attrs = fb::Op::RouterZLoss, .infer = infer_second, .flops = input_flops};
+
+}  // namespace moec::ops

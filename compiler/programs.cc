@@ -1,0 +1,163 @@
+#include "compiler/programs.h"
+
+#include "compiler/autodiff.h"
+#include "kernels/train_state.h"
+
+namespace moec {
+namespace {
+
+/// Random streams of parameter initialisation start here; those of the model's dropouts start at 0.
+constexpr uint32_t kInitStreams = 1u << 20;
+
+struct Batch {
+  ValueId tokens, targets;
+};
+
+Batch load_batch(Graph& graph, const fb::RecipeT& recipe, fb::Sampling sampling, int64_t window_tokens, bool host_batches) {
+  const TensorType type{fb::DType::I32, {recipe.batch_size, recipe.seq_len}};
+  Batch batch{graph.persistent(kTokensName, type, Role::kIo), graph.persistent(kTargetsName, type, Role::kIo)};
+  if (host_batches) return batch;
+  const ValueId window = graph.persistent(kWindowName, {fb::DType::I32, {window_tokens}}, Role::kIo);
+  batch = {graph.next_version(batch.tokens), graph.next_version(batch.targets)};
+  fb::LoadBatchT attrs;
+  attrs.sampling = sampling;
+  attrs.grad_accum = recipe.grad_accum;
+  graph.add_node(find_op("load_batch"), make_attrs(attrs), "load_batch", {window, train_state(graph)},
+                 {batch.tokens, batch.targets});
+  return batch;
+}
+
+void record_losses(Graph& graph, const ModelBuilder& builder, const fb::RecipeT& recipe, bool evaluate) {
+  fb::RecordLossT attrs;
+  attrs.losses = static_cast<uint32_t>(builder.cross_entropies().size());
+  attrs.grad_accum = recipe.grad_accum;
+  attrs.evaluate = evaluate;
+  std::vector<ValueId> inputs = {train_state(graph)};
+  inputs.insert(inputs.end(), builder.cross_entropies().begin(), builder.cross_entropies().end());
+  inputs.insert(inputs.end(), builder.auxiliary_losses().begin(), builder.auxiliary_losses().end());
+  graph.add_node(find_op("record_loss"), make_attrs(attrs), "record_loss", inputs, {graph.next_version(inputs[0])},
+                 evaluate ? Phase::kForward : Phase::kBackward);
+}
+
+}  // namespace
+
+Graph init_program(const std::vector<Parameter>& parameters, const Precision& precision) {
+  Graph graph(precision, 0);
+  const ValueId state = train_state(graph);
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const auto& [name, spec] = parameters[i];
+    const ValueId memory = graph.persistent(name, {precision.compute, spec.shape}, Role::kParameter);
+    if (spec.init_std > 0) {
+      fb::InitNormalT normal;
+      normal.std = spec.init_std;
+      normal.stream = kInitStreams + static_cast<uint32_t>(i);
+      graph.add_node(find_op("init_normal"), make_attrs(normal), name, {state}, {graph.next_version(memory)});
+    } else {
+      fb::FillT fill;
+      fill.value = spec.init_value;
+      graph.add_node(find_op("fill"), make_attrs(fill), name, {}, {graph.next_version(memory)});
+    }
+  }
+  return graph;
+}
+
+Graph accumulate_program(const fb::ModelT& model, const fb::RecipeT& recipe, const Precision& precision,
+                         int64_t window_tokens, bool host_batches, std::vector<Parameter>& parameters) {
+  Graph graph(precision, int64_t{recipe.batch_size} * recipe.seq_len);
+  const Batch batch = load_batch(graph, recipe, recipe.sampling, window_tokens, host_batches);
+  ModelBuilder builder(graph, Mode::kTrain);
+  builder.define(kTokensName, batch.tokens);
+  builder.define(kTargetsName, batch.targets);
+  builder.add_model(model);
+  if (builder.cross_entropies().empty()) compile_error("{}: the model has no CrossEntropy to train", model.name);
+  parameters = builder.parameters();
+
+  fb::SeedGradientT attrs;
+  attrs.grad_accum = recipe.grad_accum;
+  const int seed = graph.add_node(find_op("seed_gradient"), make_attrs(attrs), "seed_gradient", {train_state(graph)}, {},
+                                  Phase::kBackward);
+  const ValueId seed_value = graph.nodes()[static_cast<size_t>(seed)].outputs[0];
+  std::vector<std::pair<ValueId, ValueId>> seeds;
+  for (const ValueId loss : builder.cross_entropies()) seeds.emplace_back(loss, seed_value);
+  for (const ValueId loss : builder.auxiliary_losses()) seeds.emplace_back(loss, seed_value);
+  add_backward(graph, seeds, recipe.grad_accum > 1);
+  record_losses(graph, builder, recipe, false);
+  return graph;
+}
+
+Graph apply_program(const Storage& storage, const fb::RecipeT& recipe, const Precision& precision) {
+  Graph graph(precision, 0);
+  const auto memory = [&](const std::string& name) {
+    const StorageSlot& slot = storage.slot(name);
+    return graph.persistent(name, slot.type, slot.role);
+  };
+  const auto update = [&](const char* op, fb::OpUnion attrs, std::string label, std::vector<ValueId> inputs,
+                          std::vector<ValueId> outputs) {
+    graph.add_node(find_op(op), attrs, std::move(label), std::move(inputs), std::move(outputs), Phase::kOptimizer);
+  };
+  const auto update_state = [&](const char* op, fb::OpUnion attrs, std::vector<ValueId> inputs) {
+    const ValueId state = train_state(graph);
+    inputs.insert(inputs.begin(), state);
+    update(op, std::move(attrs), op, std::move(inputs), {graph.next_version(state)});
+  };
+
+  std::vector<ValueId> gradients;
+  for (const ParameterGroup& group : storage.groups) gradients.push_back(memory(group.grad));
+  fb::GradNormT norm;
+  norm.max_norm = recipe.clip_norm;
+  update_state("grad_norm", make_attrs(norm), gradients);
+  fb::LrScheduleT rate;
+  rate.lr = recipe.lr;
+  rate.schedule = std::make_unique<fb::ScheduleT>(*recipe.schedule);
+  update_state("lr_schedule", make_attrs(std::move(rate)), {});
+
+  for (const ParameterGroup& group : storage.groups) {
+    fb::AdamWT attrs = *recipe.adamw;
+    if (!group.decay) attrs.weight_decay = 0;
+    const ValueId param = memory(group.param), m1 = memory(group.moment1), m2 = memory(group.moment2);
+    const ValueId remainder = group.remainder.empty() ? kNoValue : memory(group.remainder);
+    std::vector<ValueId> outputs = {graph.next_version(param), graph.next_version(m1), graph.next_version(m2)};
+    if (remainder != kNoValue) outputs.push_back(graph.next_version(remainder));
+    update("adamw", make_attrs(attrs), "adamw." + group.param, {param, memory(group.grad), m1, m2, remainder, train_state(graph)},
+           outputs);
+  }
+  if (recipe.grad_accum > 1)
+    for (const ParameterGroup& group : storage.groups)
+      update("fill", make_attrs<fb::FillT>(), "zero." + group.grad, {}, {graph.next_version(memory(group.grad))});
+
+  const ValueId state = train_state(graph), metrics = memory(kMetricsName);
+  update("end_step", make_attrs<fb::EndStepT>(), "end_step", {state, metrics},
+         {graph.next_version(state), graph.next_version(metrics)});
+  return graph;
+}
+
+Graph evaluate_program(const fb::ModelT& model, const fb::RecipeT& recipe, const Precision& precision,
+                       int64_t window_tokens, bool host_batches) {
+  Graph graph(precision, int64_t{recipe.batch_size} * recipe.seq_len);
+  const Batch batch = load_batch(graph, recipe, fb::Sampling::Sequential, window_tokens, host_batches);
+  ModelBuilder builder(graph, Mode::kEvaluate);
+  builder.define(kTokensName, batch.tokens);
+  builder.define(kTargetsName, batch.targets);
+  builder.add_model(model);
+  record_losses(graph, builder, recipe, true);
+  return graph;
+}
+
+Graph prefill_program(const fb::ModelT& model, const fb::RecipeT& recipe, const Precision& precision,
+                      TensorType& logits) {
+  Graph graph(precision, recipe.seq_len);
+  ModelBuilder builder(graph, Mode::kPrefill);
+  builder.define(kTokensName, graph.persistent(kPromptName, {fb::DType::I32, {1, recipe.seq_len}}, Role::kIo));
+  builder.define(kTargetsName, graph.persistent(kTargetsName, {fb::DType::I32, {recipe.batch_size, recipe.seq_len}}, Role::kIo));
+  builder.add_model(model);
+  const ValueId made = builder.logits();
+  logits = {graph.value(made).type.dtype, {1, 1, graph.value(made).type.cols()}};
+  const ValueId result = graph.next_version(graph.persistent(kLogitsName, logits, Role::kIo));
+  if (graph.value(made).type == logits)
+    graph.add_node(find_op("scale"), make_attrs<fb::ScaleT>(), "logits", {made}, {result});
+  else
+    graph.add_node(find_op("select_token"), make_attrs<fb::SelectTokenT>(), "logits", {made, train_state(graph)}, {result});
+  return graph;
+}
+
+}  // namespace moec

@@ -1,0 +1,160 @@
+// RMSNorm and LayerNorm over the last dimension D. Statistics are kept per row in the accumulation type.
+#include <cmath>
+
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/types.h"
+
+namespace moec::cpu {
+namespace {
+
+/// y may be x. Returns 1 / sqrt(mean(x^2) + eps).
+template <class T, class Acc = Accumulator<T>>
+Acc rmsnorm_row(const T* x, const T* weight, T* y, int64_t n, Acc eps) {
+  Acc squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < n; ++i) squares += static_cast<Acc>(x[i]) * static_cast<Acc>(x[i]);
+  const Acc rstd = 1 / std::sqrt(squares / static_cast<Acc>(n) + eps);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i)
+    y[i] = static_cast<T>(static_cast<Acc>(x[i]) * rstd * static_cast<Acc>(weight[i]));
+  return rstd;
+}
+
+/// Writes dx, which may be dy, and adds the row's share to dweight.
+template <class T, class Acc = Accumulator<T>>
+void rmsnorm_bwd_row(const T* dy, const T* x, const T* weight, Acc rstd, T* dx, Acc* dweight, int64_t n) {
+  Acc dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t i = 0; i < n; ++i)
+    dot += static_cast<Acc>(dy[i]) * static_cast<Acc>(weight[i]) * static_cast<Acc>(x[i]);
+  const Acc along = dot * rstd * rstd / static_cast<Acc>(n);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc g = dy[i], v = x[i];
+    dweight[i] += g * v * rstd;
+    dx[i] = static_cast<T>(rstd * (g * static_cast<Acc>(weight[i]) - v * along));
+  }
+}
+
+template <class Acc>
+struct Moments {
+  Acc mean, rstd;
+};
+
+/// y may be x; bias may be null. The variance is a second pass over the row: no cancellation.
+template <class T, class Acc = Accumulator<T>>
+Moments<Acc> layernorm_row(const T* x, const T* weight, const T* bias, T* y, int64_t n, Acc eps) {
+  Acc sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<Acc>(x[i]);
+  const Acc mean = sum / static_cast<Acc>(n);
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc centred = static_cast<Acc>(x[i]) - mean;
+    squares += centred * centred;
+  }
+  const Acc rstd = 1 / std::sqrt(squares / static_cast<Acc>(n) + eps);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc offset = bias ? static_cast<Acc>(bias[i]) : Acc{0};
+    y[i] = static_cast<T>((static_cast<Acc>(x[i]) - mean) * rstd * static_cast<Acc>(weight[i]) + offset);
+  }
+  return {mean, rstd};
+}
+
+/// Writes dx, which may be dy, and adds the row's shares to dweight and dbias.
+template <class T, class Acc = Accumulator<T>>
+void layernorm_bwd_row(const T* dy, const T* x, const T* weight, Moments<Acc> moments, T* dx, Acc* dweight,
+                       Acc* dbias, int64_t n) {
+  const Acc mean = moments.mean, rstd = moments.rstd;
+  Acc sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc g = static_cast<Acc>(dy[i]) * static_cast<Acc>(weight[i]);
+    sum += g;
+    dot += g * (static_cast<Acc>(x[i]) - mean) * rstd;
+  }
+  const Acc constant = sum / static_cast<Acc>(n), along = dot / static_cast<Acc>(n);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc g = dy[i], normal = (static_cast<Acc>(x[i]) - mean) * rstd;
+    dweight[i] += g * normal;
+    dbias[i] += g;
+    dx[i] = static_cast<T>(rstd * (g * static_cast<Acc>(weight[i]) - constant - normal * along));
+  }
+}
+
+}  // namespace
+
+void rmsnorm(const KernelCall& call) {
+  const TensorView &x = call.inputs[0], &weight = call.inputs[1], &y = call.outputs[0];
+  const int64_t n = x.cols();
+  dispatch(x.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    const auto eps = static_cast<Acc>(call.attrs<fb::RmsNormT>().eps);
+    Acc* rstd = call.outputs[1].as<Acc>();
+    parallel_rows(x.rows(), n, [&](int64_t row) {
+      rstd[row] = rmsnorm_row(x.as<const T>() + row * n, weight.as<const T>(), y.as<T>() + row * n, n, eps);
+    });
+  });
+}
+
+void rmsnorm_bwd(const KernelCall& call) {
+  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2];
+  const int64_t n = x.cols();
+  dispatch(x.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    const Acc* rstd = call.inputs[3].as<const Acc>();
+    T* dx = call.outputs[0].as<T>();
+    Acc* partials = call.workspace.as<Acc>();
+    const int64_t pieces = for_column_partials(x.rows(), [&](int64_t piece, int64_t begin, int64_t end) {
+      Acc* dweight = partials + piece * n;
+      std::fill_n(dweight, n, Acc{0});
+      for (int64_t row = begin; row < end; ++row)
+        rmsnorm_bwd_row(dy.as<const T>() + row * n, x.as<const T>() + row * n, weight.as<const T>(),
+                        rstd[row], dx + row * n, dweight, n);
+    });
+    sum_column_partials(partials, pieces, call.outputs[1], call.inputs[4].present());
+  });
+}
+
+void layernorm(const KernelCall& call) {
+  const TensorView &x = call.inputs[0], &weight = call.inputs[1], &bias = call.inputs[2];
+  const int64_t n = x.cols();
+  dispatch(x.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    const auto eps = static_cast<Acc>(call.attrs<fb::LayerNormT>().eps);
+    parallel_rows(x.rows(), n, [&](int64_t row) {
+      const Moments<Acc> moments =
+          layernorm_row(x.as<const T>() + row * n, weight.as<const T>(), bias.as<const T>(),
+                        call.outputs[0].as<T>() + row * n, n, eps);
+      call.outputs[1].as<Acc>()[row] = moments.mean;
+      call.outputs[2].as<Acc>()[row] = moments.rstd;
+    });
+  });
+}
+
+void layernorm_bwd(const KernelCall& call) {
+  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2];
+  const TensorView &mean = call.inputs[3], &rstd = call.inputs[4], &dbias = call.outputs[2];
+  const int64_t n = x.cols();
+  dispatch(x.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    Acc* weight_partials = call.workspace.as<Acc>();
+    Acc* bias_partials = weight_partials + kColumnPartials * n;
+    const int64_t pieces = for_column_partials(x.rows(), [&](int64_t piece, int64_t begin, int64_t end) {
+      std::fill_n(weight_partials + piece * n, n, Acc{0});
+      std::fill_n(bias_partials + piece * n, n, Acc{0});
+      for (int64_t row = begin; row < end; ++row)
+        layernorm_bwd_row<T>(dy.as<const T>() + row * n, x.as<const T>() + row * n, weight.as<const T>(),
+                             {mean.as<const Acc>()[row], rstd.as<const Acc>()[row]},
+                             call.outputs[0].as<T>() + row * n, weight_partials + piece * n,
+                             bias_partials + piece * n, n);
+    });
+    sum_column_partials(weight_partials, pieces, call.outputs[1], call.inputs[5].present());
+    if (dbias.present()) sum_column_partials(bias_partials, pieces, dbias, call.inputs[6].present());
+  });
+}
+
+}  // namespace moec::cpu

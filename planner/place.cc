@@ -1,0 +1,225 @@
+#include "planner/place.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "planner/heuristics.h"
+
+namespace moec::planner {
+namespace {
+
+/// No machine has more memory; sums below this do not wrap.
+constexpr uint64_t kMostBytes = uint64_t{1} << 62;
+
+/// The buffers with sizes rounded up and steps renumbered so that only those remain at which a buffer starts;
+/// the same pairs are live together.
+std::vector<Lifetime> normalised(const std::vector<Lifetime>& buffers, uint64_t alignment) {
+  std::vector<uint32_t> starts;
+  for (const Lifetime& buffer : buffers) starts.push_back(buffer.first);
+  std::ranges::sort(starts);
+  starts.erase(std::ranges::unique(starts).begin(), starts.end());
+  const auto rank = [&](uint32_t step) {
+    return static_cast<uint32_t>(std::ranges::upper_bound(starts, step) - starts.begin()) - 1;
+  };
+  std::vector<Lifetime> blocks;
+  uint64_t total = 0;
+  for (const auto& [size, first, last] : buffers) {
+    if (first > last) throw std::invalid_argument("a buffer ends before it starts");
+    if (size > kMostBytes - alignment) throw std::invalid_argument("a buffer of more than 2^62 bytes");
+    const uint64_t rounded = (size + alignment - 1) / alignment * alignment;
+    if (rounded > kMostBytes - total) throw std::invalid_argument("buffers of more than 2^62 bytes");
+    total += rounded;
+    blocks.push_back({.size = rounded, .first = rank(first), .last = rank(last)});
+  }
+  return blocks;
+}
+
+/// Live bytes at each step.
+std::vector<uint64_t> live_bytes(const std::vector<Lifetime>& blocks) {
+  uint32_t last = 0;
+  for (const Lifetime& block : blocks) last = std::max(last, block.last);
+  std::vector<uint64_t> live(size_t{last} + 2, 0);
+  for (const Lifetime& block : blocks) {
+    live[block.first] += block.size;
+    live[size_t{block.last} + 1] -= block.size;
+  }
+  std::partial_sum(live.begin(), live.end(), live.begin());
+  return live;
+}
+
+/// Maximum over ranges of a fixed sequence.
+class RangeMax {
+ public:
+  explicit RangeMax(std::vector<uint64_t> values) : levels_{std::move(values)} {
+    for (size_t width = 1; 2 * width <= levels_[0].size(); width *= 2) {
+      const std::vector<uint64_t>& below = levels_.back();
+      std::vector<uint64_t> level(levels_[0].size() - 2 * width + 1);
+      for (size_t i = 0; i < level.size(); ++i) level[i] = std::max(below[i], below[i + width]);
+      levels_.push_back(std::move(level));
+    }
+  }
+  uint64_t operator()(size_t first, size_t last) const {
+    const auto level = static_cast<size_t>(std::bit_width(last - first + 1)) - 1;
+    return std::max(levels_[level][first], levels_[level][last + 1 - (size_t{1} << level)]);
+  }
+
+ private:
+  std::vector<std::vector<uint64_t>> levels_;  // level l: maxima of 2^l values
+};
+
+/// A block as the greedy orders see it.
+struct Traits {
+  double size = 0, length = 0, area = 0, start = 0, contention = 0;
+};
+
+struct GreedyOrder {
+  const char* name;
+  /// Blocks with the larger keys come first.
+  std::array<double, 3> (*keys)(const Traits&);
+};
+
+constexpr GreedyOrder kGreedyOrders[] = {
+    {"by lifetime",
+     [](const Traits& t) {
+       return std::array{t.length, t.size, -t.start};
+     }},
+    {"by size",
+     [](const Traits& t) {
+       return std::array{t.size, t.length, -t.start};
+     }},
+    {"by area",
+     [](const Traits& t) {
+       return std::array{t.area, t.size, -t.start};
+     }},
+    {"by contention, size",
+     [](const Traits& t) {
+       return std::array{t.contention, t.size, t.length};
+     }},
+    {"by contention, lifetime",
+     [](const Traits& t) {
+       return std::array{t.contention, t.length, t.size};
+     }},
+    {"by contention, area",
+     [](const Traits& t) {
+       return std::array{t.contention, t.area, t.size};
+     }},
+    {"by start",
+     [](const Traits& t) {
+       return std::array{-t.start, t.length, t.size};
+     }},
+};
+
+/// The search for a low layout: keeps the best one found.
+class Search {
+ public:
+  Search(const std::vector<Lifetime>& blocks, uint64_t lower_bound, Budget budget)
+      : blocks_(blocks), lower_bound_(lower_bound), budget_(budget) {}
+
+  void run() {
+    try_in_time();
+    try_orders();
+    Layout layout;
+    if (!good_enough() && lowest_stretch(blocks_, budget_, layout)) keep(std::move(layout), "lowest stretch");
+    reorder();
+  }
+
+  Layout best{.offsets = {}, .peak = std::numeric_limits<uint64_t>::max()};
+  std::string heuristic;
+
+ private:
+  /// Within 1/1024 of what no placement can beat.
+  bool good_enough() const { return best.peak <= lower_bound_ + lower_bound_ / 1024; }
+
+  bool keep(Layout layout, const char* name) {
+    if (layout.peak >= best.peak) return false;
+    best = std::move(layout);
+    heuristic = name;
+    return true;
+  }
+
+  /// The allocator in time order, forwards and backwards.
+  void try_in_time() {
+    keep(best_fit_in_time(blocks_), "best fit in time");
+    std::vector<Lifetime> mirrored = blocks_;
+    for (Lifetime& block : mirrored) {
+      constexpr uint32_t kEnd = std::numeric_limits<uint32_t>::max();
+      block = {.size = block.size, .first = kEnd - block.last, .last = kEnd - block.first};
+    }
+    keep(best_fit_in_time(mirrored), "best fit in reversed time");
+  }
+
+  void try_orders() {
+    const RangeMax contention(live_bytes(blocks_));
+    std::vector<Traits> traits;
+    for (const Lifetime& block : blocks_) {
+      const double size = static_cast<double>(block.size), length = block.last - block.first + 1.0;
+      const double peak = static_cast<double>(contention(block.first, block.last));
+      traits.push_back({size, length, size * length, static_cast<double>(block.first), peak});
+    }
+    for (const GreedyOrder& greedy : kGreedyOrders) {
+      if (good_enough() || budget_.spent()) return;
+      std::vector<int> order(blocks_.size());
+      std::iota(order.begin(), order.end(), 0);
+      std::ranges::stable_sort(order, std::greater{}, [&](int i) { return greedy.keys(traits[i]); });
+      Layout layout;
+      const size_t placed = first_fit(blocks_, order, best.peak - 1, budget_, layout);
+      if (placed == order.size() && keep(std::move(layout), greedy.name)) furthest_ = order.size();
+      if (placed >= furthest_) {
+        furthest_ = placed;
+        order_ = std::move(order);
+      }
+    }
+  }
+
+  /// Local search over orders: whichever block broke the limit is moved to an earlier place, drawn at random
+  /// from a fixed seed, until the layout is good or the budget is spent.
+  void reorder() {
+    std::minstd_rand draw(1);
+    Layout layout;
+    while (!order_.empty() && !good_enough() && !budget_.spent()) {
+      const size_t placed = first_fit(blocks_, order_, best.peak - 1, budget_, layout);
+      if (placed == order_.size()) {
+        keep(layout, "reordered");
+        continue;
+      }
+      if (placed == 0) return;
+      const auto broke = order_.begin() + static_cast<ptrdiff_t>(placed);
+      const auto to = order_.begin() + static_cast<ptrdiff_t>(draw() % placed);
+      std::rotate(to, broke, broke + 1);
+    }
+  }
+
+  const std::vector<Lifetime>& blocks_;
+  uint64_t lower_bound_;
+  Budget budget_;
+  std::vector<int> order_;  // where the local search starts: the order that came furthest
+  size_t furthest_ = 0;
+};
+
+}  // namespace
+
+uint64_t live_bytes_lower_bound(const std::vector<Lifetime>& buffers, uint64_t alignment) {
+  return std::ranges::max(live_bytes(normalised(buffers, alignment)));
+}
+
+Offsets place(const std::vector<Lifetime>& buffers, uint64_t alignment) {
+  if (buffers.empty()) return {};
+  const std::vector<Lifetime> blocks = normalised(buffers, alignment);
+  // Some hundred passes over small programs, a few over the largest; about a second at most.
+  constexpr uint64_t kPasses = 200, kMostWork = 300'000'000;
+  const uint64_t n = blocks.size();
+  const uint64_t work = n < 1'000'000 ? std::min(kMostWork, kPasses * (n + 8) * (n + 8)) : kMostWork;
+  Search search(blocks, std::ranges::max(live_bytes(blocks)), {.left = work});
+  search.run();
+  return {std::move(search.best.offsets), search.best.peak, std::move(search.heuristic)};
+}
+
+}  // namespace moec::planner

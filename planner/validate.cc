@@ -1,0 +1,250 @@
+#include "planner/validate.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "kernels/kernel.h"
+#include "planner/validate_parts.h"
+
+namespace moec::planner {
+namespace {
+
+/// More than any machine addresses; sums and products of a few such counts stay far from wrapping.
+constexpr uint64_t kMostBytes = uint64_t{1} << 48;
+/// Of all instructions together; bounds the work on a file whose instructions share their operand lists.
+constexpr uint64_t kMostOperands = uint64_t{1} << 22;
+
+class Tables {
+ public:
+  Tables(CheckedPlan& checked, Faults& faults) : checked_(checked), plan_(checked.plan), faults_(faults) {}
+
+  void check() {
+    check_arenas();
+    check_programs();
+    for (uint32_t i = 0; i < length(plan_.buffers()); ++i) check_buffer(*plan_.buffers()->Get(i));
+    if (!faults_.none()) return;
+    for (uint32_t i = 0; i < length(plan_.tensors()); ++i) check_tensor(*plan_.tensors()->Get(i));
+    if (!faults_.none()) return;
+    for (uint32_t i = 0; i < length(plan_.parameters()); ++i) check_parameter(*plan_.parameters()->Get(i));
+    check_interface();
+    check_owned_are_disjoint();
+  }
+
+ private:
+  void check_arenas() {
+    for (uint32_t i = 0; i < length(plan_.arenas()); ++i) {
+      const fb::Arena& arena = *plan_.arenas()->Get(i);
+      if (arena.kind() > fb::ArenaKind::MAX) {
+        faults_.add("arena {}: unknown kind {}", i, static_cast<int>(arena.kind()));
+        continue;
+      }
+      std::optional<uint64_t>& size = arena_size_[static_cast<size_t>(arena.kind())];
+      if (size) faults_.add("arena {}: a second arena of kind {}", i, fb::EnumNameArenaKind(arena.kind()));
+      if (arena.size() > kMostBytes) faults_.add("arena {}: {} bytes are more than 2^48", i, arena.size());
+      size = arena.size();
+    }
+  }
+
+  void check_programs() {
+    std::array<bool, static_cast<size_t>(fb::ProgramKind::MAX) + 1> seen{};
+    uint64_t operands = 0;
+    for (uint32_t p = 0; p < length(plan_.programs()); ++p) {
+      const fb::Program& program = *plan_.programs()->Get(p);
+      if (program.kind() > fb::ProgramKind::MAX) {
+        faults_.add("program {}: unknown kind {}", p, static_cast<int>(program.kind()));
+        continue;
+      }
+      bool& before = seen[static_cast<size_t>(program.kind())];
+      if (before) faults_.add("program {}: a second program of kind {}", p, program_name(program.kind()));
+      if (before) continue;
+      before = true;
+      for (uint32_t i = 0; i < length(program.instructions()); ++i) {
+        const fb::Instruction& instruction = *program.instructions()->Get(i);
+        operands += uint64_t{length(instruction.inputs())} + length(instruction.outputs());
+      }
+    }
+    if (operands > kMostOperands) faults_.add("the programs have more than {} operands", kMostOperands);
+  }
+
+  void check_buffer(const fb::Buffer& buffer) {
+    const std::string name = "buffer " + quoted(buffer.name());
+    if (buffer.kind() > fb::BufferKind::MAX)
+      faults_.add("{}: unknown kind {}", name, static_cast<int>(buffer.kind()));
+    if (buffer.arena() > fb::ArenaKind::MAX || !arena_size_[static_cast<size_t>(buffer.arena())]) {
+      faults_.add("{}: its arena ({}) does not exist", name, static_cast<int>(buffer.arena()));
+      return;
+    }
+    const uint64_t arena = *arena_size_[static_cast<size_t>(buffer.arena())];
+    if (buffer.offset() > arena || buffer.size() > arena - buffer.offset())
+      faults_.add("{}: {} bytes at {} leave the arena of {} bytes", name, buffer.size(), buffer.offset(),
+                  arena);
+    if (buffer.arena() != fb::ArenaKind::Activations) {
+      if (buffer.program() != -1) faults_.add("{}: a persistent buffer belongs to a program", name);
+      return;
+    }
+    if (buffer.program() < 0 || buffer.program() >= checked_.programs()) {
+      faults_.add("{}: program {} does not exist", name, buffer.program());
+      return;
+    }
+    if (buffer.offset() % kArenaAlignment != 0)
+      faults_.add("{}: offset {} is no multiple of {}", name, buffer.offset(), kArenaAlignment);
+    const uint32_t end = length(checked_.program(buffer.program()).instructions());
+    if (buffer.first() > buffer.last() || buffer.last() >= end)
+      faults_.add("{}: lifetime {}..{} in a program of {} instructions", name, buffer.first(), buffer.last(),
+                  end);
+  }
+
+  void check_tensor(const fb::Tensor& tensor) {
+    checked_.tensors.emplace_back();
+    TensorFacts& facts = checked_.tensors.back();
+    const std::string name = "tensor " + quoted(tensor.name());
+    if (tensor.dtype() > fb::DType::MAX) {
+      faults_.add("{}: unknown dtype {}", name, static_cast<int>(tensor.dtype()));
+      return;
+    }
+    if (tensor.buffer() >= length(plan_.buffers())) {
+      faults_.add("{}: buffer {} does not exist", name, tensor.buffer());
+      return;
+    }
+    const std::optional<uint64_t> elements = count_elements(tensor, name);
+    if (!elements) return;
+    const fb::Buffer& buffer = *plan_.buffers()->Get(tensor.buffer());
+    const uint64_t element_bytes = static_cast<uint64_t>(dtype_size(tensor.dtype()));
+    const uint64_t bytes = *elements * element_bytes;
+    if (tensor.offset() > buffer.size() || bytes > buffer.size() - tensor.offset()) {
+      faults_.add("{}: {} bytes at {} leave buffer {} of {} bytes", name, bytes, tensor.offset(),
+                  quoted(buffer.name()), buffer.size());
+      return;
+    }
+    const uint64_t begin = buffer.offset() + tensor.offset();
+    if (begin % element_bytes != 0) faults_.add("{}: address {} is not aligned to its dtype", name, begin);
+    facts = {.extent = {.arena = buffer.arena(), .begin = begin, .end = begin + bytes},
+             .elements = *elements,
+             .program = buffer.program()};
+  }
+
+  /// The product of the dimensions; nothing where it, or that of the dimensions other than 0, is absurd.
+  std::optional<uint64_t> count_elements(const fb::Tensor& tensor, const std::string& name) {
+    const uint32_t rank = length(tensor.shape());
+    if (rank > TensorView::kMaxRank) {
+      faults_.add("{}: rank {} is more than {}", name, rank, TensorView::kMaxRank);
+      return std::nullopt;
+    }
+    uint64_t product = 1;
+    bool zero = false;
+    for (uint32_t i = 0; i < rank; ++i) {
+      const uint64_t dim = tensor.shape()->Get(i);
+      zero |= dim == 0;
+      if (dim == 0) continue;
+      if (dim > kMostBytes / product) {
+        faults_.add("{}: its shape has more than 2^48 elements", name);
+        return std::nullopt;
+      }
+      product *= dim;
+    }
+    return zero ? 0 : product;
+  }
+
+  bool in_range(int id) const { return id >= 0 && static_cast<size_t>(id) < checked_.tensors.size(); }
+
+  void check_parameter(const fb::Parameter& parameter) {
+    const std::string name = "parameter " + quoted(parameter.name());
+    if (!in_range(parameter.param())) {
+      faults_.add("{}: tensor {} does not exist", name, parameter.param());
+      return;
+    }
+    const uint64_t elements = checked_.tensors[parameter.param()].elements;
+    for (int id : {parameter.param(), parameter.grad(), parameter.moment1(), parameter.moment2(),
+                   parameter.remainder()}) {
+      if (id == -1) continue;
+      if (!in_range(id)) {
+        faults_.add("{}: tensor {} does not exist", name, id);
+        continue;
+      }
+      const TensorFacts& facts = checked_.tensors[id];
+      if (facts.elements != elements)
+        faults_.add("{}: {} has {} elements, the parameter {}", name, quoted(checked_.tensor(id).name()),
+                    facts.elements, elements);
+      if (facts.program != -1)
+        faults_.add("{}: {} is not persistent", name, quoted(checked_.tensor(id).name()));
+      owned_.push_back(id);
+    }
+  }
+
+  void check_owned_are_disjoint() {
+    const auto extent = [&](int id) -> const Extent& { return checked_.tensors[id].extent; };
+    std::erase_if(owned_, [&](int id) { return extent(id).empty(); });
+    std::ranges::sort(owned_, {}, [&](int id) { return std::tuple(extent(id).arena, extent(id).begin); });
+    for (size_t i = 1; i < owned_.size(); ++i) {
+      const int a = owned_[i - 1], b = owned_[i];
+      if (overlap(extent(a), extent(b)))
+        faults_.add("{} and {} share bytes", quoted(checked_.tensor(a).name()),
+                    quoted(checked_.tensor(b).name()));
+    }
+  }
+
+  void check_interface() {
+    const fb::Interface* io = plan_.io();
+    if (!io) return;
+    for (int id : {io->train_state(), io->metrics(), io->window(), io->tokens(), io->targets(), io->prompt(),
+                   io->logits()})
+      if (id != -1 && !in_range(id)) faults_.add("io: tensor {} does not exist", id);
+    for (int id : {io->train_state(), io->metrics(), io->window()})
+      if (in_range(id)) owned_.push_back(id);
+  }
+
+  CheckedPlan& checked_;
+  const fb::Plan& plan_;
+  Faults& faults_;
+  std::array<std::optional<uint64_t>, static_cast<size_t>(fb::ArenaKind::MAX) + 1> arena_size_;
+  std::vector<int> owned_;  // tensors that are a parameter's or the run's own state, not views of another
+};
+
+/// Text of a file as a message may show it: on one line, and not endless.
+std::string shown(const flatbuffers::String* text) {
+  constexpr size_t kLongest = 200;
+  if (!text) return {};
+  std::string result(text->c_str(), std::min<size_t>(text->size(), kLongest));
+  std::ranges::replace_if(
+      result, [](unsigned char c) { return std::iscntrl(c) != 0; }, '?');
+  return result;
+}
+
+}  // namespace
+
+bool overlap(const Extent& a, const Extent& b) {
+  return a.arena == b.arena && !a.empty() && !b.empty() && a.begin < b.end && b.begin < a.end;
+}
+
+std::string quoted(const flatbuffers::String* name) { return fmt::format("'{}'", shown(name)); }
+
+std::string program_name(fb::ProgramKind kind) {
+  std::string name = fb::EnumNameProgramKind(kind);
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
+}
+
+std::string describe(const CheckedPlan& checked, int program, uint32_t instruction) {
+  const fb::Program& where = checked.program(program);
+  const fb::Instruction& what = *where.instructions()->Get(instruction);
+  std::string line = fmt::format("{}[{}] {}", program_name(where.kind()), instruction, shown(what.kernel()));
+  if (what.label() && what.label()->size() > 0) line += fmt::format(" ({})", shown(what.label()));
+  return line;
+}
+
+void check_tables(CheckedPlan& checked, Faults& faults) { Tables(checked, faults).check(); }
+
+std::vector<std::string> validate(const fb::Plan& plan) {
+  CheckedPlan checked{.plan = plan, .tensors = {}};
+  Faults faults;
+  check_tables(checked, faults);
+  if (faults.none()) check_calls(checked, faults);
+  if (faults.none()) check_memory(checked, faults);
+  return faults.take();
+}
+
+}  // namespace moec::planner

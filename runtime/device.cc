@@ -1,0 +1,106 @@
+#include "runtime/device.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "runtime/guard.h"
+
+namespace moec::runtime {
+
+Status Device::load(std::shared_ptr<const LoadedPlan> plan, MemoryOptions options) {
+  return guarded("loading " + plan->source, [&]() -> Status {
+    if (plan_ != nullptr) return failure(fmt::format("{}: the device already holds a plan", plan->source));
+    MOEC_RETURN_IF_ERROR(check_kernels(*plan));
+    MOEC_RETURN_IF_ERROR(allocate_arenas(*plan, options));
+    for (const auto& program : plan->plan.programs) programs_.push_back(link(*plan, *program));
+    for (size_t i = 0; i < programs_.size(); ++i) MOEC_RETURN_IF_ERROR(prepare(i, programs_[i]));
+    plan_ = std::move(plan);
+    return {};
+  });
+}
+
+Status Device::check_kernels(const LoadedPlan& plan) const {
+  std::set<std::string> missing;
+  for (const auto& program : plan.plan.programs)
+    for (const auto& instruction : program->instructions)
+      if (!has_kernel(instruction->kernel)) missing.insert(instruction->kernel);
+  if (missing.empty()) return {};
+  return input_error(
+      fmt::format("{}: device '{}' has no kernel for: {}", plan.source, name(), fmt::join(missing, ", ")));
+}
+
+Status Device::allocate_arenas(const LoadedPlan& plan, MemoryOptions options) {
+  for (const auto& arena : plan.plan.arenas) {
+    if (arena->size == 0) continue;
+    const auto memory = allocate(arena->size);
+    if (!memory.ok())
+      return failure(fmt::format("{}: no {} memory for the {} arena of {} bytes: {}", plan.source, name(),
+                                 fb::EnumNameArenaKind(arena->kind), arena->size, memory.error().message));
+    arenas_[static_cast<size_t>(arena->kind)] = static_cast<std::byte*>(*memory);
+    if (options.poison_activations && arena->kind == fb::ArenaKind::Activations)
+      MOEC_RETURN_IF_ERROR(fill(*memory, 0xFF, arena->size));
+  }
+  return {};
+}
+
+TensorView Device::view(const LoadedPlan& plan, int tensor) const {
+  TensorView result;
+  if (tensor < 0) return result;
+  const fb::TensorT& t = *plan.tensor(tensor);
+  const fb::BufferT& buffer = *plan.plan.buffers[t.buffer];
+  result.data = arenas_[static_cast<size_t>(buffer.arena)] + buffer.offset + t.offset;
+  result.dtype = t.dtype;
+  result.rank = static_cast<int>(t.shape.size());
+  std::copy(t.shape.begin(), t.shape.end(), result.shape.begin());
+  return result;
+}
+
+Device::Program Device::link(const LoadedPlan& plan, const fb::ProgramT& program) const {
+  Program linked{.plan = &program, .calls = {}};
+  for (const auto& instruction : program.instructions) {
+    KernelCall call;
+    for (const int id : instruction->inputs) call.inputs.push_back(view(plan, id));
+    for (const int id : instruction->outputs) call.outputs.push_back(view(plan, id));
+    call.workspace = view(plan, instruction->workspace);
+    call.op = &instruction->op;
+    linked.calls.push_back(std::move(call));
+  }
+  return linked;
+}
+
+Result<std::byte*> Device::locate(int tensor, uint64_t offset, size_t bytes) const {
+  if (plan_ == nullptr) return failure("no plan is loaded on the device");
+  if (tensor < 0 || static_cast<size_t>(tensor) >= plan_->plan.tensors.size())
+    return failure(fmt::format("{}: no tensor with id {}", plan_->source, tensor));
+  const TensorView whole = view(*plan_, tensor);
+  const auto size = static_cast<uint64_t>(whole.bytes());
+  if (offset > size || bytes > size - offset)
+    return failure(fmt::format("{}: bytes {}+{} are outside tensor '{}' of {} bytes", plan_->source, offset,
+                               bytes, plan_->tensor(tensor)->name, size));
+  return whole.as<std::byte>() + offset;
+}
+
+Status Device::write(int tensor, uint64_t offset, std::span<const std::byte> bytes) {
+  MOEC_ASSIGN_OR_RETURN(std::byte* const to, locate(tensor, offset, bytes.size()));
+  return copy_in(to, bytes);
+}
+
+Status Device::read(int tensor, uint64_t offset, std::span<std::byte> bytes) {
+  MOEC_ASSIGN_OR_RETURN(const std::byte* const from, locate(tensor, offset, bytes.size()));
+  return copy_out(bytes, from);
+}
+
+Status Device::run(fb::ProgramKind kind, const Tracer& tracer) {
+  if (plan_ == nullptr) return failure("no plan is loaded on the device");
+  for (size_t i = 0; i < programs_.size(); ++i)
+    if (programs_[i].plan->kind == kind) return execute(i, programs_[i], tracer);
+  return input_error(
+      fmt::format("{}: the plan has no {} program", plan_->source, fb::EnumNameProgramKind(kind)));
+}
+
+}  // namespace moec::runtime

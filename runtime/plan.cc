@@ -1,0 +1,125 @@
+#include "runtime/plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cctype>
+#include <utility>
+#include <vector>
+
+#include "planner/validate.h"
+#include "runtime/file_io.h"
+#include "runtime/guard.h"
+
+namespace moec::runtime {
+namespace {
+
+// Far above what a plan needs (one table per tensor, buffer and instruction); they bound the work that a
+// hostile file can cause.
+constexpr flatbuffers::uoffset_t kMaxDepth = 32;
+constexpr flatbuffers::uoffset_t kMaxTables = 4'000'000;
+
+constexpr size_t kIdentifierOffset = sizeof(flatbuffers::uoffset_t);
+constexpr size_t kSmallestFile = kIdentifierOffset + flatbuffers::FlatBufferBuilder::kFileIdentifierLength;
+
+std::string printable(std::string_view bytes) {
+  std::string text;
+  for (const char c : bytes) text += std::isprint(static_cast<unsigned char>(c)) != 0 ? c : '?';
+  return text;
+}
+
+Status check_identifier(const std::string& bytes, const std::string& source) {
+  if (bytes.size() < kSmallestFile)
+    return input_error(fmt::format("{}: not a plan: {} bytes, too short for a header", source, bytes.size()));
+  if (fb::PlanBufferHasIdentifier(bytes.data())) return {};
+  const std::string_view found = std::string_view(bytes).substr(kIdentifierOffset, 4);
+  if (found == fb::ModelIdentifier())
+    return input_error(fmt::format("{}: this is a model, not a plan: compile it with moec first", source));
+  return input_error(fmt::format("{}: not a plan: its identifier is '{}', expected '{}'", source,
+                                 printable(found), fb::PlanIdentifier()));
+}
+
+/// The attribute table a kernel reads is the one its key is named after, up to "_bwd".
+bool attributes_fit(std::string_view kernel, fb::Op op) {
+  if (kernel == "bias_bwd") return op == fb::Op::Linear;
+  if (kernel == "grouped_bias_bwd") return op == fb::Op::GroupedLinear;
+  std::string stem(kernel.substr(0, kernel.find("_bwd")));
+  std::erase(stem, '_');
+  const std::string_view name = fb::EnumNameOp(op);
+  return std::equal(stem.begin(), stem.end(), name.begin(), name.end(),
+                    [](char a, char b) { return a == std::tolower(static_cast<unsigned char>(b)); });
+}
+
+Status check_attributes(const LoadedPlan& loaded) {
+  for (const auto& program : loaded.plan.programs) {
+    for (size_t i = 0; i < program->instructions.size(); ++i) {
+      const fb::InstructionT& instruction = *program->instructions[i];
+      if (instruction.op.value != nullptr && attributes_fit(instruction.kernel, instruction.op.type))
+        continue;
+      return input_error(fmt::format("{}: {} instruction {}: kernel '{}' has the attributes of '{}'",
+                                     loaded.source, fb::EnumNameProgramKind(program->kind), i,
+                                     instruction.kernel, fb::EnumNameOp(instruction.op.type)));
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+const fb::ProgramT* LoadedPlan::program(fb::ProgramKind kind) const {
+  for (const auto& candidate : plan.programs)
+    if (candidate->kind == kind) return candidate.get();
+  return nullptr;
+}
+
+const fb::TensorT* LoadedPlan::tensor(int id) const {
+  return id < 0 ? nullptr : plan.tensors[static_cast<size_t>(id)].get();
+}
+
+int LoadedPlan::parameter_index(std::string_view name) const {
+  for (size_t i = 0; i < plan.parameters.size(); ++i)
+    if (plan.parameters[i]->name == name) return static_cast<int>(i);
+  return -1;
+}
+
+ProgramCost cost_of(const fb::ProgramT& program) {
+  ProgramCost cost;
+  for (const auto& instruction : program.instructions) {
+    cost.flops += instruction->flops;
+    cost.bytes += instruction->bytes;
+  }
+  return cost;
+}
+
+Result<std::shared_ptr<const LoadedPlan>> parse_plan(std::string bytes, const std::string& source) {
+  return guarded("loading " + source, [&]() -> Result<std::shared_ptr<const LoadedPlan>> {
+    MOEC_RETURN_IF_ERROR(check_identifier(bytes, source));
+    flatbuffers::Verifier verifier(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), kMaxDepth,
+                                   kMaxTables);
+    if (!fb::VerifyPlanBuffer(verifier))
+      return input_error(fmt::format("{}: damaged or truncated: {} bytes that are not a sound FlatBuffer",
+                                     source, bytes.size()));
+    const fb::Plan& plan = *fb::GetPlan(bytes.data());
+    if (plan.version() != kPlanVersion)
+      return input_error(
+          fmt::format("{}: plan version {}; this build reads version {}: compile the model again", source,
+                      plan.version(), kPlanVersion));
+    if (const std::vector<std::string> faults = planner::validate(plan); !faults.empty())
+      return input_error(
+          fmt::format("{}: unsound plan: {}{}", source, faults.front(),
+                      faults.size() == 1 ? "" : fmt::format(" (and {} more faults)", faults.size() - 1)));
+    auto loaded = std::make_shared<LoadedPlan>();
+    loaded->source = source;
+    plan.UnPackTo(&loaded->plan);
+    loaded->bytes = std::move(bytes);
+    MOEC_RETURN_IF_ERROR(check_attributes(*loaded));
+    return std::shared_ptr<const LoadedPlan>(std::move(loaded));
+  });
+}
+
+Result<std::shared_ptr<const LoadedPlan>> load_plan(const std::string& path) {
+  MOEC_ASSIGN_OR_RETURN(std::string bytes, read_file(path));
+  return parse_plan(std::move(bytes), path);
+}
+
+}  // namespace moec::runtime

@@ -1,0 +1,166 @@
+#include "runtime/run_dir.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "runtime/file_io.h"
+#include "runtime/guard.h"
+#include "runtime/safetensors.h"
+
+namespace moec::runtime {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kConfigVersion = 1;
+constexpr const char* kModelPrefix = "model-";
+constexpr const char* kOptimizerPrefix = "optimizer-";
+
+std::string plan_path(const std::string& dir) { return dir + "/run.plan"; }
+std::string config_path(const std::string& dir) { return dir + "/config.json"; }
+std::string stamped(const char* prefix, int64_t step) {
+  return fmt::format("{}{:08}.safetensors", prefix, step);
+}
+
+/// A tensor of the optimizer file, and the plan's tensor it is kept in.
+struct Slot {
+  int tensor;
+  TensorInfo info;
+};
+
+std::vector<Slot> optimizer_slots(const Session& session) {
+  std::vector<Slot> slots;
+  const auto add = [&](int tensor, std::string name) {
+    if (tensor < 0) return;
+    TensorInfo info = session.tensor_info(tensor);
+    info.name = std::move(name);
+    slots.push_back({tensor, std::move(info)});
+  };
+  for (const auto& parameter : session.plan().plan.parameters) {
+    add(parameter->moment1, parameter->name + ".moment1");
+    add(parameter->moment2, parameter->name + ".moment2");
+  }
+  add(session.plan().plan.io->train_state, "train_state");
+  return slots;
+}
+
+Status save_parameters(const std::string& path, Session& session) {
+  std::vector<TensorInfo> infos;
+  for (size_t i = 0; i < session.plan().plan.parameters.size(); ++i)
+    infos.push_back(session.parameter_info(i));
+  return write_safetensors(path, infos, [&](size_t i) { return session.read_parameter(i); },
+                           {{"format", "pt"}});
+}
+
+Status save_optimizer(const std::string& path, Session& session) {
+  const std::vector<Slot> slots = optimizer_slots(session);
+  std::vector<TensorInfo> infos;
+  for (const Slot& slot : slots) infos.push_back(slot.info);
+  return write_safetensors(path, infos, [&](size_t i) { return session.read_tensor(slots[i].tensor); });
+}
+
+/// Removes checkpoint files, finished or not, other than the current ones.
+void remove_stale(const std::string& dir, const RunConfig& current) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
+    const std::string name = entry.path().filename();
+    const bool ours = name.starts_with(kModelPrefix) || name.starts_with(kOptimizerPrefix);
+    if (ours && name != current.model_file && name != current.optimizer_file)
+      std::filesystem::remove(entry.path(), error);  // one that cannot be removed is only wasted space
+  }
+}
+
+/// A file name without a directory, so that a config cannot point outside its own.
+Result<std::string> plain_name(const json& config, const char* key) {
+  auto name = config.at(key).get<std::string>();
+  if (name.empty() || name.find('/') != name.npos)
+    return input_error(fmt::format("'{}' is not the name of a file in the directory", key));
+  return name;
+}
+
+Result<RunConfig> parse_config(const std::string& text) {
+  const json config = json::parse(text);
+  if (const int version = config.at("version").get<int>(); version != kConfigVersion)
+    return input_error(fmt::format("version {}; this build reads version {}", version, kConfigVersion));
+  RunConfig result;
+  result.step = config.at("step").get<int64_t>();
+  MOEC_ASSIGN_OR_RETURN(result.model_file, plain_name(config, "model"));
+  MOEC_ASSIGN_OR_RETURN(result.optimizer_file, plain_name(config, "optimizer"));
+  MOEC_ASSIGN_OR_RETURN(result.tokenizer, parse_tokenizer(config.at("tokenizer")));
+  result.options = config.at("options");
+  return result;
+}
+
+}  // namespace
+
+bool has_checkpoint(const std::string& dir) { return file_exists(config_path(dir)); }
+
+std::string log_path(const std::string& dir) { return dir + "/log.jsonl"; }
+
+Status save_run(const std::string& dir, Session& session, const Tokenizer& tokenizer, const json& options) {
+  return guarded("saving " + dir, [&]() -> Status {
+    const RunConfig current{.step = session.step(),
+                            .model_file = stamped(kModelPrefix, session.step()),
+                            .optimizer_file = stamped(kOptimizerPrefix, session.step()),
+                            .tokenizer = nullptr,
+                            .options = options};
+    const json config = {{"version", kConfigVersion},        {"step", current.step},
+                         {"model", current.model_file},      {"optimizer", current.optimizer_file},
+                         {"tokenizer", tokenizer.to_json()}, {"options", options}};
+    MOEC_RETURN_IF_ERROR(make_directories(dir));
+    MOEC_RETURN_IF_ERROR(write_file(plan_path(dir), session.plan().bytes));
+    MOEC_RETURN_IF_ERROR(save_parameters(dir + "/" + current.model_file, session));
+    MOEC_RETURN_IF_ERROR(save_optimizer(dir + "/" + current.optimizer_file, session));
+    MOEC_RETURN_IF_ERROR(
+        write_file(config_path(dir), config.dump(2, ' ', false, json::error_handler_t::replace) + "\n"));
+    remove_stale(dir, current);
+    return {};
+  });
+}
+
+Result<RunConfig> read_run_config(const std::string& dir) {
+  MOEC_ASSIGN_OR_RETURN(const std::string text, read_file(config_path(dir)));
+  return guarded("reading " + config_path(dir), [&]() -> Result<RunConfig> {
+    try {
+      auto config = parse_config(text);
+      if (!config.ok()) return input_error(config_path(dir) + ": " + config.error().message);
+      return config;
+    } catch (const json::exception& e) {
+      return input_error(config_path(dir) + ": " + e.what());
+    }
+  });
+}
+
+Result<std::shared_ptr<const LoadedPlan>> load_run_plan(const std::string& dir) {
+  return load_plan(plan_path(dir));
+}
+
+Status load_parameters(const std::string& dir, const RunConfig& config, Session& session) {
+  MOEC_ASSIGN_OR_RETURN(const Safetensors file, Safetensors::open(dir + "/" + config.model_file));
+  for (size_t i = 0; i < session.plan().plan.parameters.size(); ++i) {
+    MOEC_ASSIGN_OR_RETURN(const HostTensor value, file.read(session.parameter_info(i)));
+    MOEC_RETURN_IF_ERROR(session.write_parameter(value));
+  }
+  return {};
+}
+
+Status load_checkpoint(const std::string& dir, const RunConfig& config, Session& session) {
+  MOEC_RETURN_IF_ERROR(load_parameters(dir, config, session));
+  MOEC_ASSIGN_OR_RETURN(const Safetensors file, Safetensors::open(dir + "/" + config.optimizer_file));
+  for (const Slot& slot : optimizer_slots(session)) {
+    MOEC_ASSIGN_OR_RETURN(const HostTensor value, file.read(slot.info));
+    MOEC_RETURN_IF_ERROR(session.write_tensor(slot.tensor, value));
+  }
+  MOEC_ASSIGN_OR_RETURN(const TrainState state, session.read_train_state());
+  if (state.step != config.step)
+    return input_error(fmt::format("{}: {} is of step {}, config.json of step {}", dir, config.optimizer_file,
+                                   state.step, config.step));
+  return session.restore_train_state(state);
+}
+
+}  // namespace moec::runtime

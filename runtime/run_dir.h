@@ -1,0 +1,53 @@
+// A run directory: everything needed to continue a training run or to use its model.
+//
+//   run.plan                            the plan
+//   model-00000100.safetensors          parameters by name (f32; f64 in f64 plans), as of step 100
+//   optimizer-00000100.safetensors      "<parameter>.moment1", "<parameter>.moment2", "train_state" (u8)
+//   config.json                         the step, the two files above, the tokenizer, the run's options
+//   log.jsonl                           one line per logged step, evaluation or sample
+//
+// config.json is what makes a checkpoint current. It is replaced, atomically, only when the files it names
+// are on disk, and files it no longer names are removed after that; so a crash at any moment leaves a
+// directory that loads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "runtime/plan.h"
+#include "runtime/session.h"
+#include "runtime/status.h"
+#include "runtime/tokenizer.h"
+
+namespace moec::runtime {
+
+struct RunConfig {
+  int64_t step = 0;
+  std::string model_file;  // names inside the directory
+  std::string optimizer_file;
+  TokenizerPtr tokenizer;
+  nlohmann::json options;  // what the caller of save_run wanted to remember
+};
+
+/// Whether the directory holds a checkpoint.
+bool has_checkpoint(const std::string& dir);
+
+/// Writes a checkpoint of the session's state and makes it the current one.
+Status save_run(const std::string& dir, Session& session, const Tokenizer& tokenizer,
+                const nlohmann::json& options);
+
+Result<RunConfig> read_run_config(const std::string& dir);
+Result<std::shared_ptr<const LoadedPlan>> load_run_plan(const std::string& dir);
+std::string log_path(const std::string& dir);
+
+/// Sets all parameters from the checkpoint. Any plan with parameters of the same names, shapes and types will
+/// do.
+Status load_parameters(const std::string& dir, const RunConfig& config, Session& session);
+
+/// Sets parameters, moments and train state, so that training goes on with the same bits as if it had not
+/// stopped.
+Status load_checkpoint(const std::string& dir, const RunConfig& config, Session& session);
+
+}  // namespace moec::runtime

@@ -1,0 +1,339 @@
+#include "runtime/session.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "kernels/master_weight.h"
+#include "runtime/guard.h"
+#include "runtime/window.h"
+
+namespace moec::runtime {
+namespace {
+
+template <class T>
+std::span<const std::byte> bytes_of(const T& value) {
+  return std::as_bytes(std::span(&value, 1));
+}
+
+float widen(uint16_t bf16) { return std::bit_cast<float>(static_cast<uint32_t>(bf16) << 16); }
+
+/// Values of a floating-point tensor as f32.
+Result<std::vector<float>> to_f32(const HostTensor& tensor) {
+  std::vector<float> values;
+  switch (tensor.info.dtype) {
+    case fb::DType::F32:
+      values.assign(tensor.as<float>().begin(), tensor.as<float>().end());
+      break;
+    case fb::DType::F64:
+      for (const double x : tensor.as<double>()) values.push_back(static_cast<float>(x));
+      break;
+    case fb::DType::BF16:
+      for (const uint16_t x : tensor.as<uint16_t>()) values.push_back(widen(x));
+      break;
+    default:
+      return failure(fmt::format("tensor '{}' is {}, not a float type the host reads", tensor.info.name,
+                                 fb::EnumNameDType(tensor.info.dtype)));
+  }
+  return values;
+}
+
+}  // namespace
+
+Result<Session> Session::create(std::shared_ptr<const LoadedPlan> plan, std::unique_ptr<Device> device,
+                                MemoryOptions options) {
+  MOEC_RETURN_IF_ERROR(device->load(plan, options));
+  Session session(std::move(plan), std::move(device));
+  MOEC_RETURN_IF_ERROR(session.check_interface());
+  return session;
+}
+
+Status Session::check_interface() const {
+  struct Expectation {
+    const char* what;
+    int tensor;
+    fb::DType dtype;
+    std::vector<int64_t> shape;  // -1: any extent
+  };
+  const fb::PlanT& plan = plan_->plan;
+  if (plan.io == nullptr || plan.io->train_state < 0)
+    return input_error(fmt::format("{}: the plan names no train state", plan_->source));
+  const fb::InterfaceT& io = *plan.io;
+  const Expectation expectations[] = {
+      {"train_state", io.train_state, fb::DType::U8, {sizeof(TrainState)}},
+      {"metrics", io.metrics, fb::DType::F64, {kMetricsRows, kMetricsColumns}},
+      {"window", io.window, fb::DType::I32, {-1}},
+      {"prompt", io.prompt, fb::DType::I32, {1, -1}},
+  };
+  for (const auto& [what, id, dtype, shape] : expectations) {
+    const fb::TensorT* tensor = plan_->tensor(id);
+    if (tensor == nullptr) continue;
+    const bool fits =
+        tensor->dtype == dtype && std::equal(tensor->shape.begin(), tensor->shape.end(), shape.begin(),
+                                             shape.end(), [](uint64_t found, int64_t wanted) {
+                                               return wanted < 0 || found == static_cast<uint64_t>(wanted);
+                                             });
+    if (!fits)
+      return input_error(fmt::format("{}: tensor '{}' has not the type and shape of the interface's {}",
+                                     plan_->source, tensor->name, what));
+  }
+  return {};
+}
+
+template <class T>
+Status Session::write_state(T TrainState::*field, T value) {
+  const TrainState layout;
+  const auto offset =
+      reinterpret_cast<const std::byte*>(&(layout.*field)) - reinterpret_cast<const std::byte*>(&layout);
+  return device_->write(plan_->plan.io->train_state, static_cast<uint64_t>(offset), bytes_of(value));
+}
+
+Status Session::initialise(uint64_t seed, double lr) {
+  MOEC_RETURN_IF_ERROR(write_state(&TrainState::seed, seed));
+  MOEC_RETURN_IF_ERROR(set_learning_rate(lr));
+  return device_->run(fb::ProgramKind::Init);
+}
+
+Status Session::set_learning_rate(double lr) { return write_state(&TrainState::base_lr, lr); }
+
+int64_t Session::window_size() const {
+  const fb::TensorT* window = plan_->tensor(plan_->plan.io->window);
+  return window == nullptr ? 0 : static_cast<int64_t>(window->shape[0]);
+}
+
+Status Session::check_tokens(std::span<const int32_t> tokens) const {
+  const auto bad =
+      std::find_if(tokens.begin(), tokens.end(), [&](int32_t t) { return t < 0 || t >= vocab_size(); });
+  if (bad == tokens.end()) return {};
+  return input_error(fmt::format("token {} at position {} is outside the vocabulary of {}", *bad,
+                                 bad - tokens.begin(), vocab_size()));
+}
+
+Status Session::set_data(std::vector<int32_t> train, std::vector<int32_t> validation) {
+  if (window_size() <= seq_len())
+    return input_error(fmt::format("{}: its token window of {} is no longer than a sequence of {}",
+                                   plan_->source, window_size(), seq_len()));
+  for (const auto* tokens : {&train, &validation}) {
+    MOEC_RETURN_IF_ERROR(check_tokens(*tokens));
+    if (!tokens->empty() && static_cast<int64_t>(tokens->size()) <= seq_len())
+      return input_error(fmt::format("{} tokens of data, a sequence of {} and its targets need {}",
+                                     tokens->size(), seq_len(), seq_len() + 1));
+  }
+  train_ = std::move(train);
+  validation_ = std::move(validation);
+  chunk_ = -1;
+  return {};
+}
+
+Status Session::fill_window(std::span<const int32_t> tokens) {
+  MOEC_RETURN_IF_ERROR(device_->write(plan_->plan.io->window, 0, std::as_bytes(tokens)));
+  return write_state(&TrainState::window_tokens, static_cast<int64_t>(tokens.size()));
+}
+
+Status Session::fill_window_for_step() {
+  if (train_.empty()) return input_error("there is no training data");
+  const WindowChunks chunks(train_, window_size(), seq_len());
+  const int64_t chunk = step_ / chunks.steps_per_chunk(batch_size() * grad_accum()) % chunks.count();
+  if (chunk == chunk_) return {};
+  MOEC_RETURN_IF_ERROR(fill_window(chunks.chunk(chunk)));
+  chunk_ = chunk;
+  return {};
+}
+
+Status Session::write_batch(std::span<const int32_t> tokens, std::span<const int32_t> targets) {
+  const auto wanted = static_cast<size_t>(batch_size() * seq_len());
+  if (tokens.size() != wanted || targets.size() != wanted)
+    return input_error(fmt::format("{} tokens and {} targets; a batch has {} of each", tokens.size(),
+                                   targets.size(), wanted));
+  MOEC_RETURN_IF_ERROR(check_tokens(tokens));
+  MOEC_RETURN_IF_ERROR(device_->write(plan_->plan.io->tokens, 0, std::as_bytes(tokens)));
+  return device_->write(plan_->plan.io->targets, 0, std::as_bytes(targets));
+}
+
+Status Session::train_step(const Tracer& tracer) {
+  if (window_size() > 0) MOEC_RETURN_IF_ERROR(fill_window_for_step());
+  for (int64_t i = 0; i < grad_accum(); ++i)
+    MOEC_RETURN_IF_ERROR(device_->run(fb::ProgramKind::Accumulate, tracer));
+  MOEC_RETURN_IF_ERROR(device_->run(fb::ProgramKind::Apply, tracer));
+  ++step_;
+  return {};
+}
+
+Result<double> Session::evaluate(int64_t max_batches) {
+  if (validation_.empty()) return input_error("there is no validation data");
+  const WindowChunks chunks(validation_, window_size(), seq_len());
+  const int64_t per_chunk = std::max<int64_t>(1, chunks.sequences() / batch_size());
+  const int64_t batches = max_batches > 0 ? max_batches : per_chunk * chunks.count();
+  chunk_ = -1;  // the next step brings the training data back
+  double sum = 0;
+  for (int64_t done = 0; done < batches;) {
+    MOEC_RETURN_IF_ERROR(fill_window(chunks.chunk(done / per_chunk % chunks.count())));
+    MOEC_RETURN_IF_ERROR(write_state(&TrainState::eval_batch, int64_t{0}));
+    MOEC_RETURN_IF_ERROR(write_state(&TrainState::eval_loss, 0.0));
+    const int64_t end = std::min(batches, done + per_chunk);
+    for (; done < end; ++done) MOEC_RETURN_IF_ERROR(device_->run(fb::ProgramKind::Evaluate));
+    MOEC_ASSIGN_OR_RETURN(const TrainState state, read_train_state());
+    sum += state.eval_loss;
+  }
+  return sum / static_cast<double>(batches);
+}
+
+int64_t Session::prefill_length() const {
+  const fb::TensorT* prompt = plan_->tensor(plan_->plan.io->prompt);
+  return prompt == nullptr ? 0 : static_cast<int64_t>(prompt->shape[1]);
+}
+
+Result<std::vector<float>> Session::prefill(std::span<const int32_t> tokens) {
+  return guarded("prefill", [&]() -> Result<std::vector<float>> {
+    const int64_t length = prefill_length();
+    if (tokens.empty() || static_cast<int64_t>(tokens.size()) > length)
+      return input_error(fmt::format("a prompt of {} tokens; the plan takes 1 to {}", tokens.size(), length));
+    MOEC_RETURN_IF_ERROR(check_tokens(tokens));
+    std::vector<int32_t> padded(static_cast<size_t>(length));
+    std::copy(tokens.begin(), tokens.end(), padded.begin());
+    MOEC_RETURN_IF_ERROR(device_->write(plan_->plan.io->prompt, 0, std::as_bytes(std::span(padded))));
+    MOEC_RETURN_IF_ERROR(write_state(&TrainState::last_token, static_cast<int64_t>(tokens.size()) - 1));
+    MOEC_RETURN_IF_ERROR(device_->run(fb::ProgramKind::Prefill));
+    MOEC_ASSIGN_OR_RETURN(const HostTensor logits, read_tensor(plan_->plan.io->logits));
+    return to_f32(logits);
+  });
+}
+
+Result<StepMetrics> Session::read_metrics(int64_t step) {
+  double row[kMetricsColumns];
+  const auto offset = static_cast<uint64_t>(step % kMetricsRows) * sizeof(row);
+  MOEC_RETURN_IF_ERROR(
+      device_->read(plan_->plan.io->metrics, offset, std::as_writable_bytes(std::span(row))));
+  if (step < 0 || step >= step_ || row[kMetricStep] != static_cast<double>(step))
+    return failure(fmt::format("the metrics of step {} are not on the device ({} steps done)", step, step_));
+  return StepMetrics{.step = step,
+                     .loss = row[kMetricLoss],
+                     .aux_loss = row[kMetricAuxLoss],
+                     .grad_norm = row[kMetricGradNorm],
+                     .lr = row[kMetricLr],
+                     .skipped_steps = static_cast<int64_t>(row[kMetricSkipped])};
+}
+
+Result<TrainState> Session::read_train_state() {
+  TrainState state;
+  MOEC_RETURN_IF_ERROR(
+      device_->read(plan_->plan.io->train_state, 0, std::as_writable_bytes(std::span(&state, 1))));
+  return state;
+}
+
+Status Session::restore_train_state(const TrainState& state) {
+  if (state.step < 0 || state.micro_batch < 0)
+    return input_error(
+        fmt::format("a train state at step {}, micro-batch {}", state.step, state.micro_batch));
+  MOEC_RETURN_IF_ERROR(device_->write(plan_->plan.io->train_state, 0, bytes_of(state)));
+  step_ = state.step;
+  chunk_ = -1;
+  return {};
+}
+
+TensorInfo Session::tensor_info(int tensor) const {
+  const fb::TensorT& t = *plan_->tensor(tensor);
+  return {.name = t.name, .dtype = t.dtype, .shape = t.shape};
+}
+
+Result<HostTensor> Session::read_tensor(int tensor) {
+  if (tensor < 0) return input_error(fmt::format("{}: the plan has no such tensor", plan_->source));
+  return guarded("reading tensor '" + plan_->tensor(tensor)->name + "'", [&]() -> Result<HostTensor> {
+    HostTensor value{.info = tensor_info(tensor), .data = {}};
+    auto size = static_cast<uint64_t>(dtype_size(value.info.dtype));
+    for (const uint64_t extent : value.info.shape) size *= extent;
+    value.data.resize(size);
+    MOEC_RETURN_IF_ERROR(device_->read(tensor, 0, value.data));
+    return value;
+  });
+}
+
+Status Session::write_tensor(int tensor, const HostTensor& value) {
+  const TensorInfo info = tensor_info(tensor);
+  if (value.info.dtype != info.dtype || value.info.shape != info.shape)
+    return input_error(fmt::format("{}: tensor '{}' has another type or shape than '{}'", plan_->source,
+                                   info.name, value.info.name));
+  return device_->write(tensor, 0, value.data);
+}
+
+TensorInfo Session::parameter_info(size_t index) const {
+  const fb::ParameterT& parameter = *plan_->plan.parameters[index];
+  TensorInfo info = tensor_info(parameter.param);
+  info.name = parameter.name;
+  if (info.dtype != fb::DType::F64) info.dtype = fb::DType::F32;
+  return info;
+}
+
+Result<HostTensor> Session::read_parameter(size_t index) {
+  const fb::ParameterT& parameter = *plan_->plan.parameters[index];
+  return guarded("reading parameter '" + parameter.name + "'", [&]() -> Result<HostTensor> {
+    MOEC_ASSIGN_OR_RETURN(HostTensor stored, read_tensor(parameter.param));
+    HostTensor value{.info = parameter_info(index), .data = {}};
+    if (stored.info.dtype == value.info.dtype) {
+      value.data = std::move(stored.data);
+    } else if (parameter.remainder < 0) {
+      MOEC_ASSIGN_OR_RETURN(const std::vector<float> wide, to_f32(stored));
+      value.data.assign(std::as_bytes(std::span(wide)).begin(), std::as_bytes(std::span(wide)).end());
+    } else {
+      MOEC_ASSIGN_OR_RETURN(const HostTensor remainder, read_tensor(parameter.remainder));
+      value.data.resize(stored.data.size() * 2);
+      std::transform(stored.as<uint16_t>().begin(), stored.as<uint16_t>().end(),
+                     remainder.as<uint16_t>().begin(), value.as<uint32_t>().begin(), join_master);
+    }
+    return value;
+  });
+}
+
+Result<HostTensor> Session::read_parameter(std::string_view name) {
+  const int index = plan_->parameter_index(name);
+  if (index < 0) return input_error(fmt::format("{}: the plan has no parameter '{}'", plan_->source, name));
+  return read_parameter(static_cast<size_t>(index));
+}
+
+Status Session::write_parameter(const HostTensor& value) {
+  return guarded("writing parameter '" + value.info.name + "'", [&]() -> Status {
+    const int index = plan_->parameter_index(value.info.name);
+    if (index < 0)
+      return input_error(fmt::format("{}: the plan has no parameter '{}'", plan_->source, value.info.name));
+    const TensorInfo info = parameter_info(static_cast<size_t>(index));
+    if (value.info != info)
+      return input_error(
+          fmt::format("{}: parameter '{}' has another type or shape", plan_->source, info.name));
+    const fb::ParameterT& parameter = *plan_->plan.parameters[static_cast<size_t>(index)];
+    const fb::DType stored = tensor_info(parameter.param).dtype;
+    if (stored == info.dtype) return device_->write(parameter.param, 0, value.data);
+    if (stored != fb::DType::BF16)
+      return failure(fmt::format("parameter '{}' is {}, which the host does not write", info.name,
+                                 fb::EnumNameDType(stored)));
+    std::vector<uint16_t> weights, remainders;
+    for (const uint32_t bits : value.as<uint32_t>()) {
+      const SplitMaster split = split_master(bits);
+      weights.push_back(split.weight);
+      remainders.push_back(split.remainder);
+    }
+    MOEC_RETURN_IF_ERROR(device_->write(parameter.param, 0, std::as_bytes(std::span(weights))));
+    if (parameter.remainder < 0) return {};
+    return device_->write(parameter.remainder, 0, std::as_bytes(std::span(remainders)));
+  });
+}
+
+Result<uint64_t> Session::state_hash() {
+  const std::unique_ptr<XXH64_state_t, decltype(&XXH64_freeState)> hash(XXH64_createState(), XXH64_freeState);
+  if (hash == nullptr) return failure("no host memory for a hash");
+  XXH64_reset(hash.get(), 0);
+  for (const auto& parameter : plan_->plan.parameters) {
+    for (const int tensor :
+         {parameter->param, parameter->remainder, parameter->moment1, parameter->moment2}) {
+      if (tensor < 0) continue;
+      MOEC_ASSIGN_OR_RETURN(const HostTensor value, read_tensor(tensor));
+      XXH64_update(hash.get(), value.data.data(), value.data.size());
+    }
+  }
+  return XXH64_digest(hash.get());
+}
+
+}  // namespace moec::runtime

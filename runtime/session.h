@@ -1,0 +1,119 @@
+// A plan at work on a device: training steps, evaluation, prefill, and access to the state by name.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kernels/train_state.h"
+#include "runtime/device.h"
+#include "runtime/host_tensor.h"
+#include "runtime/plan.h"
+#include "runtime/status.h"
+
+namespace moec::runtime {
+
+/// One row of the metrics ring. `step` counts from 0.
+struct StepMetrics {
+  int64_t step = 0;
+  double loss = 0;
+  double aux_loss = 0;
+  double grad_norm = 0;
+  double lr = 0;
+  int64_t skipped_steps = 0;  // up to and including this one
+};
+
+/// B sequences of S tokens per micro-batch, A micro-batches per step.
+///
+/// Data longer than the plan's window W is cut into chunks (WindowChunks), each of which stays in the window
+/// for n / (A*B) steps, n being its number of sequences; the chunk of a step is a function of the step alone,
+/// so that a run that is continued sees the same data. Where A*B does not divide n, a pass over a chunk
+/// leaves out some sequences that the next pass may meet.
+class Session {
+ public:
+  /// Loads the plan on the device.
+  static Result<Session> create(std::shared_ptr<const LoadedPlan> plan, std::unique_ptr<Device> device,
+                                MemoryOptions options = {});
+
+  const LoadedPlan& plan() const { return *plan_; }
+  Device& device() { return *device_; }
+  int64_t batch_size() const { return plan_->plan.recipe->batch_size; }
+  int64_t seq_len() const { return plan_->plan.recipe->seq_len; }
+  int64_t grad_accum() const { return plan_->plan.recipe->grad_accum; }
+  int64_t vocab_size() const { return plan_->plan.vocab_size; }
+  /// Optimizer steps done.
+  int64_t step() const { return step_; }
+
+  /// Starts a run: sets the seed and the peak learning rate and runs the Init program.
+  Status initialise(uint64_t seed, double lr);
+  Status set_learning_rate(double lr);
+
+  /// The tokens to train on and, if any, to evaluate on; the session keeps both. Each set must hold more than
+  /// S tokens, all below the vocabulary size.
+  Status set_data(std::vector<int32_t> train, std::vector<int32_t> validation);
+
+  /// Sets the batch by hand, [B,S] each, for plans compiled without a window.
+  Status write_batch(std::span<const int32_t> tokens, std::span<const int32_t> targets);
+
+  /// One optimizer step: A times Accumulate, then Apply. With a tracer, instruction by instruction. A plan
+  /// without a window takes the batch of write_batch.
+  Status train_step(const Tracer& tracer = nullptr);
+
+  /// Mean cross-entropy over the first `max_batches` batches of the validation data in file order; 0 takes
+  /// one pass (whole batches, at least one). Leaves parameters and training position as they are.
+  Result<double> evaluate(int64_t max_batches);
+
+  /// Logits [V] of the token after `tokens`, 1 to prefill_length() of them.
+  Result<std::vector<float>> prefill(std::span<const int32_t> tokens);
+  /// Longest prompt; 0 when the plan has no Prefill program.
+  int64_t prefill_length() const;
+
+  /// Metrics of a step that is among the last kMetricsRows.
+  Result<StepMetrics> read_metrics(int64_t step);
+
+  Result<TrainState> read_train_state();
+  /// Continues from a saved state; the window and its size stay those of this session's data.
+  Status restore_train_state(const TrainState& state);
+
+  /// Name, shape and type of parameter `index` as the host sees it: f64 in f64 plans, else f32.
+  TensorInfo parameter_info(size_t index) const;
+  /// The parameter as the optimizer knows it: of a bf16 parameter with a remainder, the exact f32 master.
+  Result<HostTensor> read_parameter(size_t index);
+  Result<HostTensor> read_parameter(std::string_view name);
+  /// Sets the parameter named by `value.info`, which must equal its parameter_info. A bf16 parameter without
+  /// remainder takes the nearest value.
+  Status write_parameter(const HostTensor& value);
+
+  /// Any tensor of the plan, as it is stored.
+  TensorInfo tensor_info(int tensor) const;
+  Result<HostTensor> read_tensor(int tensor);
+  Status write_tensor(int tensor, const HostTensor& value);
+
+  /// XXH64 of all parameters, remainders and moments in the plan's order.
+  Result<uint64_t> state_hash();
+
+ private:
+  Session(std::shared_ptr<const LoadedPlan> plan, std::unique_ptr<Device> device)
+      : plan_(std::move(plan)), device_(std::move(device)) {}
+
+  Status check_interface() const;
+  Status check_tokens(std::span<const int32_t> tokens) const;
+  /// Writes one field of the train state.
+  template <class T>
+  Status write_state(T TrainState::*field, T value);
+  int64_t window_size() const;
+  Status fill_window(std::span<const int32_t> tokens);
+  Status fill_window_for_step();
+
+  std::shared_ptr<const LoadedPlan> plan_;
+  std::unique_ptr<Device> device_;
+  std::vector<int32_t> train_;
+  std::vector<int32_t> validation_;
+  int64_t step_ = 0;
+  int64_t chunk_ = -1;  // of train_ in the window, -1 for none
+};
+
+}  // namespace moec::runtime

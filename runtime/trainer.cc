@@ -1,0 +1,205 @@
+#include "runtime/trainer.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <sstream>
+#include <utility>
+
+#include "runtime/file_io.h"
+#include "runtime/guard.h"
+#include "runtime/run_dir.h"
+
+namespace moec::runtime {
+namespace {
+
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+Status check_options(const TrainOptions& options) {
+  const std::pair<const char*, int64_t> counts[] = {
+      {"max_steps", options.max_steps},   {"log_every", options.log_every - 1},
+      {"eval_every", options.eval_every}, {"eval_batches", options.eval_batches},
+      {"save_every", options.save_every}, {"sample_every", options.sample_every}};
+  for (const auto& [name, value] : counts)
+    if (value < 0) return input_error(fmt::format("{} is too small", name));
+  if (options.resume && options.out_dir.empty()) return input_error("there is no directory to resume from");
+  return {};
+}
+
+/// The log of a run: what it held up to `step`, ready to grow.
+Result<LineFile> open_log(const std::string& path, int64_t step) {
+  if (file_exists(path)) {
+    MOEC_ASSIGN_OR_RETURN(const std::string old, read_file(path));
+    std::istringstream lines(old);
+    std::string kept;
+    for (std::string line; std::getline(lines, line);) {
+      const json row = json::parse(line, nullptr, false);
+      if (row.is_object() && row.value("step", step + 1) <= step) kept += line + '\n';
+    }
+    MOEC_RETURN_IF_ERROR(write_file(path, kept));
+  }
+  return LineFile::append_to(path);
+}
+
+class Trainer {
+ public:
+  Trainer(Session& session, TokenizerPtr tokenizer, bool has_validation, const TrainOptions& options,
+          const TrainObserver& observer)
+      : session_(session),
+        tokenizer_(std::move(tokenizer)),
+        has_validation_(has_validation),
+        options_(options),
+        observer_(observer) {}
+
+  Result<TrainResult> run() {
+    MOEC_RETURN_IF_ERROR(start());
+    restart_timer();
+    while (!at_end()) {
+      MOEC_RETURN_IF_ERROR(session_.train_step());
+      if (due(options_.log_every) || at_end()) MOEC_RETURN_IF_ERROR(log_step());
+      if (!at_end()) MOEC_RETURN_IF_ERROR(do_what_is_due());
+    }
+    result_.step = session_.step();
+    result_.stopped = result_.step < options_.max_steps;
+    if (!result_.stopped) {
+      MOEC_RETURN_IF_ERROR(evaluate());
+      MOEC_RETURN_IF_ERROR(sample());
+    }
+    MOEC_RETURN_IF_ERROR(save());
+    return result_;
+  }
+
+ private:
+  bool stop_asked() const { return options_.stop != nullptr && options_.stop->load(); }
+  bool at_end() const { return session_.step() >= options_.max_steps || stop_asked(); }
+  bool due(int64_t every) const { return every > 0 && session_.step() % every == 0; }
+
+  Status start() {
+    const fb::RecipeT& recipe = *session_.plan().plan.recipe;
+    const std::string& dir = options_.out_dir;
+    if (options_.resume) {
+      MOEC_ASSIGN_OR_RETURN(const RunConfig config, read_run_config(dir));
+      MOEC_RETURN_IF_ERROR(load_checkpoint(dir, config, session_));
+      if (options_.lr) MOEC_RETURN_IF_ERROR(session_.set_learning_rate(*options_.lr));
+      saved_step_ = config.step;
+    } else {
+      if (!dir.empty() && has_checkpoint(dir))
+        return input_error(
+            fmt::format("{}: holds a run already: resume it, or choose another directory", dir));
+      MOEC_RETURN_IF_ERROR(
+          session_.initialise(options_.seed.value_or(recipe.seed), options_.lr.value_or(recipe.lr)));
+    }
+    if (dir.empty()) return {};
+    MOEC_RETURN_IF_ERROR(make_directories(dir));
+    MOEC_ASSIGN_OR_RETURN(LineFile log, open_log(log_path(dir), session_.step()));
+    log_.emplace(std::move(log));
+    return {};
+  }
+
+  Status do_what_is_due() {
+    const bool evaluating = due(options_.eval_every), sampling = due(options_.sample_every);
+    const bool saving = due(options_.save_every);
+    if (evaluating) MOEC_RETURN_IF_ERROR(evaluate());
+    if (sampling) MOEC_RETURN_IF_ERROR(sample());
+    if (saving) MOEC_RETURN_IF_ERROR(save());
+    if (evaluating || sampling || saving) restart_timer();
+    return {};
+  }
+
+  void restart_timer() {
+    timer_ = Clock::now();
+    timed_from_ = session_.step();
+  }
+
+  /// Text of a sample need not be UTF-8, which JSON must be.
+  Status log_line(const json& line) {
+    return log_ ? log_->write_line(line.dump(-1, ' ', false, json::error_handler_t::replace)) : Status();
+  }
+
+  Status log_step() {
+    const int64_t step = session_.step();
+    // Reading the metrics waits for the device, so the time is taken after it.
+    MOEC_ASSIGN_OR_RETURN(const StepMetrics metrics, session_.read_metrics(step - 1));
+    const std::chrono::duration<double> elapsed = Clock::now() - timer_;
+    const double seconds = elapsed.count() / static_cast<double>(step - timed_from_);
+    StepReport report{.step = step,
+                      .max_steps = options_.max_steps,
+                      .metrics = metrics,
+                      .milliseconds = seconds * 1e3,
+                      .tokens_per_second = tokens_per_step() / seconds,
+                      .mfu = std::nullopt};
+    if (options_.peak_flops) report.mfu = flops_per_step() / seconds / *options_.peak_flops;
+    result_.train_loss = metrics.loss;
+    if (observer_.on_step) observer_.on_step(report);
+    restart_timer();
+    return log_line(to_json(report));
+  }
+
+  double tokens_per_step() const {
+    return static_cast<double>(session_.batch_size() * session_.seq_len() * session_.grad_accum());
+  }
+
+  double flops_per_step() const {
+    const auto flops = [&](fb::ProgramKind kind) {
+      const fb::ProgramT* program = session_.plan().program(kind);
+      return program == nullptr ? 0.0 : static_cast<double>(cost_of(*program).flops);
+    };
+    return static_cast<double>(session_.grad_accum()) * flops(fb::ProgramKind::Accumulate) +
+           flops(fb::ProgramKind::Apply);
+  }
+
+  Status evaluate() {
+    if (!has_validation_) return {};
+    MOEC_ASSIGN_OR_RETURN(const double loss, session_.evaluate(options_.eval_batches));
+    result_.validation_loss = loss;
+    if (observer_.on_evaluation) observer_.on_evaluation(session_.step(), loss);
+    return log_line({{"step", session_.step()}, {"validation_loss", loss}});
+  }
+
+  Status sample() {
+    if (options_.sample_prompt.empty()) return {};
+    std::string text;
+    const auto keep = [&](int32_t, std::string_view piece) {
+      text += piece;
+      return true;
+    };
+    MOEC_RETURN_IF_ERROR(generate(session_, *tokenizer_, options_.sample_prompt, options_.sample, keep));
+    if (observer_.on_sample) observer_.on_sample(session_.step(), options_.sample_prompt + text);
+    return log_line({{"step", session_.step()}, {"sample", options_.sample_prompt + text}});
+  }
+
+  Status save() {
+    if (options_.out_dir.empty() || saved_step_ == session_.step()) return {};
+    MOEC_RETURN_IF_ERROR(save_run(options_.out_dir, session_, *tokenizer_, options_.run_options));
+    saved_step_ = session_.step();
+    if (observer_.on_checkpoint) observer_.on_checkpoint(saved_step_);
+    return {};
+  }
+
+  Session& session_;
+  TokenizerPtr tokenizer_;
+  bool has_validation_;
+  const TrainOptions& options_;
+  const TrainObserver& observer_;
+  TrainResult result_;
+  std::optional<LineFile> log_;
+  Clock::time_point timer_;
+  int64_t timed_from_ = 0;   // step at timer_
+  int64_t saved_step_ = -1;  // of the newest checkpoint
+};
+
+}  // namespace
+
+Result<TrainResult> train(Session& session, Dataset data, const TrainOptions& options,
+                          const TrainObserver& observer) {
+  return guarded("training", [&]() -> Result<TrainResult> {
+    MOEC_RETURN_IF_ERROR(check_options(options));
+    const bool has_validation =
+        !data.validation.empty() && session.plan().program(fb::ProgramKind::Evaluate) != nullptr;
+    MOEC_RETURN_IF_ERROR(session.set_data(std::move(data.train), std::move(data.validation)));
+    return Trainer(session, data.tokenizer, has_validation, options, observer).run();
+  });
+}
+
+}  // namespace moec::runtime

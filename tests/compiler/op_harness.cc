@@ -1,0 +1,264 @@
+#include "op_harness.h"
+
+#include <bit>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+
+#include "compiler/autodiff.h"
+#include "compiler/builder.h"
+#include "compiler/compile.h"
+#include "compiler/frontend.h"
+#include "compiler/lower.h"
+#include "kernels/train_state.h"
+
+namespace moec::test {
+namespace {
+
+constexpr char kOutput[] = "output:";
+constexpr char kSeed[] = "seed:";
+constexpr char kGradient[] = "gradient:";
+
+bool starts_with(const std::string& text, const std::string& prefix) { return text.rfind(prefix, 0) == 0; }
+
+bool is_integer(const SampleInput& input) {
+  return input.fill != Fill::kNormal && input.fill != Fill::kTies;
+}
+
+fb::ModelT model_of(const Sample& sample) {
+  return parse_model("{name: \"sample\", blocks: [{name: \"b\", nodes: " + sample.nodes + "}]}", sample.name);
+}
+
+void must(const Status& status) {
+  if (!status.ok()) throw std::runtime_error(status.error().message);
+}
+
+std::vector<double> random_input(const SampleInput& input, std::mt19937_64& rng) {
+  size_t count = 1;
+  for (const int64_t d : input.shape) count *= static_cast<size_t>(d);
+  std::vector<double> values(count);
+  std::normal_distribution<double> normal;
+  const auto draw = [&](int64_t low, int64_t bound) {
+    return static_cast<double>(std::uniform_int_distribution<int64_t>(low, bound - 1)(rng));
+  };
+  const size_t cols = static_cast<size_t>(input.shape.empty() ? 1 : input.shape.back());
+  for (size_t i = 0; i < count; ++i) {
+    const size_t row = i / cols, col = i % cols;
+    switch (input.fill) {
+      case Fill::kNormal: values[i] = normal(rng); break;
+      case Fill::kTies: values[i] = (col + row) % cols < 2 ? 1 : -1; break;
+      case Fill::kTokens: values[i] = draw(0, input.bound); break;
+      case Fill::kTargets: values[i] = draw(-1, input.bound); break;
+      case Fill::kOneExpert: values[i] = static_cast<double>(col); break;
+      case Fill::kDistinctExperts: {
+        const auto choices = static_cast<size_t>(input.bound - 1);
+        const size_t start = static_cast<size_t>(col == 0 ? draw(0, input.bound - 1) : 0);
+        values[i] = col == 0 ? static_cast<double>(start)
+                             : static_cast<double>((static_cast<size_t>(values[i - 1]) + 1) % choices);
+        break;
+      }
+    }
+  }
+  return values;
+}
+
+template <class T>
+std::vector<std::byte> pack_as(const std::vector<double>& values) {
+  std::vector<std::byte> bytes(values.size() * sizeof(T));
+  for (size_t i = 0; i < values.size(); ++i) {
+    const T value = static_cast<T>(values[i]);
+    std::memcpy(bytes.data() + i * sizeof(T), &value, sizeof(T));
+  }
+  return bytes;
+}
+
+std::vector<std::byte> pack(fb::DType dtype, const std::vector<double>& values) {
+  if (dtype == fb::DType::F64) return pack_as<double>(values);
+  if (dtype == fb::DType::F32) return pack_as<float>(values);
+  if (dtype == fb::DType::I32) return pack_as<int32_t>(values);
+  std::vector<std::byte> bytes(values.size() * 2);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(values[i])) >> 16);
+    std::memcpy(bytes.data() + 2 * i, &bits, 2);
+  }
+  return bytes;
+}
+
+std::vector<double> unpack(fb::DType dtype, const std::vector<std::byte>& bytes) {
+  std::vector<double> values(bytes.size() / static_cast<size_t>(dtype_size(dtype)));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (dtype == fb::DType::F64) std::memcpy(&values[i], bytes.data() + 8 * i, 8);
+    if (dtype == fb::DType::F32 || dtype == fb::DType::BF16) {
+      uint32_t bits = 0;
+      if (dtype == fb::DType::F32) {
+        std::memcpy(&bits, bytes.data() + 4 * i, 4);
+      } else {
+        uint16_t high = 0;
+        std::memcpy(&high, bytes.data() + 2 * i, 2);
+        bits = uint32_t{high} << 16;
+      }
+      values[i] = static_cast<double>(std::bit_cast<float>(bits));
+    }
+    if (dtype == fb::DType::I32) {
+      int32_t value = 0;
+      std::memcpy(&value, bytes.data() + 4 * i, 4);
+      values[i] = value;
+    }
+  }
+  return values;
+}
+
+/// Adds the nodes that a spec names; the outputs of the last one are differentiated.
+std::vector<ValueId> build_nodes(const Sample& sample, Graph& graph, const std::map<std::string, ValueId>& inputs) {
+  ModelBuilder builder(graph, Mode::kTrain);
+  for (const auto& [name, id] : inputs) builder.define(name, id);
+  builder.add_model(model_of(sample));
+  return graph.nodes().back().outputs;
+}
+
+/// Every memory in a buffer of its own.
+Storage one_buffer_each(const std::map<std::string, TensorType>& memory) {
+  Storage storage;
+  uint64_t offset = 0;
+  for (const auto& [name, type] : memory) {
+    fb::BufferT buffer;
+    buffer.name = name;
+    buffer.kind = fb::BufferKind::Io;
+    buffer.arena = fb::ArenaKind::State;
+    buffer.offset = offset;
+    buffer.size = static_cast<uint64_t>(type.bytes());
+    offset += (buffer.size + 255) / 256 * 256;
+    storage.slots.push_back({name, type, Role::kIo, static_cast<uint32_t>(storage.buffers.size()), 0});
+    storage.buffers.push_back(buffer);
+  }
+  return storage;
+}
+
+}  // namespace
+
+OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device)
+    : OpHarness(sample, precision, std::move(device), [&](Graph& graph, const std::map<std::string, ValueId>& inputs) {
+        return build_nodes(sample, graph, inputs);
+      }) {}
+
+OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device,
+                     const Build& build)
+    : sample_(sample), device_(std::move(device)) {
+  const Graph forward = make_graph(sample, precision, build, false);
+  const Graph backward = make_graph(sample, precision, build, true);
+  for (const Graph* graph : {&forward, &backward})
+    for (const Value& value : graph->values())
+      if (value.role != Role::kActivation) memory_[value.name] = value.type;
+  for (const Value& value : forward.values())
+    if (value.version == 0 && value.requires_grad && value.producer < 0) differentiable_.push_back(value.name);
+  PlanWriter writer(one_buffer_each(memory_));
+  writer.add_program(fb::ProgramKind::Evaluate, forward);
+  writer.add_program(fb::ProgramKind::Accumulate, backward);
+  for (const auto& [name, type] : memory_) tensor_[name] = writer.tensor_id(name);
+  fb::PlanT plan = std::move(writer).finish();
+  plan.version = 1;
+  plan.model = std::make_unique<fb::ModelT>(model_of(sample));
+  plan.recipe = std::make_unique<fb::RecipeT>();
+  plan.io = std::make_unique<fb::InterfaceT>();
+  const std::vector<uint8_t> bytes = serialize_plan(plan);
+  auto loaded = runtime::parse_plan(std::string(bytes.begin(), bytes.end()), sample.name);
+  must(loaded.status());
+  must(device_->load(loaded.value(), {.poison_activations = true}));
+  if (tensor_.contains(kTrainStateName)) {
+    TrainState state;
+    state.seed = 7;
+    must(device_->write(tensor_[kTrainStateName], 0, std::as_bytes(std::span(&state, 1))));
+  }
+}
+
+Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Build& build, bool with_backward) {
+  int64_t tokens = 1;  // all leading dimensions of the first input that has rows
+  for (const SampleInput& input : sample.inputs)
+    if (input.fill == Fill::kDistinctExperts || input.fill == Fill::kOneExpert)
+      for (size_t i = 0; i + 1 < input.shape.size(); ++i) tokens *= input.shape[i];
+  Graph graph(precision, tokens);
+  std::map<std::string, ValueId> inputs;
+  for (const SampleInput& input : sample.inputs) {
+    // Router values are in the accumulation type; everything else is computed in the plan's type.
+    const bool router_value = input.fill == Fill::kTies || sample.nodes.find("Router") != std::string::npos ||
+                              input.name == "weights";
+    const fb::DType real = router_value ? precision.accumulator() : precision.compute;
+    const ValueId id = graph.persistent(input.name, {is_integer(input) ? fb::DType::I32 : real, input.shape}, Role::kIo);
+    graph.value(id).requires_grad = !is_integer(input);
+    inputs[input.name] = id;
+  }
+  const std::vector<ValueId> outputs = build(graph, inputs);
+  std::vector<std::pair<ValueId, ValueId>> seeds;
+  const auto copy = [&](const std::string& name, ValueId from) {
+    const ValueId memory = graph.persistent(name, graph.value(from).type, Role::kIo);
+    graph.add_node(find_op("scale"), make_attrs<fb::ScaleT>(), name, {from}, {graph.next_version(memory)}, Phase::kBackward);
+  };
+  for (const ValueId id : outputs) {
+    if (id == kNoValue || !graph.value(id).requires_grad) continue;
+    const Value output = graph.value(id);
+    copy(kOutput + output.name, id);
+    seeds.emplace_back(id, graph.persistent(kSeed + output.name, output.type, Role::kIo));
+  }
+  if (!with_backward) return graph;
+  const std::vector<ValueId> gradients = add_backward(graph, seeds, false);
+  for (const auto& [name, id] : inputs)
+    if (const ValueId gradient = gradients[static_cast<size_t>(id)]; gradient != kNoValue) copy(kGradient + name, gradient);
+  return graph;
+}
+
+Tensors OpHarness::random_values(uint64_t seed) const {
+  std::mt19937_64 rng(seed);
+  std::normal_distribution<double> normal;
+  Tensors values;
+  for (const SampleInput& input : sample_.inputs) values[input.name] = random_input(input, rng);
+  for (const auto& [name, type] : memory_) {
+    if (values.contains(name) || name == kTrainStateName || starts_with(name, kOutput) || starts_with(name, kGradient) ||
+        starts_with(name, "grad."))
+      continue;
+    std::vector<double> numbers(static_cast<size_t>(type.elements()));
+    for (double& number : numbers) number = normal(rng);
+    values[name] = std::move(numbers);
+  }
+  return values;
+}
+
+void OpHarness::write(const Tensors& values) {
+  for (const auto& [name, numbers] : values) must(device_->write(tensor_.at(name), 0, pack(memory_.at(name).dtype, numbers)));
+}
+
+Tensors OpHarness::read(const std::string& prefix) const {
+  Tensors found;
+  for (const auto& [name, id] : tensor_) {
+    if (!starts_with(name, prefix)) continue;
+    const TensorType& type = memory_.at(name);
+    std::vector<std::byte> bytes(static_cast<size_t>(type.bytes()));
+    must(device_->read(id, 0, bytes));
+    found[name.substr(prefix.size())] = unpack(type.dtype, bytes);
+  }
+  return found;
+}
+
+Tensors OpHarness::forward(const Tensors& values) {
+  write(values);
+  must(device_->run(fb::ProgramKind::Evaluate));
+  return read(kOutput);
+}
+
+Tensors OpHarness::backward(const Tensors& values) {
+  write(values);
+  must(device_->run(fb::ProgramKind::Accumulate));
+  Tensors gradients = read(kGradient);
+  gradients.merge(read("grad."));
+  return gradients;
+}
+
+double OpHarness::objective(const Tensors& values) {
+  double sum = 0;
+  for (const auto& [name, output] : forward(values)) {
+    const std::vector<double>& weights = values.at(kSeed + name);
+    for (size_t i = 0; i < output.size(); ++i) sum += output[i] * weights[i];
+  }
+  return sum;
+}
+
+}  // namespace moec::test

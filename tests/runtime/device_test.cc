@@ -1,0 +1,119 @@
+#include "runtime/device.h"
+
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cmath>
+#include <vector>
+
+#include "scratch_dir.h"
+#include "small_plan.h"
+
+namespace moec::runtime {
+namespace {
+
+using test::contains;
+
+std::shared_ptr<const LoadedPlan> loaded_small_plan() {
+  auto plan = parse_plan(test::plan_bytes(test::small_plan()), "small.plan");
+  REQUIRE(plan.ok());
+  return *plan;
+}
+
+std::array<float, 4> read(Device& device, int tensor) {
+  std::array<float, 4> values{};
+  REQUIRE(device.read(tensor, 0, std::as_writable_bytes(std::span(values))).ok());
+  return values;
+}
+
+TEST_CASE("the CPU device runs instructions in order on zeroed arenas") {
+  const auto device = make_cpu_device();
+  REQUIRE(device->load(loaded_small_plan()).ok());
+  CHECK(read(*device, test::kWeight) == std::array<float, 4>{});
+  REQUIRE(device->run(fb::ProgramKind::Evaluate).ok());
+  CHECK(read(*device, test::kSum) == std::array{3.f, 3.f, 3.f, 3.f});
+  REQUIRE(device->run(fb::ProgramKind::Init).ok());
+  REQUIRE(device->run(fb::ProgramKind::Evaluate).ok());
+  CHECK(read(*device, test::kSum) == std::array{5.f, 5.f, 5.f, 5.f});
+  CHECK(read(*device, test::kSilu)[0] == doctest::Approx(5 / (1 + std::exp(-5.))));
+  CHECK(contains(device->run(fb::ProgramKind::Prefill).error().message, "no Prefill program"));
+}
+
+TEST_CASE("activations are poisoned on request, and nothing else") {
+  const auto device = make_cpu_device();
+  REQUIRE(device->load(loaded_small_plan(), {.poison_activations = true}).ok());
+  for (const float x : read(*device, test::kThree)) CHECK(std::isnan(x));
+  CHECK(read(*device, test::kWeight) == std::array<float, 4>{});
+}
+
+TEST_CASE("a traced run shows every instruction, and the tracer can end it") {
+  const auto device = make_cpu_device();
+  REQUIRE(device->load(loaded_small_plan()).ok());
+  std::vector<std::string> seen;
+  const Tracer tracer = [&](const TraceEvent& event) -> Status {
+    CHECK(event.index == seen.size());
+    CHECK(event.seconds >= 0);
+    seen.push_back(event.instruction->label);
+    if (event.index == 1) CHECK(read(*device, test::kSum)[3] == 3);
+    return {};
+  };
+  REQUIRE(device->run(fb::ProgramKind::Evaluate, tracer).ok());
+  CHECK(seen == std::vector<std::string>{"small.fill", "small.add", "small.silu"});
+  int calls = 0;
+  const Tracer ending = [&](const TraceEvent&) -> Status {
+    ++calls;
+    return failure("enough");
+  };
+  CHECK(device->run(fb::ProgramKind::Evaluate, ending).error().message == "enough");
+  CHECK(calls == 1);
+}
+
+TEST_CASE("copies reach exactly the range asked for, and never outside of a tensor") {
+  const auto device = make_cpu_device();
+  REQUIRE(device->load(loaded_small_plan()).ok());
+  const float nine = 9;
+  REQUIRE(device->write(test::kWeight, 8, std::as_bytes(std::span(&nine, 1))).ok());
+  CHECK(read(*device, test::kWeight) == std::array{0.f, 0.f, 9.f, 0.f});
+  CHECK(contains(device->write(test::kWeight, 13, std::as_bytes(std::span(&nine, 1))).error().message,
+                 "'weight'"));
+  CHECK_FALSE(device->write(test::kWeight, ~uint64_t{0}, std::as_bytes(std::span(&nine, 1))).ok());
+  CHECK_FALSE(device->write(-1, 0, std::as_bytes(std::span(&nine, 1))).ok());
+  CHECK_FALSE(device->write(99, 0, std::as_bytes(std::span(&nine, 1))).ok());
+}
+
+TEST_CASE("an arena that does not fit is an error that names its bytes") {
+  fb::PlanT plan = test::small_plan();
+  plan.arenas[1]->size = uint64_t{1} << 47;
+  const auto loaded = parse_plan(test::plan_bytes(plan), "huge.plan");
+  REQUIRE(loaded.ok());
+  const Status status = make_cpu_device()->load(*loaded);
+  REQUIRE_FALSE(status.ok());
+  CHECK(status.error().kind == ErrorKind::kFailure);
+  CHECK(contains(status.error().message, "State arena of 140737488355328 bytes"));
+}
+
+/// Has arenas and one kernel.
+class OneKernelDevice final : public Device {
+ public:
+  std::string_view name() const override { return "one"; }
+  bool has_kernel(std::string_view key) const override { return key == "fill"; }
+
+ private:
+  Result<void*> allocate(uint64_t) override { return failure("not reached"); }
+  Status fill(void*, uint8_t, uint64_t) override { return {}; }
+  Status copy_in(void*, std::span<const std::byte>) override { return {}; }
+  Status copy_out(std::span<std::byte>, const void*) override { return {}; }
+  Status prepare(size_t, const Program&) override { return {}; }
+  Status execute(size_t, const Program&, const Tracer&) override { return {}; }
+};
+
+TEST_CASE("all kernels that a device lacks are named at once") {
+  OneKernelDevice device;
+  const Status status = device.load(loaded_small_plan());
+  REQUIRE_FALSE(status.ok());
+  CHECK(status.error().message == "small.plan: device 'one' has no kernel for: add, silu");
+  CHECK_FALSE(device.run(fb::ProgramKind::Init).ok());
+}
+
+}  // namespace
+}  // namespace moec::runtime

@@ -1,0 +1,171 @@
+#include "tools/command_line.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <iostream>
+#include <new>
+#include <optional>
+
+#include "compiler/error.h"
+#include "runtime/file_io.h"
+#include "tools/terminal.h"
+
+namespace moec::tools {
+namespace {
+
+bool is_flag(const std::string& word) { return word.size() > 1 && word[0] == '-'; }
+
+std::string suggestion(std::string_view word, std::span<const std::string> candidates) {
+  const std::string found = nearest(word, candidates);
+  return found.empty() ? "" : fmt::format("; did you mean '{}'?", found);
+}
+
+std::vector<std::string> flags_of(const CLI::App& app) {
+  std::vector<std::string> flags;
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
+    for (const std::string& name : option->get_snames()) flags.push_back("-" + name);
+  }
+  return flags;
+}
+
+std::vector<std::string> commands_of(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
+  return names;
+}
+
+bool takes_positionals(const CLI::App& app) {
+  const auto options = app.get_options();
+  return std::any_of(options.begin(), options.end(), [](const auto* o) { return o->get_positional(); });
+}
+
+/// A first word that is no command: always wrong where the root takes no file, otherwise when it is near a command
+/// and no file.
+std::optional<std::string> unknown_command(const CLI::App& app, const std::string& word) {
+  const std::vector<std::string> commands = commands_of(app);
+  if (is_flag(word) || std::find(commands.begin(), commands.end(), word) != commands.end()) return {};
+  const std::string hint = suggestion(word, commands);
+  if (takes_positionals(app) && (hint.empty() || runtime::file_exists(word))) return {};
+  return fmt::format("unknown command '{}'{}", word, hint.empty() ? "; see --help" : hint);
+}
+
+/// The command that the arguments chose, the root when none.
+const CLI::App& chosen(const CLI::App& app) {
+  const auto parsed = app.get_subcommands();
+  return parsed.empty() ? app : *parsed.front();
+}
+
+/// What is wrong with the arguments. An argument that nobody took comes first: it often is the reason why
+/// another one is missing.
+std::string describe(const CLI::ParseError& error, const CLI::App& app) {
+  const CLI::App& command = chosen(app);
+  const std::vector<std::string> extras = app.remaining(true);
+  const auto flag = std::find_if(extras.begin(), extras.end(), is_flag);
+  if (flag != extras.end()) {
+    const std::string name = flag->substr(0, flag->find('='));
+    const std::string hint = suggestion(name, flags_of(command));
+    return fmt::format("unknown flag '{}'{}", name, hint.empty() ? "; see --help" : hint);
+  }
+  if (!extras.empty()) return fmt::format("unexpected argument '{}'; see --help", extras.front());
+  std::string message = error.what();
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  return message;
+}
+
+int report(const std::string& tool, const std::string& message, ExitCode code) {
+  const Paint paint(stderr);
+  fmt::print(stderr, "{} {}\n", paint.bold_red(tool + ":"), message);
+  return code;
+}
+
+int run_command(const std::string& tool, const Command& command) {
+  try {
+    const Status status = command.run();
+    if (status.ok() && std::fflush(stdout) == 0) return kDone;
+    if (status.ok()) return report(tool, "standard output cannot be written", kFailed);
+    const Error& error = status.error();
+    return report(tool, error.message, error.kind == ErrorKind::kInput ? kWrongUse : kFailed);
+  } catch (const CompileError& e) {
+    return report(tool, e.what(), kWrongUse);
+  } catch (const std::bad_alloc&) {
+    return report(tool, "out of host memory", kFailed);
+  } catch (const std::exception& e) {
+    return report(tool, e.what(), kFailed);
+  }
+}
+
+}  // namespace
+
+size_t edit_distance(std::string_view a, std::string_view b) {
+  // Rows of the dynamic programme: distances from prefixes of `a` to every prefix of `b`.
+  std::vector<size_t> before, above(b.size() + 1), row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) above[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      row[j] = std::min({above[j] + 1, row[j - 1] + 1, above[j - 1] + (a[i - 1] != b[j - 1])});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        row[j] = std::min(row[j], before[j - 2] + 1);
+    }
+    before = above;
+    above = row;
+  }
+  return above[b.size()];
+}
+
+std::string nearest(std::string_view word, std::span<const std::string> candidates) {
+  size_t best = std::max<size_t>(2, word.size() / 3) + 1;
+  std::string found;
+  for (const std::string& candidate : candidates) {
+    const size_t distance = edit_distance(word, candidate);
+    if (distance < std::min(best, candidate.size())) {
+      best = distance;
+      found = candidate;
+    }
+  }
+  return found;
+}
+
+void describe_tool(CLI::App& app, const std::string& name, const std::string& description) {
+  app.name(name);
+  app.description(description);
+  app.set_help_flag("-h,--help", "Print this help");
+  app.set_version_flag("--version", fmt::format("{} {}", name, MOEC_VERSION), "Print the version");
+  app.get_formatter()->column_width(34);
+  app.get_formatter()->label("Positionals", "Arguments");
+  app.get_formatter()->label("Subcommands", "Commands");
+  app.get_formatter()->label("SUBCOMMAND", "COMMAND");
+  app.get_formatter()->label("REQUIRED", "(required)");
+}
+
+int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const Command> commands) {
+  const std::string tool = app.get_name();
+  try {
+    if (argc < 2) {
+      report(tool, "nothing to do; see --help", kWrongUse);
+      return kWrongUse;
+    }
+    if (const auto fault = unknown_command(app, argv[1])) return report(tool, *fault, kWrongUse);
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::Success& asked) {
+      return app.exit(asked, std::cout, std::cerr);
+    } catch (const CLI::ParseError& error) {
+      const CLI::App& command = chosen(app);
+      return report(&command == &app ? tool : tool + " " + command.get_name(), describe(error, app), kWrongUse);
+    }
+  } catch (const std::exception& e) {
+    return report(tool, e.what(), kFailed);
+  }
+  const CLI::App* wanted = &chosen(app);
+  const auto command =
+      std::find_if(commands.begin(), commands.end(), [&](const Command& c) { return c.app == wanted; });
+  return run_command(tool, *command);
+}
+
+}  // namespace moec::tools

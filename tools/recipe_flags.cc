@@ -1,0 +1,112 @@
+#include "tools/recipe_flags.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <limits>
+#include <utility>
+
+#include "compiler/frontend.h"
+
+namespace moec::tools {
+namespace {
+
+constexpr const char* kGroup = "Recipe (what is not given is as the spec says)";
+
+/// The parsed text of a number flag in words of our own.
+template <class T>
+constexpr const char* type_name() {
+  return std::is_integral_v<T> ? "N" : "X";
+}
+
+}  // namespace
+
+template <class T>
+CLI::Option* RecipeFlags::add(CLI::App& app, const std::string& name, const std::string& help,
+                              void (*set)(fb::RecipeT&, T)) {
+  const auto keep = [this, name, set](const T& value) {
+    if (compile_flag_.empty()) compile_flag_ = name;
+    changes_.push_back([set, value](fb::RecipeT& recipe) { set(recipe, value); });
+  };
+  return app.add_option_function<T>(name, keep, help)->type_name(type_name<T>())->group(kGroup);
+}
+
+template <class T>
+void RecipeFlags::add_enum(CLI::App& app, const std::string& name, const std::string& help,
+                           std::vector<std::pair<std::string, T>> words, void (*set)(fb::RecipeT&, T)) {
+  std::vector<std::string> choices;
+  for (const auto& [word, value] : words) choices.push_back(word);
+  const auto keep = [this, name, set, words](const std::string& text) {
+    if (compile_flag_.empty()) compile_flag_ = name;
+    for (const auto& [word, value] : words)
+      if (word == text) changes_.push_back([set, v = value](fb::RecipeT& recipe) { set(recipe, v); });
+  };
+  const auto check = [choices](const std::string& text) {
+    if (std::find(choices.begin(), choices.end(), text) != choices.end()) return std::string();
+    return fmt::format("'{}' is not one of {}", text, fmt::join(choices, ", "));
+  };
+  app.add_option_function<std::string>(name, keep, help)
+      ->check(CLI::Validator(check, "", name))
+      ->type_name(fmt::format("{}", fmt::join(choices, "|")))
+      ->group(kGroup);
+}
+
+void RecipeFlags::add_to(CLI::App& app) {
+  using R = fb::RecipeT;
+  add<uint32_t>(app, "--batch-size", "Sequences per micro-batch", [](R& r, uint32_t v) { r.batch_size = v; });
+  add<uint32_t>(app, "--seq-len", "Tokens per sequence", [](R& r, uint32_t v) { r.seq_len = v; });
+  add<uint32_t>(app, "--grad-accum", "Micro-batches per step", [](R& r, uint32_t v) { r.grad_accum = v; });
+  add_enum<fb::DType>(app, "--dtype", "Weights and activations",
+                      {{"f32", fb::DType::F32}, {"f64", fb::DType::F64}, {"bf16", fb::DType::BF16}},
+                      [](R& r, fb::DType v) { r.dtype = v; });
+  add_enum<bool>(app, "--grad-dtype", "Gradients of the weights, 'same' as the weights or f32",
+                 {{"f32", false}, {"same", true}},
+                 [](R& r, bool same) { r.grad_dtype = same ? r.dtype : fb::DType::F32; });
+  app.add_option("--lr", lr_, "Peak learning rate")->type_name("X")->group(kGroup);
+  add_enum<fb::ScheduleKind>(app, "--schedule", "Learning rate after the warm-up",
+                             {{"constant", fb::ScheduleKind::Constant},
+                              {"linear", fb::ScheduleKind::Linear},
+                              {"cosine", fb::ScheduleKind::Cosine},
+                              {"wsd", fb::ScheduleKind::Wsd}},
+                             [](R& r, fb::ScheduleKind v) { r.schedule->kind = v; });
+  add<uint32_t>(app, "--warmup-steps", "Steps of linear warm-up", [](R& r, uint32_t v) { r.schedule->warmup_steps = v; });
+  add<uint32_t>(app, "--total-steps", "Steps of the whole schedule", [](R& r, uint32_t v) { r.schedule->total_steps = v; });
+  add<float>(app, "--min-lr-ratio", "Final over peak learning rate", [](R& r, float v) { r.schedule->min_ratio = v; });
+  add<uint32_t>(app, "--decay-steps", "Last steps, in which wsd decays",
+                [](R& r, uint32_t v) { r.schedule->decay_steps = v; });
+  add<float>(app, "--beta1", "AdamW: decay of the first moment", [](R& r, float v) { r.adamw->beta1 = v; });
+  add<float>(app, "--beta2", "AdamW: decay of the second moment", [](R& r, float v) { r.adamw->beta2 = v; });
+  add<float>(app, "--eps", "AdamW: added to the denominator", [](R& r, float v) { r.adamw->eps = v; });
+  add<float>(app, "--weight-decay", "AdamW: decoupled decay", [](R& r, float v) { r.adamw->weight_decay = v; });
+  add_enum<fb::WeightDecayScope>(
+      app, "--weight-decay-scope", "What decays",
+      {{"matrices", fb::WeightDecayScope::Matrices}, {"all", fb::WeightDecayScope::All}},
+      [](R& r, fb::WeightDecayScope v) { r.weight_decay_scope = v; });
+  add<float>(app, "--clip-norm", "Largest global gradient norm, 0 for no clipping",
+             [](R& r, float v) { r.clip_norm = v; });
+  add_enum<fb::Sampling>(app, "--sampling", "How batches are drawn",
+                         {{"random", fb::Sampling::RandomOffset},
+                          {"epoch", fb::Sampling::Epoch},
+                          {"sequential", fb::Sampling::Sequential}},
+                         [](R& r, fb::Sampling v) { r.sampling = v; });
+  app.add_option("--seed", seed_, "Key of every random stream")->type_name("N")->group(kGroup);
+  const auto keep_window = [this](const int64_t& tokens) {
+    if (compile_flag_.empty()) compile_flag_ = "--window-tokens";
+    window_tokens_ = tokens;
+  };
+  app.add_option_function<int64_t>("--window-tokens", keep_window, "Training tokens kept on the device at a time")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->type_name("N")
+      ->group(kGroup);
+}
+
+fb::PlanT RecipeFlags::compile_spec(const std::string& path, CompileOptions options) const {
+  fb::ModelT model = read_model(path);
+  for (const auto& change : changes_) change(*model.recipe);
+  if (lr_) model.recipe->lr = *lr_;
+  if (seed_) model.recipe->seed = *seed_;
+  if (window_tokens_) options.window_tokens = *window_tokens_;
+  return compile(model, options);
+}
+
+}  // namespace moec::tools

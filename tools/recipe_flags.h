@@ -1,0 +1,46 @@
+// Flags that override fields of a spec's recipe, shared by `moec SPEC` and `moerun train SPEC`.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "compiler/compile.h"
+#include "plan_generated.h"
+#include "runtime/status.h"
+
+namespace moec::tools {
+
+class RecipeFlags {
+ public:
+  /// Adds the flags to a command, which keeps pointers to this object.
+  void add_to(CLI::App& app);
+
+  /// The first flag given that only a compilation can honour (all but --lr and --seed), empty when none.
+  const std::string& compile_flag() const { return compile_flag_; }
+  std::optional<float> lr() const { return lr_; }
+  std::optional<uint64_t> seed() const { return seed_; }
+
+  /// Compiles the spec at `path` with the recipe changed as the flags say. Throws CompileError.
+  fb::PlanT compile_spec(const std::string& path, CompileOptions options = {}) const;
+
+ private:
+  /// A flag whose value `set` puts into the recipe.
+  template <class T>
+  CLI::Option* add(CLI::App& app, const std::string& name, const std::string& help, void (*set)(fb::RecipeT&, T));
+  /// A flag with a word for each enumerator.
+  template <class T>
+  void add_enum(CLI::App& app, const std::string& name, const std::string& help,
+                std::vector<std::pair<std::string, T>> words, void (*set)(fb::RecipeT&, T));
+
+  std::vector<std::function<void(fb::RecipeT&)>> changes_;
+  std::string compile_flag_;
+  std::optional<float> lr_;
+  std::optional<uint64_t> seed_;
+  std::optional<int64_t> window_tokens_;
+};
+
+}  // namespace moec::tools
