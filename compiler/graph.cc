@@ -84,8 +84,8 @@ int Graph::add_node(const OpDef& def, const fb::OpUnion& attrs, std::string labe
     call.require(output.type == made[i], "writes {} to '{}', which is {}", made[i].to_string(), output.name,
                  output.type.to_string());
     output.producer = index;
-    const bool real = made[i].dtype != fb::DType::I32;
-    output.requires_grad = requires_grad && real && def.backward != nullptr && def.backward != no_backward;
+    const bool differentiable = def.backward != nullptr && def.backward != no_backward && (def.gradient_outputs >> i & 1);
+    output.requires_grad = requires_grad && differentiable;
   }
   nodes_.push_back({.def = &def,
                     .attrs = attrs,

@@ -117,6 +117,8 @@ struct OpDef {
   std::vector<ParameterSpec> (*parameters)(const OpCall& call) = nullptr;
   /// The backward rule, or no_backward.
   void (*backward)(BackwardContext& context) = nullptr;
+  /// Outputs that gradients flow through (bit i for output i); the others are what the backward rule saves.
+  uint32_t gradient_outputs = 1;
   bool is_loss = false;
   std::vector<Sample> (*samples)() = nullptr;
 

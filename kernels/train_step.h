@@ -16,7 +16,7 @@ MOEC_HOST_DEVICE inline void finish_grad_norm(TrainState& state, double sum_of_s
   state.grad_norm = std::sqrt(sum_of_squares) / state.loss_scale;
   state.non_finite = sum_of_squares <= 1.7976931348623157e308 ? 0 : 1;
   const double clip = max_norm > 0 ? max_norm / (state.grad_norm + 1e-6) : 1;
-  state.grad_scale = static_cast<float>((clip < 1 ? clip : 1) / state.loss_scale);
+  state.grad_scale = (clip < 1 ? clip : 1) / state.loss_scale;
 }
 
 /// Dynamic loss scale: half after a non-finite gradient, double after 2,000 clean steps. A scale of 1 means

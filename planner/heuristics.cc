@@ -66,6 +66,80 @@ std::vector<int> indices(const std::vector<Lifetime>& blocks) {
   return order;
 }
 
+/// Heights over steps [0, end), as stretches of equal height; no two neighbours are level.
+class Skyline {
+ public:
+  struct Stretch {
+    uint32_t start = 0, stop = 0;
+    uint64_t height = 0;
+  };
+
+  explicit Skyline(uint32_t end) : end_(end) { set(0, 0); }
+
+  /// The lowest stretch, the first of several.
+  Stretch lowest() const {
+    const auto [height, start] = *by_height_.begin();
+    return {.start = start, .stop = stop_of(height_.find(start)), .height = height};
+  }
+
+  /// Puts a block that lies inside the lowest stretch onto it.
+  void put(const Lifetime& block) {
+    const Stretch under = lowest();
+    if (block.last + 1 < under.stop) set(block.last + 1, under.height);
+    set(block.first, under.height + block.size);
+    join_left(under.stop);
+    join_left(block.first);
+  }
+
+  /// Levels the lowest stretch with its lower neighbour. There must be a neighbour.
+  void raise() {
+    const Stretch low = lowest();
+    const auto it = height_.find(low.start);
+    uint64_t height = std::numeric_limits<uint64_t>::max();
+    if (it != height_.begin()) height = std::prev(it)->second;
+    if (low.stop != end_) height = std::min(height, std::next(it)->second);
+    set(low.start, height);
+    join_left(low.stop);
+    join_left(low.start);
+  }
+
+ private:
+  using Heights = std::map<uint32_t, uint64_t>;
+
+  uint32_t stop_of(Heights::const_iterator it) const {
+    return std::next(it) == height_.end() ? end_ : std::next(it)->first;
+  }
+
+  void set(uint32_t start, uint64_t height) {
+    if (const auto old = height_.find(start); old != height_.end()) by_height_.erase({old->second, start});
+    height_[start] = height;
+    by_height_.insert({height, start});
+  }
+
+  /// Drops the border at `start`, if there is one, where both sides are level.
+  void join_left(uint32_t start) {
+    const auto it = height_.find(start);
+    if (it == height_.end() || it == height_.begin() || std::prev(it)->second != it->second) return;
+    by_height_.erase({it->second, start});
+    height_.erase(it);
+  }
+
+  uint32_t end_;
+  Heights height_;  // by start
+  std::set<std::pair<uint64_t, uint32_t>> by_height_;
+};
+
+/// Blocks of one byte or more, the longest first, of these the largest.
+std::vector<int> longest_first(const std::vector<Lifetime>& blocks) {
+  std::vector<int> order = indices(blocks);
+  std::erase_if(order, [&](int i) { return blocks[i].size == 0; });
+  std::ranges::stable_sort(order, [&](int a, int b) {
+    const uint32_t length_a = blocks[a].last - blocks[a].first, length_b = blocks[b].last - blocks[b].first;
+    return length_a != length_b ? length_a > length_b : blocks[a].size > blocks[b].size;
+  });
+  return order;
+}
+
 }  // namespace
 
 size_t first_fit(const std::vector<Lifetime>& blocks, const std::vector<int>& order, uint64_t limit,
@@ -120,59 +194,23 @@ Layout best_fit_in_time(const std::vector<Lifetime>& blocks) {
 bool lowest_stretch(const std::vector<Lifetime>& blocks, Budget& budget, Layout& layout) {
   layout.offsets.assign(blocks.size(), 0);
   layout.peak = 0;
-  std::vector<int> waiting = indices(blocks);
-  std::erase_if(waiting, [&](int i) { return blocks[i].size == 0; });
-  std::ranges::stable_sort(waiting, [&](int a, int b) {
-    const uint32_t length_a = blocks[a].last - blocks[a].first, length_b = blocks[b].last - blocks[b].first;
-    return length_a != length_b ? length_a > length_b : blocks[a].size > blocks[b].size;
-  });
-  if (waiting.empty()) return true;
-
-  // The skyline: stretches of steps [key, key of the next), by height and start. No neighbours are level.
-  std::map<uint32_t, uint64_t> skyline{{0, 0}};
-  std::set<std::pair<uint64_t, uint32_t>> by_height{{0, 0}};
-  const uint32_t end_of_time =
-      1 + blocks[*std::ranges::max_element(waiting, {}, [&](int i) { return blocks[i].last; })].last;
-  const auto stop_of = [&](auto stretch) {
-    return std::next(stretch) == skyline.end() ? end_of_time : std::next(stretch)->first;
-  };
-  const auto set_height = [&](uint32_t start, uint64_t height) {
-    if (const auto old = skyline.find(start); old != skyline.end()) by_height.erase({old->second, start});
-    skyline[start] = height;
-    by_height.insert({height, start});
-  };
-  const auto join_left = [&](uint32_t start) {
-    const auto stretch = skyline.find(start);
-    if (stretch == skyline.end() || stretch == skyline.begin()) return;
-    if (std::prev(stretch)->second != stretch->second) return;
-    by_height.erase({stretch->second, start});
-    skyline.erase(stretch);
-  };
-
+  std::vector<int> waiting = longest_first(blocks);
+  uint32_t last = 0;
+  for (int i : waiting) last = std::max(last, blocks[i].last);
+  Skyline skyline(last + 1);
   while (!waiting.empty()) {
-    const auto [height, start] = *by_height.begin();
-    const auto stretch = skyline.find(start);
-    const uint32_t stop = stop_of(stretch);
-    const auto fits = [&](int i) { return blocks[i].first >= start && blocks[i].last < stop; };
-    const auto chosen = std::ranges::find_if(waiting, fits);
+    const Skyline::Stretch low = skyline.lowest();
+    const auto chosen = std::ranges::find_if(
+        waiting, [&](int i) { return blocks[i].first >= low.start && blocks[i].last < low.stop; });
     budget.spend(static_cast<uint64_t>(chosen - waiting.begin()) + 1);
     if (budget.spent()) return false;
     if (chosen == waiting.end()) {
-      uint64_t raised = std::numeric_limits<uint64_t>::max();
-      if (stretch != skyline.begin()) raised = std::prev(stretch)->second;
-      if (stop != end_of_time) raised = std::min(raised, std::next(stretch)->second);
-      set_height(start, raised);
-      join_left(stop);
-      join_left(start);
+      skyline.raise();
       continue;
     }
-    const Lifetime& block = blocks[*chosen];
-    layout.offsets[*chosen] = height;
-    layout.peak = std::max(layout.peak, height + block.size);
-    if (block.last + 1 < stop) set_height(block.last + 1, height);
-    set_height(block.first, height + block.size);
-    join_left(stop);
-    join_left(block.first);
+    layout.offsets[*chosen] = low.height;
+    layout.peak = std::max(layout.peak, low.height + blocks[*chosen].size);
+    skyline.put(blocks[*chosen]);
     waiting.erase(chosen);
   }
   return true;

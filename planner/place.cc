@@ -77,44 +77,28 @@ class RangeMax {
 
 /// A block as the greedy orders see it.
 struct Traits {
-  double size = 0, length = 0, area = 0, start = 0, contention = 0;
+  double size = 0, length = 0, area = 0, earliness = 0;
+  double contention = 0;  // the most bytes live at one of its steps
 };
 
+/// Blocks with the larger first key come first; the other keys break ties.
 struct GreedyOrder {
   const char* name;
-  /// Blocks with the larger keys come first.
-  std::array<double, 3> (*keys)(const Traits&);
+  std::array<double Traits::*, 3> keys;
+
+  std::array<double, 3> operator()(const Traits& traits) const {
+    return {traits.*keys[0], traits.*keys[1], traits.*keys[2]};
+  }
 };
 
 constexpr GreedyOrder kGreedyOrders[] = {
-    {"by lifetime",
-     [](const Traits& t) {
-       return std::array{t.length, t.size, -t.start};
-     }},
-    {"by size",
-     [](const Traits& t) {
-       return std::array{t.size, t.length, -t.start};
-     }},
-    {"by area",
-     [](const Traits& t) {
-       return std::array{t.area, t.size, -t.start};
-     }},
-    {"by contention, size",
-     [](const Traits& t) {
-       return std::array{t.contention, t.size, t.length};
-     }},
-    {"by contention, lifetime",
-     [](const Traits& t) {
-       return std::array{t.contention, t.length, t.size};
-     }},
-    {"by contention, area",
-     [](const Traits& t) {
-       return std::array{t.contention, t.area, t.size};
-     }},
-    {"by start",
-     [](const Traits& t) {
-       return std::array{-t.start, t.length, t.size};
-     }},
+    {"by lifetime", {&Traits::length, &Traits::size, &Traits::earliness}},
+    {"by size", {&Traits::size, &Traits::length, &Traits::earliness}},
+    {"by area", {&Traits::area, &Traits::size, &Traits::earliness}},
+    {"by contention, size", {&Traits::contention, &Traits::size, &Traits::length}},
+    {"by contention, lifetime", {&Traits::contention, &Traits::length, &Traits::size}},
+    {"by contention, area", {&Traits::contention, &Traits::area, &Traits::size}},
+    {"by start", {&Traits::earliness, &Traits::length, &Traits::size}},
 };
 
 /// The search for a low layout: keeps the best one found.
@@ -161,14 +145,17 @@ class Search {
     std::vector<Traits> traits;
     for (const Lifetime& block : blocks_) {
       const double size = static_cast<double>(block.size), length = block.last - block.first + 1.0;
-      const double peak = static_cast<double>(contention(block.first, block.last));
-      traits.push_back({size, length, size * length, static_cast<double>(block.first), peak});
+      traits.push_back({.size = size,
+                        .length = length,
+                        .area = size * length,
+                        .earliness = -static_cast<double>(block.first),
+                        .contention = static_cast<double>(contention(block.first, block.last))});
     }
     for (const GreedyOrder& greedy : kGreedyOrders) {
       if (good_enough() || budget_.spent()) return;
       std::vector<int> order(blocks_.size());
       std::iota(order.begin(), order.end(), 0);
-      std::ranges::stable_sort(order, std::greater{}, [&](int i) { return greedy.keys(traits[i]); });
+      std::ranges::stable_sort(order, std::greater{}, [&](int i) { return greedy(traits[i]); });
       Layout layout;
       const size_t placed = first_fit(blocks_, order, best.peak - 1, budget_, layout);
       if (placed == order.size() && keep(std::move(layout), greedy.name)) furthest_ = order.size();

@@ -93,8 +93,14 @@ Status Session::write_state(T TrainState::*field, T value) {
 }
 
 Status Session::initialise(uint64_t seed, double lr) {
-  MOEC_RETURN_IF_ERROR(write_state(&TrainState::seed, seed));
-  MOEC_RETURN_IF_ERROR(set_learning_rate(lr));
+  Result<TrainState> before = read_train_state();
+  MOEC_RETURN_IF_ERROR(before.status());
+  TrainState state;
+  state.seed = seed;
+  state.base_lr = lr;
+  state.window_tokens = before->window_tokens;
+  MOEC_RETURN_IF_ERROR(device_->write(plan_->plan.io->train_state, 0, std::as_bytes(std::span(&state, 1))));
+  step_ = 0;
   return device_->run(fb::ProgramKind::Init);
 }
 

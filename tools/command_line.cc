@@ -1,11 +1,13 @@
 #include "tools/command_line.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <iostream>
+#include <memory>
 #include <new>
 #include <optional>
 
@@ -15,6 +17,15 @@
 
 namespace moec::tools {
 namespace {
+
+/// Help without the default that CLI11 shows in braces behind a flag that may have a value.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_option_name(const CLI::Option* option, bool positional) const override {
+    const std::string name = CLI::Formatter::make_option_name(option, positional);
+    return name.substr(0, name.find('{'));
+  }
+};
 
 bool is_flag(const std::string& word) { return word.size() > 1 && word[0] == '-'; }
 
@@ -44,8 +55,8 @@ bool takes_positionals(const CLI::App& app) {
   return std::any_of(options.begin(), options.end(), [](const auto* o) { return o->get_positional(); });
 }
 
-/// A first word that is no command: always wrong where the root takes no file, otherwise when it is near a command
-/// and no file.
+/// A first word that is no command: always wrong where the root takes no file, otherwise when it is near a
+/// command and no file.
 std::optional<std::string> unknown_command(const CLI::App& app, const std::string& word) {
   const std::vector<std::string> commands = commands_of(app);
   if (is_flag(word) || std::find(commands.begin(), commands.end(), word) != commands.end()) return {};
@@ -131,16 +142,31 @@ std::string nearest(std::string_view word, std::span<const std::string> candidat
   return found;
 }
 
+std::string number_fault(const std::string& text, bool whole, const std::string& low,
+                         const std::string& high) {
+  return fmt::format("'{}' is not a {}number {}", text, whole ? "whole " : "",
+                     high.empty() ? "of at least " + low : fmt::format("from {} to {}", low, high));
+}
+
+CLI::Validator one_of(std::vector<std::string> words) {
+  return {[words](const std::string& text) {
+            const bool known = std::find(words.begin(), words.end(), text) != words.end();
+            return known ? "" : fmt::format("'{}' is not one of {}", text, fmt::join(words, ", "));
+          },
+          ""};
+}
+
 void describe_tool(CLI::App& app, const std::string& name, const std::string& description) {
   app.name(name);
   app.description(description);
   app.set_help_flag("-h,--help", "Print this help");
   app.set_version_flag("--version", fmt::format("{} {}", name, MOEC_VERSION), "Print the version");
-  app.get_formatter()->column_width(34);
-  app.get_formatter()->label("Positionals", "Arguments");
-  app.get_formatter()->label("Subcommands", "Commands");
-  app.get_formatter()->label("SUBCOMMAND", "COMMAND");
-  app.get_formatter()->label("REQUIRED", "(required)");
+  const auto formatter = std::make_shared<HelpFormatter>();
+  formatter->column_width(34);
+  formatter->label("Positionals", "Arguments");
+  formatter->label("SUBCOMMAND", "COMMAND");
+  formatter->label("REQUIRED", "(required)");
+  app.formatter(formatter);
 }
 
 int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const Command> commands) {
@@ -157,7 +183,8 @@ int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const C
       return app.exit(asked, std::cout, std::cerr);
     } catch (const CLI::ParseError& error) {
       const CLI::App& command = chosen(app);
-      return report(&command == &app ? tool : tool + " " + command.get_name(), describe(error, app), kWrongUse);
+      return report(&command == &app ? tool : tool + " " + command.get_name(), describe(error, app),
+                    kWrongUse);
     }
   } catch (const std::exception& e) {
     return report(tool, e.what(), kFailed);

@@ -1,11 +1,15 @@
 // The frame of a command-line tool: parsing, wrong use, errors and exit codes.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "runtime/status.h"
@@ -26,6 +30,26 @@ size_t edit_distance(std::string_view a, std::string_view b);
 
 /// The candidate that `word` was most likely meant to be, empty when none is near.
 std::string nearest(std::string_view word, std::span<const std::string> candidates);
+
+/// "'x' is not a whole number from 1 to 8"; without `high`, "... of at least 1".
+std::string number_fault(const std::string& text, bool whole, const std::string& low,
+                         const std::string& high);
+
+/// Accepts numbers of type T of at least `low`, and at most `high` where one is given; says what it expected.
+template <class T>
+CLI::Validator number(T low, std::optional<T> high = {}) {
+  return {[low, high](const std::string& text) {
+            T value{};
+            if (CLI::detail::lexical_cast(text, value) && value >= low && !(high && value > *high))
+              return std::string();
+            return number_fault(text, std::is_integral_v<T>, fmt::format("{}", low),
+                                high ? fmt::format("{}", *high) : "");
+          },
+          ""};
+}
+
+/// Accepts one of these words.
+CLI::Validator one_of(std::vector<std::string> words);
 
 /// The root of a tool: its name, --help, --version and the look of the help text.
 void describe_tool(CLI::App& app, const std::string& name, const std::string& description);

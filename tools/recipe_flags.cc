@@ -7,28 +7,38 @@
 #include <utility>
 
 #include "compiler/frontend.h"
+#include "tools/command_line.h"
 
 namespace moec::tools {
 namespace {
 
 constexpr const char* kGroup = "Recipe (what is not given is as the spec says)";
 
-/// The parsed text of a number flag in words of our own.
+/// What a number flag shows in the help.
 template <class T>
 constexpr const char* type_name() {
   return std::is_integral_v<T> ? "N" : "X";
 }
 
+/// No value of a recipe is negative; what else is wrong with one, the compiler says.
+template <class T>
+CLI::Validator not_negative() {
+  return number<T>(0, std::numeric_limits<T>::max());
+}
+
 }  // namespace
 
 template <class T>
-CLI::Option* RecipeFlags::add(CLI::App& app, const std::string& name, const std::string& help,
-                              void (*set)(fb::RecipeT&, T)) {
+void RecipeFlags::add(CLI::App& app, const std::string& name, const std::string& help,
+                      void (*set)(fb::RecipeT&, T)) {
   const auto keep = [this, name, set](const T& value) {
     if (compile_flag_.empty()) compile_flag_ = name;
     changes_.push_back([set, value](fb::RecipeT& recipe) { set(recipe, value); });
   };
-  return app.add_option_function<T>(name, keep, help)->type_name(type_name<T>())->group(kGroup);
+  app.add_option_function<T>(name, keep, help)
+      ->check(not_negative<T>())
+      ->type_name(type_name<T>())
+      ->group(kGroup);
 }
 
 template <class T>
@@ -41,12 +51,8 @@ void RecipeFlags::add_enum(CLI::App& app, const std::string& name, const std::st
     for (const auto& [word, value] : words)
       if (word == text) changes_.push_back([set, v = value](fb::RecipeT& recipe) { set(recipe, v); });
   };
-  const auto check = [choices](const std::string& text) {
-    if (std::find(choices.begin(), choices.end(), text) != choices.end()) return std::string();
-    return fmt::format("'{}' is not one of {}", text, fmt::join(choices, ", "));
-  };
   app.add_option_function<std::string>(name, keep, help)
-      ->check(CLI::Validator(check, "", name))
+      ->check(one_of(choices))
       ->type_name(fmt::format("{}", fmt::join(choices, "|")))
       ->group(kGroup);
 }
@@ -62,22 +68,29 @@ void RecipeFlags::add_to(CLI::App& app) {
   add_enum<bool>(app, "--grad-dtype", "Gradients of the weights, 'same' as the weights or f32",
                  {{"f32", false}, {"same", true}},
                  [](R& r, bool same) { r.grad_dtype = same ? r.dtype : fb::DType::F32; });
-  app.add_option("--lr", lr_, "Peak learning rate")->type_name("X")->group(kGroup);
+  app.add_option("--lr", lr_, "Peak learning rate")
+      ->check(not_negative<float>())
+      ->type_name("X")
+      ->group(kGroup);
   add_enum<fb::ScheduleKind>(app, "--schedule", "Learning rate after the warm-up",
                              {{"constant", fb::ScheduleKind::Constant},
                               {"linear", fb::ScheduleKind::Linear},
                               {"cosine", fb::ScheduleKind::Cosine},
                               {"wsd", fb::ScheduleKind::Wsd}},
                              [](R& r, fb::ScheduleKind v) { r.schedule->kind = v; });
-  add<uint32_t>(app, "--warmup-steps", "Steps of linear warm-up", [](R& r, uint32_t v) { r.schedule->warmup_steps = v; });
-  add<uint32_t>(app, "--total-steps", "Steps of the whole schedule", [](R& r, uint32_t v) { r.schedule->total_steps = v; });
-  add<float>(app, "--min-lr-ratio", "Final over peak learning rate", [](R& r, float v) { r.schedule->min_ratio = v; });
+  add<uint32_t>(app, "--warmup-steps", "Steps of linear warm-up",
+                [](R& r, uint32_t v) { r.schedule->warmup_steps = v; });
+  add<uint32_t>(app, "--total-steps", "Steps of the whole schedule",
+                [](R& r, uint32_t v) { r.schedule->total_steps = v; });
+  add<float>(app, "--min-lr-ratio", "Final over peak learning rate",
+             [](R& r, float v) { r.schedule->min_ratio = v; });
   add<uint32_t>(app, "--decay-steps", "Last steps, in which wsd decays",
                 [](R& r, uint32_t v) { r.schedule->decay_steps = v; });
   add<float>(app, "--beta1", "AdamW: decay of the first moment", [](R& r, float v) { r.adamw->beta1 = v; });
   add<float>(app, "--beta2", "AdamW: decay of the second moment", [](R& r, float v) { r.adamw->beta2 = v; });
   add<float>(app, "--eps", "AdamW: added to the denominator", [](R& r, float v) { r.adamw->eps = v; });
-  add<float>(app, "--weight-decay", "AdamW: decoupled decay", [](R& r, float v) { r.adamw->weight_decay = v; });
+  add<float>(app, "--weight-decay", "AdamW: decoupled decay",
+             [](R& r, float v) { r.adamw->weight_decay = v; });
   add_enum<fb::WeightDecayScope>(
       app, "--weight-decay-scope", "What decays",
       {{"matrices", fb::WeightDecayScope::Matrices}, {"all", fb::WeightDecayScope::All}},
@@ -89,13 +102,17 @@ void RecipeFlags::add_to(CLI::App& app) {
                           {"epoch", fb::Sampling::Epoch},
                           {"sequential", fb::Sampling::Sequential}},
                          [](R& r, fb::Sampling v) { r.sampling = v; });
-  app.add_option("--seed", seed_, "Key of every random stream")->type_name("N")->group(kGroup);
+  app.add_option("--seed", seed_, "Key of every random stream")
+      ->check(not_negative<uint64_t>())
+      ->type_name("N")
+      ->group(kGroup);
   const auto keep_window = [this](const int64_t& tokens) {
     if (compile_flag_.empty()) compile_flag_ = "--window-tokens";
     window_tokens_ = tokens;
   };
-  app.add_option_function<int64_t>("--window-tokens", keep_window, "Training tokens kept on the device at a time")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+  app.add_option_function<int64_t>("--window-tokens", keep_window,
+                                   "Training tokens kept on the device at a time")
+      ->check(number<int64_t>(1))
       ->type_name("N")
       ->group(kGroup);
 }

@@ -30,7 +30,7 @@ class RecipeFlags {
  private:
   /// A flag whose value `set` puts into the recipe.
   template <class T>
-  CLI::Option* add(CLI::App& app, const std::string& name, const std::string& help, void (*set)(fb::RecipeT&, T));
+  void add(CLI::App& app, const std::string& name, const std::string& help, void (*set)(fb::RecipeT&, T));
   /// A flag with a word for each enumerator.
   template <class T>
   void add_enum(CLI::App& app, const std::string& name, const std::string& help,

@@ -27,12 +27,18 @@ bool is_printable(std::string_view sequence) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(sequence[i]); };
   if (sequence.size() == 1) return (byte(0) >= 0x20 && byte(0) != 0x7F) || byte(0) == '\n' || byte(0) == '\t';
   switch (byte(0)) {
-    case 0xC2: return byte(1) >= 0xA0;
-    case 0xE0: return byte(1) >= 0xA0;
-    case 0xED: return byte(1) < 0xA0;
-    case 0xF0: return byte(1) >= 0x90;
-    case 0xF4: return byte(1) < 0x90;
-    default: return true;
+    case 0xC2:
+      return byte(1) >= 0xA0;
+    case 0xE0:
+      return byte(1) >= 0xA0;
+    case 0xED:
+      return byte(1) < 0xA0;
+    case 0xF0:
+      return byte(1) >= 0x90;
+    case 0xF4:
+      return byte(1) < 0x90;
+    default:
+      return true;
   }
 }
 

@@ -12,7 +12,7 @@ std::string with_commas(uint64_t value);
 std::string bytes_text(uint64_t bytes);
 /// "1.23 GFLOP", in powers of 1000; `unit` is FLOP or FLOP/s, for example.
 std::string si_text(double value, const std::string& unit);
-/// "0.12 s", "45.2 s", "3 min 05 s", "2 h 03 min".
+/// "120 ms", "1.20 s", "45.2 s", "3 min 05 s", "2 h 03 min".
 std::string duration_text(double seconds);
 /// "12.3%" of a whole, "-" of nothing.
 std::string share_text(double part, double whole);

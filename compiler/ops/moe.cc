@@ -170,7 +170,7 @@ std::vector<Sample> grouped_linear_samples() {
 }  // namespace
 
 const OpDef router = {.key = "router", .attrs = fb::Op::Router, .infer = infer_router, .flops = flops_per_element<8>,
-                      .in_models = true, .backward = router_rule, .samples = router_samples};
+                      .in_models = true, .backward = router_rule, .gradient_outputs = 0b101, .samples = router_samples};
 const OpDef router_bwd = {
     .key = "router_bwd", .attrs = fb::Op::Router, .infer = infer_router_bwd, .flops = flops_per_element<6>};
 

@@ -44,11 +44,14 @@ struct AdamWStep {
   Acc grad_scale;
 
   AdamWStep(const fb::AdamWT& adamw, const TrainState& state)
-      : beta1(adamw.beta1), beta2(adamw.beta2), eps(adamw.eps), grad_scale(state.grad_scale) {
+      : beta1(static_cast<Acc>(adamw.beta1)),
+        beta2(static_cast<Acc>(adamw.beta2)),
+        eps(static_cast<Acc>(adamw.eps)),
+        grad_scale(static_cast<Acc>(state.grad_scale)) {
     const auto t = static_cast<double>(state.step + 1);
     keep = static_cast<Acc>(1 - state.lr * adamw.weight_decay);
-    step_size = static_cast<Acc>(state.lr / (1 - std::pow(static_cast<double>(adamw.beta1), t)));
-    rsqrt_bias2 = static_cast<Acc>(1 / std::sqrt(1 - std::pow(static_cast<double>(adamw.beta2), t)));
+    step_size = static_cast<Acc>(state.lr / (1 - std::pow(adamw.beta1, t)));
+    rsqrt_bias2 = static_cast<Acc>(1 / std::sqrt(1 - std::pow(adamw.beta2, t)));
   }
 
   /// Updates the moments and returns the new weight.

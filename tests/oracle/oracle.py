@@ -22,7 +22,7 @@ STEPS = 20
 
 
 def f32(value):
-    """A number as the spec stores it (FlatBuffers `float`), widened again."""
+    """An attribute that the spec stores as a FlatBuffers `float`, widened again."""
     return float(np.float32(value))
 
 
@@ -80,8 +80,8 @@ def draw_batches(recipe, vocab_size, seed):
 
 def learning_rate(recipe, step):
     """Linear warm-up from lr/warmup_steps, then a cosine to min_ratio*lr at total_steps; `step` counts from 0."""
-    lr, schedule = f32(recipe["lr"]), recipe["schedule"]
-    warmup, total, floor = schedule["warmup_steps"], schedule["total_steps"], f32(schedule["min_ratio"])
+    lr, schedule = recipe["lr"], recipe["schedule"]
+    warmup, total, floor = schedule["warmup_steps"], schedule["total_steps"], schedule["min_ratio"]
     if step < warmup:
         return lr * (step + 1) / warmup
     progress = (step - warmup) / (total - warmup)
@@ -93,11 +93,11 @@ def adamw(parameters, recipe):
     decays = lambda p: recipe["weight_decay_scope"] == "All" or p.dim() >= 2
     return torch.optim.AdamW(
         [
-            dict(params=[p for p in parameters.values() if decays(p)], weight_decay=f32(attrs["weight_decay"])),
+            dict(params=[p for p in parameters.values() if decays(p)], weight_decay=attrs["weight_decay"]),
             dict(params=[p for p in parameters.values() if not decays(p)], weight_decay=0.0),
         ],
-        betas=(f32(attrs["beta1"]), f32(attrs["beta2"])),
-        eps=f32(attrs["eps"]),
+        betas=(attrs["beta1"], attrs["beta2"]),
+        eps=attrs["eps"],
     )
 
 

@@ -1,5 +1,7 @@
 #include "sample_plans.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <map>
 #include <random>
@@ -87,7 +89,7 @@ class Builder {
     auto instruction = std::make_unique<fb::InstructionT>();
     instruction->kernel = kernel;
     instruction->op.Set(Attrs());
-    instruction->label = "block." + kernel;
+    instruction->label = fmt::format("block.{}", kernel);
     KernelCall shapes;
     Step step;
     for (int id : inputs) {
@@ -116,7 +118,7 @@ class Builder {
     const int program = static_cast<int>(plan_->programs.size()) - 1;
     const uint32_t base = static_cast<uint32_t>(plan_->buffers.size());
     for (size_t b = 0; b < placement.buffers.size(); ++b)
-      add_buffer("t" + std::to_string(b), fb::BufferKind::Temp, fb::ArenaKind::Activations,
+      add_buffer(fmt::format("t{}", b), fb::BufferKind::Temp, fb::ArenaKind::Activations,
                  placement.offsets[b], placement.buffers[b], program);
     for (const auto& [id, value] : value_of_)
       plan_->tensors[id]->buffer = base + static_cast<uint32_t>(placement.buffer_of_value[value]);
@@ -237,6 +239,7 @@ class Accumulate {
     b_.call<fb::ScaleT>("scale", {pick(0)}, {logits});
     b_.live_out(logits);
     b_.plan().io->logits = logits;
+    keep(0, [&](int y) { b_.call<fb::SiluT>("silu", {pick(0)}, {y}); });
     b_.end_program();
   }
 

@@ -346,14 +346,14 @@ TEST_CASE("every one of 1,700 mutations is rejected") {
 TEST_CASE("a fault line names the instruction, the tensor and the culprit") {
   const auto plan = sample_plan(3, 30);
   fb::ProgramT& program = *plan->programs[kAccumulate];
-  const size_t last = program.instructions.size() - 1;
-  program.instructions[last]->inputs[0] = program.instructions[0]->outputs[0];
+  const size_t scale = program.instructions.size() - 2;
+  program.instructions[scale]->inputs[0] = program.instructions[0]->outputs[0];
   plan->tensors[program.instructions[0]->outputs[0]]->name = "early";
   const auto faults = faults_of(*plan);
   REQUIRE_FALSE(faults.empty());
   CHECK(faults[0].find(fmt::format("accumulate[{}] scale (block.scale): reads 'early' but its bytes were "
                                    "overwritten by instruction ",
-                                   last)) == 0);
+                                   scale)) == 0);
 }
 
 TEST_CASE("an empty plan is sound, one that passes the verifier with nothing in it is survived") {

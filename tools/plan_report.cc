@@ -1,0 +1,164 @@
+#include "tools/plan_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cctype>
+#include <iterator>
+#include <span>
+
+#include "tools/plan_stats.h"
+#include "tools/units.h"
+
+namespace moec::tools {
+namespace {
+
+constexpr size_t kBuffersShown = 12;
+
+struct KindName {
+  fb::BufferKind kind;
+  const char* name;
+};
+constexpr KindName kPersistentKinds[] = {{fb::BufferKind::Param, "weights"},
+                                         {fb::BufferKind::Grad, "gradients"},
+                                         {fb::BufferKind::OptimizerState, "optimizer state"},
+                                         {fb::BufferKind::Scalar, "train state"},
+                                         {fb::BufferKind::Io, "data window and I/O"}};
+constexpr KindName kActivationKinds[] = {{fb::BufferKind::Saved, "saved activations"},
+                                         {fb::BufferKind::Temp, "temporaries"},
+                                         {fb::BufferKind::Workspace, "workspace"}};
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return text;
+}
+
+std::string title(const std::string& text) { return fmt::format("\n{}\n", text); }
+
+std::string row(const std::string& name, const std::string& value, const std::string& note = "") {
+  return fmt::format("  {:<20} {:>10}{}{}\n", name, value, note.empty() ? "" : "  ", note);
+}
+
+std::string bytes_row(const std::string& name, uint64_t bytes, const std::string& note = "") {
+  return fmt::format("  {:<20} {:>10}  {:>18} B{}{}\n", name, bytes_text(bytes), with_commas(bytes),
+                     note.empty() ? "" : "  ", note);
+}
+
+std::string ratio_text(uint64_t size, uint64_t bound) {
+  if (bound == 0) return "";
+  return fmt::format("{:.3f} x its lower bound", static_cast<double>(size) / static_cast<double>(bound));
+}
+
+std::string heading(const fb::PlanT& plan) {
+  return fmt::format("{}: {} parameters, {} active\n", plan.model->name, with_commas(plan.total_parameters),
+                     with_commas(plan.active_parameters));
+}
+
+/// Bytes of all arenas.
+uint64_t device_bytes(const fb::PlanT& plan) {
+  uint64_t bytes = 0;
+  for (const auto& arena : plan.arenas) bytes += arena->size;
+  return bytes;
+}
+
+std::string memory_table(const fb::PlanT& plan) {
+  const BytesByKind persistent = persistent_bytes(plan);
+  std::string text = title("Memory");
+  for (const auto& [kind, name] : kPersistentKinds) text += bytes_row(name, bytes_of(persistent, kind));
+  if (const int index = program_index(plan, fb::ProgramKind::Accumulate); index >= 0) {
+    const ProgramMemory memory = program_memory(plan, static_cast<size_t>(index));
+    for (const auto& [kind, name] : kActivationKinds)
+      text += bytes_row(name, bytes_of(memory.most, kind), "at most");
+  }
+  const uint64_t activations = arena_size(plan, fb::ArenaKind::Activations);
+  text += bytes_row("activation arena", activations, ratio_text(activations, plan.activations_lower_bound));
+  return text + bytes_row("all arenas", device_bytes(plan));
+}
+
+std::string work_table(const fb::PlanT& plan) {
+  double flops = 0, bytes = 0;
+  for (const KernelCost& cost : step_costs(plan)) flops += cost.flops, bytes += cost.bytes;
+  size_t instructions = 0;
+  for (const auto& program : plan.programs) instructions += program->instructions.size();
+  const fb::RecipeT& recipe = *plan.recipe;
+  const auto tokens = uint64_t{recipe.batch_size} * recipe.seq_len * recipe.grad_accum;
+  return title("One step") + row("tokens", with_commas(tokens)) + row("arithmetic", si_text(flops, "FLOP")) +
+         row("memory traffic", si_text(bytes, "B"), "every operand once") +
+         row("instructions", with_commas(instructions), fmt::format("in {} programs", plan.programs.size()));
+}
+
+/// Where a program's memory peaks, what is live there, and which instruction made each buffer.
+std::string program_section(const fb::PlanT& plan, size_t index) {
+  const fb::ProgramT& program = *plan.programs[index];
+  const std::string name = lower(fb::EnumNameProgramKind(program.kind));
+  std::string text = title(fmt::format("Program {}: {} instructions", name, program.instructions.size()));
+  const ProgramMemory memory = program_memory(plan, index);
+  if (memory.live_peak == 0) return text + "  keeps nothing in the activation arena\n";
+  text += bytes_row("arena", memory.arena_peak, ratio_text(memory.arena_peak, memory.live_peak));
+  const fb::InstructionT& peak = *program.instructions[memory.peak_instruction];
+  text +=
+      fmt::format("  peak at instruction {}: {} ({})\n", memory.peak_instruction, peak.label, peak.kernel);
+  for (const auto& [kind, kind_name] : kActivationKinds)
+    if (bytes_of(memory.at_peak, kind) > 0)
+      text += row(kind_name, bytes_text(bytes_of(memory.at_peak, kind)),
+                  share_text(static_cast<double>(bytes_of(memory.at_peak, kind)),
+                             static_cast<double>(memory.live_peak)));
+  text += fmt::format("  {:>10}  {:<9}  {:>13}  {}\n", "size", "kind", "live", "made by");
+  const size_t shown = std::min(kBuffersShown, memory.live_at_peak.size());
+  for (const fb::BufferT* buffer : std::span(memory.live_at_peak).first(shown)) {
+    const fb::InstructionT& maker = *program.instructions[buffer->first];
+    text += fmt::format("  {:>10}  {:<9}  {:>13}  {} ({})\n", bytes_text(buffer->size),
+                        lower(fb::EnumNameBufferKind(buffer->kind)),
+                        fmt::format("{}-{}", buffer->first, buffer->last), maker.label, maker.kernel);
+  }
+  uint64_t rest = 0;
+  for (const fb::BufferT* buffer : std::span(memory.live_at_peak).subspan(shown)) rest += buffer->size;
+  if (rest > 0)
+    text += fmt::format("  {:>10}  in {} smaller buffers\n", bytes_text(rest),
+                        memory.live_at_peak.size() - shown);
+  return text;
+}
+
+std::string cost_table(const fb::PlanT& plan) {
+  const std::vector<KernelCost> costs = step_costs(plan);
+  KernelCost sum{.kernel = "all"};
+  for (const KernelCost& cost : costs) {
+    sum.calls += cost.calls;
+    sum.flops += cost.flops;
+    sum.bytes += cost.bytes;
+  }
+  std::string text = title("Cost of one step by kernel");
+  text += fmt::format("  {:<26} {:>7} {:>13} {:>7} {:>10} {:>7}\n", "kernel", "calls", "arithmetic", "share",
+                      "traffic", "share");
+  const auto line = [&](const KernelCost& cost) {
+    text += fmt::format("  {:<26} {:>7} {:>13} {:>7} {:>10} {:>7}\n", cost.kernel, with_commas(cost.calls),
+                        si_text(cost.flops, "FLOP"), share_text(cost.flops, sum.flops),
+                        si_text(cost.bytes, "B"), share_text(cost.bytes, sum.bytes));
+  };
+  std::for_each(costs.begin(), costs.end(), line);
+  line(sum);
+  return text;
+}
+
+}  // namespace
+
+std::string recipe_text(const fb::RecipeT& recipe) {
+  std::string text = fmt::format("{} x {} tokens", recipe.batch_size, recipe.seq_len);
+  if (recipe.grad_accum > 1) text += fmt::format(" x {} micro-batches", recipe.grad_accum);
+  const bool wide = recipe.dtype == fb::DType::F64;
+  return text + fmt::format(" a step, {} weights, {} gradients", lower(fb::EnumNameDType(recipe.dtype)),
+                            lower(fb::EnumNameDType(wide ? fb::DType::F64 : recipe.grad_dtype)));
+}
+
+std::string summary(const fb::PlanT& plan) {
+  return heading(plan) + recipe_text(*plan.recipe) + "\n" + memory_table(plan) + work_table(plan);
+}
+
+std::string explanation(const fb::PlanT& plan) {
+  std::string text = summary(plan);
+  for (size_t i = 0; i < plan.programs.size(); ++i) text += program_section(plan, i);
+  return text + cost_table(plan);
+}
+
+}  // namespace moec::tools

@@ -1,0 +1,248 @@
+#include <fmt/format.h>
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "compiler/compile.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "runtime/file_io.h"
+#include "runtime/run_dir.h"
+#include "runtime/trainer.h"
+#include "tools/commands.h"
+#include "tools/machine.h"
+#include "tools/plan_report.h"
+#include "tools/recipe_flags.h"
+#include "tools/terminal.h"
+#include "tools/units.h"
+
+namespace moec::tools {
+namespace {
+
+using runtime::TextEncoding;
+
+struct TrainFlags {
+  std::string model;  // a plan or a spec
+  runtime::DatasetOptions data;
+  std::string encoding;
+  std::optional<int64_t> max_steps;
+  std::optional<double> peak_tflops;
+  int threads = 0;
+  runtime::TrainOptions options;
+  RecipeFlags recipe;
+};
+
+/// Set by the signal handler, which can reach nothing but a global. A second signal ends the process as
+/// usual.
+std::atomic<bool> stop_asked = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+void stop_on_signals() {
+  struct sigaction action {};
+  action.sa_handler = [](int) { stop_asked = true; };
+  action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
+  ::sigaction(SIGINT, &action, nullptr);
+  ::sigaction(SIGTERM, &action, nullptr);
+}
+
+bool is_spec(const std::string& path, const std::string& content) {
+  const size_t first = content.find_first_not_of(" \t\r\n");
+  return path.ends_with(".json") || (first != content.npos && content[first] == '{');
+}
+
+/// The plan at the path, or the one that its spec compiles to.
+Result<std::shared_ptr<const runtime::LoadedPlan>> open_plan(const TrainFlags& flags) {
+  MOEC_ASSIGN_OR_RETURN(std::string content, runtime::read_file(flags.model));
+  if (is_spec(flags.model, content)) {
+    const std::vector<uint8_t> bytes = serialize_plan(flags.recipe.compile_spec(flags.model));
+    return runtime::parse_plan(std::string(bytes.begin(), bytes.end()), flags.model);
+  }
+  if (!flags.recipe.compile_flag().empty())
+    return input_error(
+        fmt::format("{} is compiled into a plan: give it to moec, or train a SPEC instead of {}",
+                    flags.recipe.compile_flag(), flags.model));
+  return runtime::parse_plan(std::move(content), flags.model);
+}
+
+Result<int64_t> choose_max_steps(const TrainFlags& flags, const fb::RecipeT& recipe) {
+  if (flags.max_steps) return *flags.max_steps;
+  if (recipe.schedule->total_steps > 0) return int64_t{recipe.schedule->total_steps};
+  return input_error("--max-steps is missing, and the recipe's schedule has no total_steps");
+}
+
+/// Data for the plan; a run that is continued keeps its tokenizer.
+Result<runtime::Dataset> load_data(const TrainFlags& flags, const fb::PlanT& plan) {
+  runtime::DatasetOptions options = flags.data;
+  if (!flags.encoding.empty())
+    options.encoding = flags.encoding == "bytes" ? TextEncoding::kBytes : TextEncoding::kCharacters;
+  options.vocab_size = plan.vocab_size;
+  options.seq_len = plan.recipe->seq_len;
+  if (flags.options.resume) {
+    MOEC_ASSIGN_OR_RETURN(const runtime::RunConfig config, runtime::read_run_config(flags.options.out_dir));
+    options.tokenizer = config.tokenizer;
+  }
+  return runtime::load_dataset(options);
+}
+
+nlohmann::json run_options(const TrainFlags& flags, int64_t max_steps) {
+  return {{"model", flags.model},
+          {"data", flags.data.files},
+          {"val_data", flags.data.validation_files},
+          {"val_fraction", flags.data.validation_fraction},
+          {"max_steps", max_steps}};
+}
+
+/// What is about to run, before the first step.
+void print_header(LiveOutput& out, const runtime::Session& session, const runtime::Dataset& data,
+                  double peak) {
+  const fb::PlanT& plan = session.plan().plan;
+  uint64_t memory = 0;
+  for (const auto& arena : plan.arenas) memory += arena->size;
+  out.line(fmt::format("model   {}: {} parameters, {} active", plan.model->name,
+                       with_commas(plan.total_parameters), with_commas(plan.active_parameters)));
+  out.line(fmt::format("step    {}", recipe_text(*plan.recipe)));
+  out.line(fmt::format("data    {} tokens to train on, {} to validate", with_commas(data.train.size()),
+                       with_commas(data.validation.size())));
+  out.line(fmt::format("device  cpu, {} threads, {} of matrix product at best, {} planned", cpu::threads(),
+                       si_text(peak, "FLOP/s"), bytes_text(memory)));
+}
+
+/// Shows a run as it goes: on a terminal one row that is overwritten, of which some stay; elsewhere all rows.
+class Progress {
+ public:
+  explicit Progress(LiveOutput& out) : out_(out), paint_(stdout) {}
+
+  runtime::TrainObserver observer() {
+    return {.on_step = [this](const runtime::StepReport& report) { show(report); },
+            .on_evaluation =
+                [this](int64_t step, double loss) {
+                  out_.line(paint_.bold(fmt::format("step {} | validation loss {:.4f}", step, loss)));
+                },
+            .on_sample =
+                [this](int64_t step, std::string_view text) {
+                  out_.line(fmt::format("step {} | sample\n{}\n{}\n{}", step, paint_.dim(kRule),
+                                        printable(text), paint_.dim(kRule)));
+                },
+            .on_checkpoint = nullptr};
+  }
+
+ private:
+  static constexpr const char* kRule = "----------------------------------------";
+  static constexpr int64_t kRowsKept = 20;
+
+  void show(const runtime::StepReport& report) {
+    const std::string row = runtime::format_row(report);
+    const int64_t twentieth = report.step * kRowsKept / report.max_steps;
+    if (!out_.live() || twentieth > shown_twentieth_) {
+      out_.line(row);
+      shown_twentieth_ = twentieth;
+    } else {
+      const double left = static_cast<double>(report.max_steps - report.step) * report.milliseconds / 1e3;
+      out_.status(fmt::format("{} | {} left", row, duration_text(left)));
+    }
+  }
+
+  LiveOutput& out_;
+  Paint paint_;
+  int64_t shown_twentieth_ = -1;
+};
+
+std::string result_text(const runtime::TrainResult& result, double seconds, const std::string& out_dir) {
+  std::string text = fmt::format("{} at step {} after {}", result.stopped ? "stopped" : "done", result.step,
+                                 duration_text(seconds));
+  if (result.train_loss) text += fmt::format(" | training loss {:.4f}", *result.train_loss);
+  if (result.validation_loss) text += fmt::format(" | validation loss {:.4f}", *result.validation_loss);
+  if (!out_dir.empty()) text += fmt::format(" | saved in {}", out_dir);
+  return text;
+}
+
+Status train(const TrainFlags& flags) {
+  MOEC_ASSIGN_OR_RETURN(const auto plan, open_plan(flags));
+  runtime::TrainOptions options = flags.options;
+  MOEC_ASSIGN_OR_RETURN(options.max_steps, choose_max_steps(flags, *plan->plan.recipe));
+  MOEC_ASSIGN_OR_RETURN(runtime::Dataset data, load_data(flags, plan->plan));
+  MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.threads));
+  options.seed = flags.recipe.seed();
+  if (flags.recipe.lr()) options.lr = static_cast<double>(*flags.recipe.lr());
+  options.sample.sampler.seed = options.seed.value_or(plan->plan.recipe->seed);
+  options.run_options = run_options(flags, options.max_steps);
+  options.peak_flops =
+      flags.peak_tflops ? *flags.peak_tflops * 1e12 : cpu_matmul_rate(plan->plan.recipe->dtype);
+  options.stop = &stop_asked;
+  stop_on_signals();
+
+  LiveOutput out(stdout);
+  print_header(out, session, data, *options.peak_flops);
+  Progress progress(out);
+  const auto start = std::chrono::steady_clock::now();
+  MOEC_ASSIGN_OR_RETURN(const runtime::TrainResult result,
+                        runtime::train(session, std::move(data), options, progress.observer()));
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  out.line(result_text(result, elapsed.count(), options.out_dir));
+  return {};
+}
+
+void add_data_flags(CLI::App& app, TrainFlags& flags) {
+  runtime::DatasetOptions& data = flags.data;
+  app.add_option("--data", data.files, "Text, or token shards of llm.c, to train on")
+      ->required()
+      ->type_name("FILE");
+  app.add_option("--val-data", data.validation_files, "Validate on these files instead of a part of --data")
+      ->type_name("FILE");
+  app.add_option("--val-fraction", data.validation_fraction, "Last part of --data held out (default: 0.1)")
+      ->check(number<double>(0, 0.9))
+      ->type_name("X");
+  app.add_option("--encoding", flags.encoding, "Tokens of text (default: bytes where 256 fit the vocabulary)")
+      ->check(one_of({"bytes", "chars"}))
+      ->type_name("bytes|chars");
+}
+
+void add_run_flags(CLI::App& app, TrainFlags& flags) {
+  runtime::TrainOptions& options = flags.options;
+  const auto count = [&](const std::string& name, auto& value, int64_t least, const std::string& help) {
+    app.add_option(name, value, help)->check(number<int64_t>(least))->type_name("N");
+  };
+  app.add_option("--out-dir", options.out_dir, "Run directory: plan, weights, optimizer state, log")
+      ->required()
+      ->type_name("DIR");
+  app.add_flag("--resume", options.resume, "Continue the run in --out-dir");
+  count("--max-steps", flags.max_steps, 1, "Steps of the whole run (default: the schedule's total_steps)");
+  count("--log-every", options.log_every, 1, "Steps between rows (default: 10)");
+  count("--eval-every", options.eval_every, 0, "Steps between validations (default: at the end)");
+  count("--eval-batches", options.eval_batches, 0, "Batches of a validation (default: all)");
+  count("--save-every", options.save_every, 0, "Steps between checkpoints (default: at the end)");
+  count("--sample-every", options.sample_every, 0, "Steps between samples (default: at the end)");
+  app.add_option("--sample-prompt", options.sample_prompt, "Generate from this text to show progress")
+      ->type_name("TEXT");
+  add_threads_flag(app, flags.threads);
+  app.add_option("--peak-tflops", flags.peak_tflops, "100% of MFU (default: a matrix product, measured)")
+      ->check(number<double>(1e-6))
+      ->type_name("X");
+}
+
+constexpr const char* kExamples = R"(Examples:
+  moerun train tiny.plan --data text.txt --max-steps 500 --out-dir run
+  moerun train schema/examples/moe-tiny.json --batch-size 16 --data a.txt b.txt --out-dir run
+  moerun train tiny.plan --data text.txt --max-steps 1000 --out-dir run --resume
+
+Ctrl-C ends the run after the step under way, with a checkpoint; --resume goes on with the same bits.)";
+
+}  // namespace
+
+Command train_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("train", "Train a plan, or a spec that is compiled first");
+  auto flags = std::make_shared<TrainFlags>();
+  flags->options.log_every = 10;
+  command->add_option("PLAN|SPEC", flags->model, "Plan of moec, or model spec")->required();
+  add_data_flags(*command, *flags);
+  add_run_flags(*command, *flags);
+  flags->recipe.add_to(*command);
+  command->footer(kExamples);
+  return {command, [flags] { return train(*flags); }};
+}
+
+}  // namespace moec::tools
