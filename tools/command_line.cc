@@ -34,12 +34,11 @@ std::string suggestion(std::string_view word, std::span<const std::string> candi
   return found.empty() ? "" : fmt::format("; did you mean '{}'?", found);
 }
 
+/// Long names: a short one is near everything.
 std::vector<std::string> flags_of(const CLI::App& app) {
   std::vector<std::string> flags;
-  for (const CLI::Option* option : app.get_options()) {
+  for (const CLI::Option* option : app.get_options())
     for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
-    for (const std::string& name : option->get_snames()) flags.push_back("-" + name);
-  }
   return flags;
 }
 
@@ -167,6 +166,10 @@ void describe_tool(CLI::App& app, const std::string& name, const std::string& de
   formatter->label("SUBCOMMAND", "COMMAND");
   formatter->label("REQUIRED", "(required)");
   app.formatter(formatter);
+}
+
+CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& help) {
+  return app.add_subcommand(name, help)->group("Commands");
 }
 
 int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const Command> commands) {

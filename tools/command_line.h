@@ -54,6 +54,8 @@ CLI::Validator one_of(std::vector<std::string> words);
 /// The root of a tool: its name, --help, --version and the look of the help text.
 void describe_tool(CLI::App& app, const std::string& name, const std::string& description);
 
+CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& help);
+
 /// Parses, runs the command that was asked for, and returns the exit code. Whatever goes wrong becomes one
 /// line on stderr.
 int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const Command> commands);

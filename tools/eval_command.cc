@@ -58,8 +58,8 @@ Status evaluate(const EvalFlags& flags) {
   const auto start = std::chrono::steady_clock::now();
   MOEC_ASSIGN_OR_RETURN(const double loss, session.evaluate(flags.batches));
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  fmt::print("loss {:.4f} | perplexity {:.2f} | {} in {}
-", loss, std::exp(loss), extent, duration_text(elapsed.count()));
+  fmt::print("loss {:.4f} | perplexity {:.2f} | {} in {}\n", loss, std::exp(loss), extent,
+             duration_text(elapsed.count()));
   return {};
 }
 
@@ -71,7 +71,7 @@ constexpr const char* kExamples = R"(Examples:
 
 Command eval_command(CLI::App& app) {
   CLI::App* command =
-      app.add_subcommand("eval", "Mean loss of a run's model, or of an untrained plan, on text");
+      add_command(app, "eval", "Mean loss of a run's model, or of an untrained plan, on text");
   auto flags = std::make_shared<EvalFlags>();
   command->add_option("PLAN|RUN_DIR", flags->model, "Run directory of a training, or plan")->required();
   command->add_option("--data", flags->data, "Text or token shards")->required()->type_name("FILE");

@@ -60,7 +60,7 @@ constexpr const char* kExamples = R"(Examples:
 }  // namespace
 
 Command generate_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("generate", "Continue a text with a run's model");
+  CLI::App* command = add_command(app, "generate", "Continue a text with a run's model");
   auto flags = std::make_shared<GenerateFlags>();
   runtime::SamplerOptions& sampler = flags->options.sampler;
   command->add_option("RUN_DIR", flags->run_dir, "Run directory of a training")->required();

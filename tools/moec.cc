@@ -36,7 +36,7 @@ Status compile_spec(const CompileFlags& flags) {
       stages += fmt::format("== {}: {} nodes\n{}\n", stage, graph.nodes().size(), dump_graph(graph));
     };
   const auto start = std::chrono::steady_clock::now();
-  const fb::PlanT plan = flags.recipe.compile_spec(flags.spec, options);
+  MOEC_ASSIGN_OR_RETURN(const fb::PlanT plan, flags.recipe.compile_spec(flags.spec, options));
   const std::vector<uint8_t> bytes = serialize_plan(plan);
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   if (flags.dump == "-") fmt::print("{}", stages);
@@ -90,7 +90,7 @@ Command compile_command(CLI::App& app) {
 
 Command plan_command(CLI::App& app, const std::string& name, const std::string& help,
                      Status (*run)(const std::string&)) {
-  CLI::App* command = app.add_subcommand(name, help)->group("Commands");
+  CLI::App* command = add_command(app, name, help);
   auto path = std::make_shared<std::string>();
   command->add_option("PLAN", *path, "Plan file")->required();
   return {command, [path, run] { return run(*path); }};

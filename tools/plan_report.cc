@@ -88,7 +88,24 @@ std::string work_table(const fb::PlanT& plan) {
          row("instructions", with_commas(instructions), fmt::format("in {} programs", plan.programs.size()));
 }
 
-/// Where a program's memory peaks, what is live there, and which instruction made each buffer.
+/// The largest buffers that are live at a program's peak, and the instruction that made each.
+std::string live_table(const fb::ProgramT& program, const ProgramMemory& memory) {
+  std::string text = fmt::format("  {:>10}  {:<9}  {:>13}  {}\n", "size", "kind", "live", "made by");
+  const std::span live(memory.live_at_peak);
+  const size_t shown = std::min(kBuffersShown, live.size());
+  for (const fb::BufferT* buffer : live.first(shown)) {
+    const fb::InstructionT& maker = *program.instructions[buffer->first];
+    text += fmt::format("  {:>10}  {:<9}  {:>13}  {} ({})\n", bytes_text(buffer->size),
+                        lower(fb::EnumNameBufferKind(buffer->kind)),
+                        fmt::format("{}-{}", buffer->first, buffer->last), maker.label, maker.kernel);
+  }
+  uint64_t rest = 0;
+  for (const fb::BufferT* buffer : live.subspan(shown)) rest += buffer->size;
+  if (rest == 0) return text;
+  return text + fmt::format("  {:>10}  in {} smaller buffers\n", bytes_text(rest), live.size() - shown);
+}
+
+/// What a program needs of the activation arena, where that peaks, and why.
 std::string program_section(const fb::PlanT& plan, size_t index) {
   const fb::ProgramT& program = *plan.programs[index];
   const std::string name = lower(fb::EnumNameProgramKind(program.kind));
@@ -99,25 +116,12 @@ std::string program_section(const fb::PlanT& plan, size_t index) {
   const fb::InstructionT& peak = *program.instructions[memory.peak_instruction];
   text +=
       fmt::format("  peak at instruction {}: {} ({})\n", memory.peak_instruction, peak.label, peak.kernel);
-  for (const auto& [kind, kind_name] : kActivationKinds)
-    if (bytes_of(memory.at_peak, kind) > 0)
-      text += row(kind_name, bytes_text(bytes_of(memory.at_peak, kind)),
-                  share_text(static_cast<double>(bytes_of(memory.at_peak, kind)),
-                             static_cast<double>(memory.live_peak)));
-  text += fmt::format("  {:>10}  {:<9}  {:>13}  {}\n", "size", "kind", "live", "made by");
-  const size_t shown = std::min(kBuffersShown, memory.live_at_peak.size());
-  for (const fb::BufferT* buffer : std::span(memory.live_at_peak).first(shown)) {
-    const fb::InstructionT& maker = *program.instructions[buffer->first];
-    text += fmt::format("  {:>10}  {:<9}  {:>13}  {} ({})\n", bytes_text(buffer->size),
-                        lower(fb::EnumNameBufferKind(buffer->kind)),
-                        fmt::format("{}-{}", buffer->first, buffer->last), maker.label, maker.kernel);
+  for (const auto& [kind, kind_name] : kActivationKinds) {
+    const uint64_t bytes = bytes_of(memory.at_peak, kind);
+    const std::string share = share_text(static_cast<double>(bytes), static_cast<double>(memory.live_peak));
+    if (bytes > 0) text += row(kind_name, bytes_text(bytes), share);
   }
-  uint64_t rest = 0;
-  for (const fb::BufferT* buffer : std::span(memory.live_at_peak).subspan(shown)) rest += buffer->size;
-  if (rest > 0)
-    text += fmt::format("  {:>10}  in {} smaller buffers\n", bytes_text(rest),
-                        memory.live_at_peak.size() - shown);
-  return text;
+  return text + live_table(program, memory);
 }
 
 std::string cost_table(const fb::PlanT& plan) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "compiler/frontend.h"
+#include "runtime/file_io.h"
 #include "tools/command_line.h"
 
 namespace moec::tools {
@@ -117,8 +118,9 @@ void RecipeFlags::add_to(CLI::App& app) {
       ->group(kGroup);
 }
 
-fb::PlanT RecipeFlags::compile_spec(const std::string& path, CompileOptions options) const {
-  fb::ModelT model = read_model(path);
+Result<fb::PlanT> RecipeFlags::compile_spec(const std::string& path, CompileOptions options) const {
+  MOEC_ASSIGN_OR_RETURN(const std::string text, runtime::read_file(path));
+  fb::ModelT model = parse_model(text, path);
   for (const auto& change : changes_) change(*model.recipe);
   if (lr_) model.recipe->lr = *lr_;
   if (seed_) model.recipe->seed = *seed_;

@@ -24,8 +24,9 @@ class RecipeFlags {
   std::optional<float> lr() const { return lr_; }
   std::optional<uint64_t> seed() const { return seed_; }
 
-  /// Compiles the spec at `path` with the recipe changed as the flags say. Throws CompileError.
-  fb::PlanT compile_spec(const std::string& path, CompileOptions options = {}) const;
+  /// Compiles the spec at `path` with the recipe changed as the flags say. Throws CompileError for what is
+  /// wrong with the spec.
+  Result<fb::PlanT> compile_spec(const std::string& path, CompileOptions options = {}) const;
 
  private:
   /// A flag whose value `set` puts into the recipe.

@@ -58,7 +58,8 @@ bool is_spec(const std::string& path, const std::string& content) {
 Result<std::shared_ptr<const runtime::LoadedPlan>> open_plan(const TrainFlags& flags) {
   MOEC_ASSIGN_OR_RETURN(std::string content, runtime::read_file(flags.model));
   if (is_spec(flags.model, content)) {
-    const std::vector<uint8_t> bytes = serialize_plan(flags.recipe.compile_spec(flags.model));
+    MOEC_ASSIGN_OR_RETURN(const fb::PlanT plan, flags.recipe.compile_spec(flags.model));
+    const std::vector<uint8_t> bytes = serialize_plan(plan);
     return runtime::parse_plan(std::string(bytes.begin(), bytes.end()), flags.model);
   }
   if (!flags.recipe.compile_flag().empty())
@@ -234,7 +235,7 @@ Ctrl-C ends the run after the step under way, with a checkpoint; --resume goes o
 }  // namespace
 
 Command train_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("train", "Train a plan, or a spec that is compiled first");
+  CLI::App* command = add_command(app, "train", "Train a plan, or a spec that is compiled first");
   auto flags = std::make_shared<TrainFlags>();
   flags->options.log_every = 10;
   command->add_option("PLAN|SPEC", flags->model, "Plan of moec, or model spec")->required();

@@ -1,0 +1,101 @@
+// The example models: sizes known beforehand, arenas near the lower bound, plans that the validator accepts and whose
+// mutations it rejects.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "../planner/mutations.h"
+#include "compiler/compile.h"
+#include "compiler/frontend.h"
+#include "planner/validate.h"
+
+namespace moec::test {
+namespace {
+
+fb::ModelT example(const std::string& name) {
+  return read_model(std::string(MOEC_SOURCE_DIR "/schema/examples/") + name + ".json");
+}
+
+uint64_t arena_size(const fb::PlanT& plan, fb::ArenaKind kind) {
+  const auto it = std::find_if(plan.arenas.begin(), plan.arenas.end(), [&](const auto& arena) { return arena->kind == kind; });
+  return (*it)->size;
+}
+
+std::vector<std::string> faults_of(const fb::PlanT& plan) {
+  const std::vector<uint8_t> bytes = serialize_plan(plan);
+  flatbuffers::Verifier verifier(bytes.data(), bytes.size(), 64, 1u << 24);
+  REQUIRE(fb::VerifyPlanBuffer(verifier));
+  return planner::validate(*fb::GetPlan(bytes.data()));
+}
+
+struct Known {
+  const char* name;
+  uint64_t parameters, active;
+};
+
+constexpr Known kExamples[] = {
+    {"moe-tiny", 542'528, 345'920},         {"moe-6.9b", 6'882'678'528, 1'786'599'168},
+    {"char-gpt", 819'018, 819'018},         {"char-moe", 481'981'631, 141'966'527},
+    {"gpt2-124m", 124'439'808, 124'439'808}, {"qwen2.5-0.5b", 494'032'768, 494'032'768},
+};
+
+}  // namespace
+
+TEST_CASE("examples have the parameters they are known by") {
+  for (const auto& [name, parameters, active] : kExamples) {
+    CAPTURE(std::string(name));
+    const fb::PlanT plan = compile(example(name));
+    CHECK(plan.total_parameters == parameters);
+    CHECK(plan.active_parameters == active);
+  }
+}
+
+TEST_CASE("arenas of examples are at most 1.05 times the live bytes") {
+  for (const Known& known : kExamples)
+    for (const fb::DType dtype : {fb::DType::F32, fb::DType::BF16})
+      for (const uint32_t grad_accum : {1u, 4u}) {
+        CAPTURE(std::string(known.name));
+        fb::ModelT model = example(known.name);
+        model.recipe->dtype = dtype;
+        model.recipe->grad_accum = grad_accum;
+        const fb::PlanT plan = compile(model);
+        const double ratio = static_cast<double>(arena_size(plan, fb::ArenaKind::Activations)) /
+                             static_cast<double>(plan.activations_lower_bound);
+        CHECK(ratio <= 1.05);
+        CHECK(ratio >= 1);
+      }
+}
+
+TEST_CASE("compiling the same model twice gives the same bytes") {
+  CHECK(serialize_plan(compile(example("moe-tiny"))) == serialize_plan(compile(example("moe-tiny"))));
+}
+
+TEST_CASE("the validator rejects every mutation of compiled plans") {
+  constexpr int kPerMutation = 40;
+  int total = 0;
+  for (const char* name : {"moe-tiny", "char-gpt"}) {
+    fb::ModelT model = example(name);
+    model.recipe->grad_accum = 2;
+    const fb::PlanT sound = compile(model);
+    CHECK(faults_of(sound).empty());
+    for (const planner::Mutation& mutation : planner::mutations()) {
+      planner::Random random(5);
+      int applied = 0, rejected = 0;
+      for (int attempt = 0; applied < kPerMutation && attempt < 20'000; ++attempt) {
+        fb::PlanT plan(sound);
+        if (!mutation.apply(plan, random)) continue;
+        ++applied;
+        rejected += !faults_of(plan).empty();
+      }
+      CAPTURE(std::string(mutation.name));
+      CHECK(applied > 0);
+      CHECK(rejected == applied);
+      total += applied;
+    }
+  }
+  MESSAGE(fmt::format("{} mutated plans", total));
+  CHECK(total >= 1000);
+}
+
+}  // namespace moec::test

@@ -1,0 +1,60 @@
+# Sourced by the scripts beside it: installs what the build needs, configures and builds. Sets `root`, the
+# repository, and after `build` also `bin`, the folder of the executables.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# Threads that wait for work sleep instead of spinning, so that a shared machine is not slowed down by us.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+
+packages=(
+  build-essential ccache cmake ninja-build
+  doctest-dev flatbuffers-compiler libbenchmark-dev libcli11-dev libflatbuffers-dev libfmt-dev libopenblas-dev
+  libxxhash-dev nlohmann-json3-dev
+)
+
+say() { printf '==> %s\n' "$*"; }
+die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+
+# Installs the packages that are missing; on systems without apt it leaves the search for them to CMake.
+install_packages() {
+  command -v apt-get >/dev/null && command -v dpkg-query >/dev/null || return 0
+  local package missing=()
+  for package in "${packages[@]}"; do
+    [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+  done
+  ((${#missing[@]})) || return 0
+  local as_root=()
+  if ((EUID != 0)); then
+    command -v sudo >/dev/null || die "needs these packages, and root or sudo to install them: ${missing[*]}"
+    as_root=(sudo)
+  fi
+  say "installing ${missing[*]}"
+  "${as_root[@]}" apt-get -qq update
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+    "${missing[@]}" >/dev/null
+}
+
+# The preset of this machine: cuda where there are device kernels and a CUDA compiler, else cpu.
+choose_preset() {
+  local nvcc
+  nvcc=$(command -v nvcc || compgen -G '/usr/local/cuda/bin/nvcc' || true)
+  if [[ -n $nvcc ]] && compgen -G "$root/kernels/cuda/*.cu" >/dev/null; then
+    export CUDACXX=$nvcc
+    echo cuda
+  else
+    echo cpu
+  fi
+}
+
+# build [TARGET...]: configures and builds, MOEC_PRESET or the preset of this machine.
+build() {
+  install_packages
+  local preset
+  preset=${MOEC_PRESET:-$(choose_preset)}
+  bin=$root/build/$preset/bin
+  say "building in build/$preset"
+  (cd "$root" && cmake --preset "$preset" --log-level=NOTICE)
+  local quiet=()
+  [[ -t 1 ]] || quiet=(--quiet)
+  ninja -C "$root/build/$preset" "${quiet[@]}" -j "$(nproc)" "$@"
+}

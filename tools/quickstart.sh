@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, compiles the tiny mixture-of-experts model, trains it on TEXT (by default this
+# repository's own sources) for a minute or so, and prints the loss, the validation loss and a sample.
+#
+#   tools/quickstart.sh [TEXT]
+set -euo pipefail
+
+if (($# > 1)) || [[ ${1:-} == -* ]]; then
+  echo "usage: tools/quickstart.sh [TEXT]" >&2
+  exit 2
+fi
+text=${1:+$(realpath -- "$1")}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+if [[ -n $text && ! -r $text ]]; then
+  echo "quickstart.sh: $1: cannot be read" >&2
+  exit 2
+fi
+
+steps=400
+build moec moerun
+
+work=$root/build/quickstart
+rm -rf "$work"
+mkdir -p "$work"
+prompt="The "
+if [[ -z $text ]]; then
+  text=$work/sources.txt
+  prompt="#include <"
+  say "collecting the repository's sources in ${text#"$root"/}"
+  find "$root" -mindepth 1 \( -name build -o -name '.?*' \) -prune -o -type f \
+    \( -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.fbs' -o -name '*.md' -o -name '*.py' \) -print0 |
+    LC_ALL=C sort -z | xargs -0 cat >"$text"
+fi
+
+say "compiling schema/examples/moe-tiny.json"
+"$bin/moec" "$root/schema/examples/moe-tiny.json" --total-steps "$steps" -o "$work/moe-tiny.plan"
+
+say "training for $steps steps"
+"$bin/moerun" train "$work/moe-tiny.plan" --data "$text" --max-steps "$steps" --out-dir "$work/run" \
+  --log-every "$((steps / 10))" --sample-prompt "$prompt"
+
+cat <<END
+
+The run is in ${work#"$root"/}/run. To go on from here:
+  ${bin#"$root"/}/moerun generate build/quickstart/run --prompt "$prompt" --temp 0.8
+  ${bin#"$root"/}/moec explain build/quickstart/moe-tiny.plan
+END
