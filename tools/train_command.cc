@@ -108,8 +108,8 @@ void print_header(LiveOutput& out, const runtime::Session& session, const runtim
   out.line(fmt::format("step    {}", recipe_text(*plan.recipe)));
   out.line(fmt::format("data    {} tokens to train on, {} to validate", with_commas(data.train.size()),
                        with_commas(data.validation.size())));
-  out.line(fmt::format("device  cpu, {} threads, {} of matrix product at best, {} planned", cpu::threads(),
-                       si_text(peak, "FLOP/s"), bytes_text(memory)));
+  out.line(fmt::format("device  cpu, threads: {}, matrix product at best: {}, planned memory: {}",
+                       cpu::threads(), si_text(peak, "FLOP/s"), bytes_text(memory)));
 }
 
 /// Shows a run as it goes: on a terminal one row that is overwritten, of which some stay; elsewhere all rows.
@@ -143,7 +143,7 @@ class Progress {
       shown_twentieth_ = twentieth;
     } else {
       const double left = static_cast<double>(report.max_steps - report.step) * report.milliseconds / 1e3;
-      out_.status(fmt::format("{} | {} left", row, duration_text(left)));
+      out_.status(fmt::format("{} left | {}", duration_text(left), row));
     }
   }
 

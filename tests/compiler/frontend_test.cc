@@ -1,0 +1,121 @@
+// Specs that are wrong: each is refused with one line that names the place.
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "compiler/compile.h"
+#include "compiler/error.h"
+#include "compiler/frontend.h"
+
+namespace moec::test {
+namespace {
+
+/// A sound little model whose parts a test can replace.
+std::string spec(const std::string& nodes, const std::string& recipe = "batch_size: 2, seq_len: 4") {
+  return R"({name: "m", context: 8, blocks: [
+    {name: "embedding", nodes: [{name: "x", inputs: ["tokens"], op_type: "Embedding", op: {vocab_size: 5, dim: 4}}]},
+    {name: "body", nodes: [)" + nodes + R"(]},
+    {name: "head", nodes: [
+      {name: "logits", inputs: ["y"], op_type: "Linear", op: {out_features: 5}},
+      {name: "loss", inputs: ["logits", "targets"], op_type: "CrossEntropy", op: {}}]}],
+    recipe: {)" + recipe + "}}";
+}
+
+const char kSilu[] = R"({name: "y", inputs: ["x"], op_type: "Silu", op: {}})";
+
+/// The message of the error, "" when it compiles.
+std::string error_of(const std::string& json) {
+  try {
+    compile(parse_model(json, "spec.json"));
+  } catch (const CompileError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+struct Fault {
+  const char* what;
+  std::string json;
+  const char* message;  // part of it
+};
+
+}  // namespace
+
+TEST_CASE("the sound spec compiles") { CHECK(error_of(spec(kSilu)) == ""); }
+
+TEST_CASE("nodes may stand in any order") {
+  CHECK(error_of(spec(R"({name: "y", inputs: ["z"], op_type: "Silu", op: {}},
+                         {name: "z", inputs: ["x"], op_type: "Silu", op: {}})")) == "");
+}
+
+TEST_CASE("wrong specs are refused with the place and the reason") {
+  const Fault faults[] = {
+      {"broken JSON", "{name: \"m\", blocks: [", "spec.json:1"},
+      {"not JSON", "hello", "spec.json:1"},
+      {"empty", "", "spec.json"},
+      {"unknown field", R"({name: "m", blocks: [], colour: 3})", "colour"},
+      {"unknown op", spec(R"({name: "y", inputs: ["x"], op_type: "Convolution", op: {}})"), "Convolution"},
+      {"unknown op field", spec(R"({name: "y", inputs: ["x"], op_type: "Silu", op: {slope: 1}})"), "slope"},
+      {"no op", spec(R"({name: "y", inputs: ["x"]})"), "required field"},
+      {"no name", spec(R"({inputs: ["x"], op_type: "Silu", op: {}})"), "required field"},
+      {"compiler's op", spec(R"({name: "y", inputs: ["x"], op_type: "AdamW", op: {}})"), "body.y: AdamW is not an op"},
+      {"missing value", spec(R"({name: "y", inputs: ["nope"], op_type: "Silu", op: {}})"), "body.y: input 'nope' is not a value"},
+      {"cycle", spec(R"({name: "y", inputs: ["z"], op_type: "Silu", op: {}}, {name: "z", inputs: ["y"], op_type: "Silu", op: {}})"),
+       "body.y: input 'z' is part of a cycle"},
+      {"too few inputs", spec(R"({name: "y", inputs: ["x"], op_type: "Add", op: {}})"), "needs 2 inputs (a, b), not 1"},
+      {"two of a name", spec(std::string(kSilu) + "," + kSilu), "body.y: the name stands twice"},
+      {"shapes differ", spec(R"({name: "z", inputs: ["x"], op_type: "Linear", op: {out_features: 3}},
+                                {name: "y", inputs: ["x", "z"], op_type: "Add", op: {}})"), "body.y (add): f32[2,4,4] and f32[2,4,3] differ"},
+      {"heads do not divide", spec(R"({name: "y", inputs: ["x"], op_type: "Attention", op: {heads: 3, kv_heads: 2, head_dim: 2}})"),
+       "3 query heads cannot share 2"},
+      {"packed width", spec(R"({name: "y", inputs: ["x"], op_type: "Attention", op: {heads: 2, kv_heads: 2, head_dim: 2}})"),
+       "needs qkv[B,S,12]"},
+      {"odd rotation", spec(R"({name: "y", inputs: ["x"], op_type: "Rope", op: {heads: 2, kv_heads: 1, head_dim: 1}})"), "odd"},
+      {"top_k above experts", spec(R"({name: "g", inputs: ["x"], op_type: "Linear", op: {out_features: 2, full_precision: true}},
+                                      {name: "y", inputs: ["g"], op_type: "Router", op: {top_k: 3}})"), "top_k 3"},
+      {"zero features", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {}})"), "out_features must be positive"},
+      {"sizes overflow", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4294967295}})",
+                              "batch_size: 4294967295, seq_len: 8"), "larger than any memory"},
+      {"tied to nothing", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4, tied_to: "q"}})"), "tied to 'q'"},
+      {"tied to another shape", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4, tied_to: "embedding.x.weight"}})"),
+       "does not fit"},
+      {"number out of range", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 99999999999999}})"), "spec.json:3"},
+      {"negative size", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: -4}})"), "spec.json:3"},
+      {"dropout of all", spec(R"({name: "y", inputs: ["x"], op_type: "Dropout", op: {p: 1}})"), "p must be in [0, 1)"},
+      {"sequence above context", spec(kSilu, "batch_size: 1, seq_len: 9"), "longer than the model's context"},
+      {"no batch", spec(kSilu, "batch_size: 0, seq_len: 4"), "at least 1"},
+      {"unknown dtype", spec(kSilu, "dtype: \"F8\""), "F8"},
+      {"unsupported dtype", spec(kSilu, "seq_len: 4, dtype: \"F16\""), "dtype must be"},
+      {"bad schedule", spec(kSilu, "seq_len: 4, schedule: {kind: \"Cosine\", warmup_steps: 5, total_steps: 5}"), "total_steps"},
+      {"bad betas", spec(kSilu, "seq_len: 4, adamw: {beta1: 1}"), "betas"},
+      {"newer version", R"({version: 9, name: "m", blocks: []})", "model version 9"},
+      {"no blocks", R"({name: "m", blocks: []})", "m: the model has no"},
+      {"repeat of nothing", R"({name: "m", blocks: [{name: "b", repeat: 0, nodes: []}]})", "repeat must be at least 1"},
+      {"carry of nothing", R"({name: "m", blocks: [{name: "b", carry: [{from: "x", to: "q"}], nodes: []}]})", "carries 'q'"},
+  };
+  for (const Fault& fault : faults) {
+    CAPTURE(std::string(fault.what));
+    const std::string message = error_of(fault.json);
+    CAPTURE(message);
+    CHECK(message.find(fault.message) != std::string::npos);
+    CHECK(message.find('\n') == std::string::npos);
+  }
+}
+
+TEST_CASE("every prefix of a spec is refused without a crash") {
+  std::ifstream file(MOEC_SOURCE_DIR "/schema/examples/moe-tiny.json");
+  const std::string json{std::istreambuf_iterator<char>(file), {}};
+  const size_t end = json.find_last_of('}');
+  for (size_t length = 0; length < end; length += 7) {
+    CAPTURE(length);
+    CHECK(error_of(json.substr(0, length)) != "");
+  }
+}
+
+TEST_CASE("a file that is not there, and one that is a folder") {
+  CHECK_THROWS_WITH_AS(read_model("/nowhere/spec.json"), "/nowhere/spec.json: cannot be opened", CompileError);
+  CHECK_THROWS_AS(read_model(std::filesystem::temp_directory_path().string()), CompileError);
+}
+
+}  // namespace moec::test

@@ -1,0 +1,184 @@
+// moec as its users meet it: exit codes, messages, files.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "tests/tools/process.h"
+
+namespace moec::test {
+namespace {
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+/// Wrong use: exit code 2, nothing on stdout, one line on stderr that holds `part`.
+void check_rejected(const std::vector<std::string>& arguments, const std::string& part) {
+  const Outcome outcome = run("moec", arguments);
+  CAPTURE(part);
+  CHECK(outcome.exit_code == 2);
+  CHECK(outcome.out.empty());
+  CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+  CHECK(has(outcome.err, "moec"));
+  CHECK_MESSAGE(has(outcome.err, part), outcome.err);
+}
+
+/// The tiny plan, compiled into the scratch directory.
+std::string compile_tiny(const Scratch& scratch) {
+  const std::string plan = scratch.path("tiny.plan");
+  const Outcome outcome = run("moec", {example("moe-tiny"), "-o", plan});
+  REQUIRE_MESSAGE(outcome.exit_code == 0, outcome.err);
+  return plan;
+}
+
+}  // namespace
+
+TEST_CASE("moec compiles a spec and says what it takes") {
+  const Scratch scratch;
+  const std::string plan = scratch.path("tiny.plan");
+  const Outcome outcome = run("moec", {example("moe-tiny"), "-o", plan});
+  CHECK(outcome.exit_code == 0);
+  CHECK(outcome.err.empty());
+  CHECK(has(outcome.out, "542,528 parameters, 345,920 active"));
+  for (const char* row : {"weights", "gradients", "optimizer state", "saved activations", "temporaries",
+                          "workspace", "activation arena", "lower bound", "FLOP"})
+    CHECK_MESSAGE(has(outcome.out, row), row);
+  CHECK(read(plan).substr(4, 4) == "MOEP");
+}
+
+TEST_CASE("moec compiles the 6.9B model and counts its parameters") {
+  const Scratch scratch;
+  const Outcome outcome = run("moec", {example("moe-6.9b"), "-o", scratch.path("big.plan")});
+  CHECK(outcome.exit_code == 0);
+  CHECK(has(outcome.out, "6,882,678,528 parameters, 1,786,599,168 active"));
+}
+
+TEST_CASE("recipe flags change the plan") {
+  const Scratch scratch;
+  const std::string plan = scratch.path("x.plan");
+  const Outcome outcome = run("moec", {example("moe-tiny"), "-o", plan, "--batch-size", "2", "--seq-len",
+                                       "32", "--grad-accum", "3", "--dtype", "bf16", "--grad-dtype", "same"});
+  CHECK(outcome.exit_code == 0);
+  CHECK(has(outcome.out, "2 x 32 tokens x 3 micro-batches a step, bf16 weights, bf16 gradients"));
+}
+
+TEST_CASE("the same spec gives the same plan, byte for byte") {
+  const Scratch scratch;
+  const std::string first = read(compile_tiny(scratch));
+  CHECK(first == read(compile_tiny(scratch)));
+}
+
+TEST_CASE("--dump-stages shows every program's graph, on stdout or in a file") {
+  const Scratch scratch;
+  const std::string plan = scratch.path("x.plan"), dump = scratch.path("stages.txt");
+  const Outcome to_stdout = run("moec", {"--dump-stages", example("moe-tiny"), "-o", plan});
+  CHECK(to_stdout.exit_code == 0);
+  CHECK(has(to_stdout.out, "grouped_linear("));
+  CHECK(run("moec", {"--dump-stages=" + dump, example("moe-tiny"), "-o", plan}).exit_code == 0);
+  for (const char* program : {"Init", "Accumulate", "Apply", "Evaluate", "Prefill"})
+    CHECK_MESSAGE(has(read(dump), program), program);
+  CHECK(has(to_stdout.out, read(dump)));
+}
+
+TEST_CASE("moec verify accepts a sound plan and rejects a damaged one") {
+  const Scratch scratch;
+  const std::string plan = compile_tiny(scratch);
+  const Outcome sound = run("moec", {"verify", plan});
+  CHECK(sound.exit_code == 0);
+  CHECK(has(sound.out, "OK: 5 programs, "));
+
+  const std::string bytes = read(plan), damaged = scratch.path("damaged.plan");
+  for (const size_t size : {size_t{0}, size_t{3}, size_t{8}, bytes.size() / 2, bytes.size() - 64}) {
+    CAPTURE(size);
+    write(damaged, bytes.substr(0, size));
+    check_rejected({"verify", damaged}, "damaged.plan");
+    check_rejected({"explain", damaged}, "damaged.plan");
+  }
+}
+
+TEST_CASE("a flipped byte never crashes moec verify") {
+  const Scratch scratch;
+  const std::string bytes = read(compile_tiny(scratch)), damaged = scratch.path("damaged.plan");
+  for (size_t i = 0; i < 60; ++i) {
+    std::string flipped = bytes;
+    const size_t place = i * 7919 % bytes.size();
+    flipped[place] = static_cast<char>(~flipped[place]);
+    write(damaged, flipped);
+    const Outcome outcome = run("moec", {"verify", damaged});
+    CAPTURE(place);
+    CHECK((outcome.exit_code == 0 || outcome.exit_code == 2));
+    CHECK((outcome.exit_code == 0) == has(outcome.out, "OK:"));
+  }
+}
+
+TEST_CASE("moec explain names the peak and the cost of every kernel") {
+  const Scratch scratch;
+  const Outcome outcome = run("moec", {"explain", compile_tiny(scratch)});
+  CHECK(outcome.exit_code == 0);
+  for (const char* part : {"Program accumulate", "Program prefill", "peak at instruction", "made by",
+                           "lower bound", "grouped_linear_bwd_weight", "100.0%"})
+    CHECK_MESSAGE(has(outcome.out, part), part);
+}
+
+TEST_CASE("wrong use of moec is one line and exit code 2") {
+  const Scratch scratch;
+  const std::string spec = example("moe-tiny"), plan = scratch.path("x.plan");
+  check_rejected({}, "--help");
+  check_rejected({spec, "-o", plan, "--batchsize", "4"}, "did you mean '--batch-size'?");
+  check_rejected({spec, "-o", plan, "--frobnicate"}, "unknown flag '--frobnicate'");
+  check_rejected({"explian", plan}, "did you mean 'explain'?");
+  check_rejected({"verify"}, "PLAN is required");
+  check_rejected({"verify", plan}, plan);
+  check_rejected({spec, "-o", plan, "--batch-size", "many"}, "--batch-size: 'many'");
+  check_rejected({spec, "-o", plan, "--batch-size", "-1"}, "--batch-size: '-1'");
+  check_rejected({spec, "-o", plan, "--batch-size", "99999999999"}, "--batch-size");
+  check_rejected({spec, "-o", plan, "--lr", "nan"}, "--lr: 'nan'");
+  check_rejected({spec, "-o", plan, "--dtype", "fp8"}, "--dtype: 'fp8' is not one of f32, f64, bf16");
+  check_rejected({scratch.path("none.json"), "-o", plan}, "none.json");
+  check_rejected({scratch.path(""), "-o", plan}, "not a regular file");
+  CHECK_FALSE(std::filesystem::exists(plan));
+}
+
+TEST_CASE("a bad spec is one line that names the file, and leaves no plan") {
+  const Scratch scratch;
+  const std::string good = read(example("moe-tiny")), bad = scratch.path("bad.json"),
+                    plan = scratch.path("x.plan");
+  const auto check_changed = [&](const std::string& from, const std::string& to) {
+    CAPTURE(from);
+    std::string spec = good;
+    REQUIRE(has(spec, from));
+    spec.replace(spec.find(from), from.size(), to);
+    write(bad, spec);
+    const Outcome outcome = run("moec", {bad, "-o", plan});
+    CHECK(outcome.exit_code == 2);
+    CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+    CHECK_FALSE(std::filesystem::exists(plan));
+  };
+  check_changed("\"blocks\": [", "\"blocks\": ");
+  check_changed("\"RmsNorm\"", "\"RmsMorn\"");
+  check_changed("\"context\"", "\"contxt\"");
+  check_changed("\"out_features\": 96", "\"out_features\": 95");
+  check_changed("\"inputs\": [\"qkv\"]", "\"inputs\": [\"kvq\"]");
+  check_changed("\"inputs\": [\"attn_norm\"]", "\"inputs\": [\"rope\"]");
+  check_changed("\"vocab_size\": 1000, \"dim\": 64", "\"vocab_size\": 4000000000, \"dim\": 4000000000");
+}
+
+TEST_CASE("an unwritable output is a failure that leaves nothing behind") {
+  const Scratch scratch;
+  const Outcome outcome = run("moec", {example("moe-tiny"), "-o", scratch.path("no/such/dir/x.plan")});
+  CHECK(outcome.exit_code != 0);
+  CHECK(has(outcome.err, "no/such/dir/x.plan"));
+  CHECK(std::filesystem::is_empty(scratch.path("")));
+}
+
+TEST_CASE("--help and --version of both tools") {
+  for (const char* tool : {"moec", "moerun"}) {
+    CAPTURE(tool);
+    const Outcome help = run(tool, {"--help"}), version = run(tool, {"--version"});
+    CHECK(help.exit_code == 0);
+    CHECK(has(help.out, "Exit codes"));
+    CHECK(version.exit_code == 0);
+    CHECK(version.out.starts_with(tool));
+  }
+}
+
+}  // namespace moec::test

@@ -1,0 +1,172 @@
+// moerun as its users meet it: exit codes, messages, files.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "tests/tools/process.h"
+
+namespace moec::test {
+namespace {
+
+using Words = std::vector<std::string>;
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+Words operator+(Words a, const Words& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+/// A small plan and a text to train it on.
+struct Setup {
+  Setup() {
+    write(text, sample_text(6000));
+    const Outcome outcome =
+        run("moec", {example("moe-tiny"), "-o", plan, "--batch-size", "2", "--seq-len", "32"});
+    REQUIRE_MESSAGE(outcome.exit_code == 0, outcome.err);
+  }
+
+  Words train(const std::string& dir, const Words& more) const {
+    return Words{"train", plan, "--data", text, "--out-dir", scratch.path(dir), "--peak-tflops", "1"} + more;
+  }
+
+  Scratch scratch;
+  std::string plan = scratch.path("tiny.plan");
+  std::string text = scratch.path("text.txt");
+};
+
+void check_rejected(const Words& arguments, const std::string& part) {
+  const Outcome outcome = run("moerun", arguments);
+  CAPTURE(part);
+  CHECK(outcome.exit_code == 2);
+  CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+  CHECK_MESSAGE(has(outcome.err, part), outcome.err);
+}
+
+/// The one model file of a run directory.
+std::string model_bytes(const std::string& dir) {
+  const nlohmann::json config = nlohmann::json::parse(read(dir + "/config.json"));
+  return read(dir + "/" + config.at("model").get<std::string>());
+}
+
+}  // namespace
+
+TEST_CASE("training lowers the loss and leaves a run directory") {
+  const Setup setup;
+  const Outcome outcome =
+      run("moerun", setup.train("run", {"--max-steps", "60", "--log-every", "10", "--sample-prompt", "the ",
+                                        "--warmup-steps", "1"}));
+  CHECK(outcome.exit_code == 2);  // a plan has its schedule already
+  const Outcome trained = run(
+      "moerun", setup.train("run", {"--max-steps", "60", "--log-every", "10", "--sample-prompt", "the "}));
+  REQUIRE_MESSAGE(trained.exit_code == 0, trained.err);
+  CHECK(trained.err.empty());
+  CHECK_FALSE(has(trained.out, "\r"));
+  CHECK_FALSE(has(trained.out, "\x1b"));
+  CHECK(has(trained.out, "step 60/60 | loss "));
+  CHECK(has(trained.out, "validation loss "));
+  CHECK(has(trained.out, "sample\n"));
+
+  std::istringstream log(read(setup.scratch.path("run/log.jsonl")));
+  std::vector<double> losses;
+  for (std::string line; std::getline(log, line);)
+    if (const auto row = nlohmann::json::parse(line); row.contains("loss")) losses.push_back(row.at("loss"));
+  REQUIRE(losses.size() == 6);
+  CHECK(losses.back() < losses.front() - 1);
+  for (const char* name : {"run.plan", "config.json"})
+    CHECK(std::filesystem::exists(setup.scratch.path("run/") + name));
+}
+
+TEST_CASE("a resumed run, and one with another thread count, end with the same weights") {
+  const Setup setup;
+  REQUIRE(run("moerun", setup.train("whole", {"--max-steps", "12"})).exit_code == 0);
+  REQUIRE(run("moerun", setup.train("parts", {"--max-steps", "5"})).exit_code == 0);
+  REQUIRE(run("moerun", setup.train("parts", {"--max-steps", "12", "--resume"})).exit_code == 0);
+  REQUIRE(run("moerun", setup.train("threads", {"--max-steps", "12", "--threads", "1"})).exit_code == 0);
+  const std::string weights = model_bytes(setup.scratch.path("whole"));
+  CHECK(weights == model_bytes(setup.scratch.path("parts")));
+  CHECK(weights == model_bytes(setup.scratch.path("threads")));
+  REQUIRE(run("moerun", setup.train("seed", {"--max-steps", "12", "--seed", "7"})).exit_code == 0);
+  CHECK(weights != model_bytes(setup.scratch.path("seed")));
+}
+
+TEST_CASE("a spec is compiled with its flags, then trained") {
+  const Setup setup;
+  const Outcome outcome = run("moerun", {"train", example("moe-tiny"), "--batch-size", "2", "--seq-len", "32",
+                                         "--total-steps", "60", "--data", setup.text, "--max-steps", "2",
+                                         "--out-dir", setup.scratch.path("run"), "--peak-tflops", "1"});
+  CHECK_MESSAGE(outcome.exit_code == 0, outcome.err);
+  CHECK(has(outcome.out, "2 x 32 tokens a step"));
+}
+
+TEST_CASE("SIGINT and SIGTERM end a run with a checkpoint and exit code 0") {
+  const Setup setup;
+  for (const int signal : {SIGINT, SIGTERM}) {
+    CAPTURE(signal);
+    const std::string dir = signal == SIGINT ? "int" : "term";
+    const Outcome outcome = run("moerun", setup.train(dir, {"--max-steps", "1000000", "--log-every", "1"}),
+                                Interruption{.output = "step ", .signal = signal});
+    CHECK(outcome.exit_code == 0);
+    CHECK(has(outcome.out, "stopped at step "));
+    CHECK(std::filesystem::exists(setup.scratch.path(dir + "/config.json")));
+  }
+}
+
+TEST_CASE("evaluation and generation use the run's weights") {
+  const Setup setup;
+  REQUIRE(run("moerun", setup.train("run", {"--max-steps", "60"})).exit_code == 0);
+  const std::string dir = setup.scratch.path("run");
+  const auto loss = [&](const std::string& model) {
+    const Outcome outcome = run("moerun", {"eval", model, "--data", setup.text});
+    REQUIRE_MESSAGE(outcome.exit_code == 0, outcome.err);
+    return std::stod(outcome.out.substr(outcome.out.find("loss ") + 5));
+  };
+  CHECK(loss(dir) < loss(setup.plan) - 1);
+
+  const Words generate = {"generate", dir, "--prompt", "the quick", "--max-tokens", "20"};
+  const Outcome first = run("moerun", generate + Words{"--seed", "3"});
+  CHECK(first.exit_code == 0);
+  CHECK(first.out.starts_with("the quick"));
+  CHECK(first.out.size() == 9 + 20 + 1);
+  CHECK(first.out == run("moerun", generate + Words{"--seed", "3"}).out);
+  CHECK(first.out != run("moerun", generate + Words{"--seed", "4"}).out);
+}
+
+TEST_CASE("wrong use of moerun is one line and exit code 2") {
+  const Setup setup;
+  const std::string none = setup.scratch.path("none");
+  check_rejected({}, "--help");
+  check_rejected({"trian", setup.plan}, "did you mean 'train'?");
+  check_rejected(setup.train("r", {"--max-stps", "5"}), "did you mean '--max-steps'?");
+  check_rejected(setup.train("r", {"--max-steps", "0"}), "--max-steps: '0'");
+  check_rejected(setup.train("r", {"--max-steps", "ten"}), "--max-steps: 'ten'");
+  check_rejected(setup.train("r", {"--batch-size", "4"}), "--batch-size");
+  check_rejected(setup.train("r", {"--resume"}), "config.json");
+  check_rejected({"train", setup.plan, "--out-dir", none}, "--data");
+  check_rejected({"train", setup.plan, "--data", none, "--out-dir", none}, none);
+  check_rejected({"train", none, "--data", setup.text, "--out-dir", none}, none);
+  check_rejected({"train", setup.text, "--data", setup.text, "--out-dir", none}, "not a plan");
+  check_rejected({"eval", none, "--data", setup.text}, none);
+  check_rejected({"generate", none, "--prompt", "x"}, none);
+  check_rejected({"generate", none, "--prompt", "x", "--top-p", "2"}, "--top-p: '2'");
+  write(setup.scratch.path("short.txt"), "short");
+  check_rejected({"train", setup.plan, "--data", setup.scratch.path("short.txt"), "--out-dir", none},
+                 "5 tokens");
+  CHECK_FALSE(std::filesystem::exists(none));
+  CHECK_FALSE(std::filesystem::exists(setup.scratch.path("r")));
+}
+
+TEST_CASE("a run is not overwritten without --resume") {
+  const Setup setup;
+  REQUIRE(run("moerun", setup.train("run", {"--max-steps", "2"})).exit_code == 0);
+  const std::string before = model_bytes(setup.scratch.path("run"));
+  const Outcome outcome = run("moerun", setup.train("run", {"--max-steps", "4"}));
+  CHECK(outcome.exit_code == 2);
+  CHECK(has(outcome.err, "resume"));
+  CHECK(before == model_bytes(setup.scratch.path("run")));
+}
+
+}  // namespace moec::test
