@@ -1,5 +1,6 @@
 #include "compiler/compile.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "compiler/autodiff.h"
@@ -8,6 +9,7 @@
 #include "compiler/programs.h"
 #include "compiler/storage.h"
 #include "planner/validate.h"
+#include "schema/plan_file.h"
 #include "schema/version.h"
 
 namespace moec {
@@ -42,11 +44,18 @@ Precision precision_of(const fb::RecipeT& recipe) {
   return {recipe.dtype, recipe.dtype == fb::DType::F64 ? fb::DType::F64 : recipe.grad_dtype};
 }
 
-uint32_t vocab_size(const fb::ModelT& model) {
+/// Tokens that may be both read by every embedding and predicted: those below this number.
+uint32_t vocab_size(const fb::ModelT& model, int64_t logits) {
+  int64_t size = std::min<int64_t>(logits, INT32_MAX);
+  bool found = false;
   for (const auto& block : model.blocks)
     for (const auto& node : block->nodes)
-      if (const auto* embedding = node->op.AsEmbedding()) return embedding->vocab_size;
-  compile_error("{}: the model has no Embedding", model.name);
+      if (const auto* embedding = node->op.AsEmbedding()) {
+        size = std::min<int64_t>(size, embedding->vocab_size);
+        found = true;
+      }
+  if (!found) compile_error("{}: the model has no Embedding", model.name);
+  return static_cast<uint32_t>(size);
 }
 
 void describe_parameters(fb::PlanT& plan, const PlanWriter& writer, const Storage& storage,
@@ -128,15 +137,9 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   lowered.version = kPlanVersion;
   lowered.model = std::make_unique<fb::ModelT>(model);
   lowered.recipe = std::make_unique<fb::RecipeT>(recipe);
-  lowered.vocab_size = vocab_size(model);
+  lowered.vocab_size = vocab_size(model, logits.cols());
   check_plan(lowered);
   return lowered;
-}
-
-std::vector<uint8_t> serialize_plan(const fb::PlanT& plan) {
-  flatbuffers::FlatBufferBuilder builder;
-  fb::FinishPlanBuffer(builder, fb::Plan::Pack(builder, &plan));
-  return {builder.GetBufferPointer(), builder.GetBufferPointer() + builder.GetSize()};
 }
 
 }  // namespace moec

@@ -8,6 +8,7 @@
 
 #include "compiler/graph.h"
 #include "plan_generated.h"
+#include "schema/plan_file.h"  // IWYU pragma: export
 
 namespace moec {
 
@@ -22,8 +23,5 @@ struct CompileOptions {
 
 /// Compiles a model as its recipe says. Runs the independent validator on the result. Throws CompileError.
 fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options = {});
-
-/// The plan as the bytes of a plan file.
-std::vector<uint8_t> serialize_plan(const fb::PlanT& plan);
 
 }  // namespace moec

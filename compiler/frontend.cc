@@ -2,6 +2,7 @@
 
 #include <flatbuffers/idl.h>
 
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -52,11 +53,13 @@ fb::ModelT parse_model(const std::string& json, const std::string& name) {
 }
 
 fb::ModelT read_model(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) compile_error("{}: no such file", path);
+  if (!std::filesystem::is_regular_file(path, error)) compile_error("{}: not a regular file", path);
   std::ifstream file(path, std::ios::binary);
-  if (!file) compile_error("{}: cannot be opened", path);
   std::ostringstream text;
   text << file.rdbuf();
-  if (!file) compile_error("{}: cannot be read (is it a file?)", path);
+  if (!file) compile_error("{}: cannot be read", path);
   return parse_model(text.str(), path);
 }
 

@@ -11,7 +11,7 @@ namespace moec {
 /// column of the fault.
 fb::ModelT parse_model(const std::string& json, const std::string& name);
 
-/// Reads and parses a spec file.
+/// Reads and parses a spec file. Throws CompileError when it cannot be read, too.
 fb::ModelT read_model(const std::string& path);
 
 }  // namespace moec

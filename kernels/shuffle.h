@@ -5,6 +5,8 @@
 
 #include "kernels/host_device.h"
 #include "kernels/random.h"
+#include "kernels/train_state.h"
+#include "ops_generated.h"
 
 namespace moec {
 
@@ -49,6 +51,23 @@ MOEC_HOST_DEVICE inline int64_t epoch_start(uint64_t seed, uint64_t sequence, in
 MOEC_HOST_DEVICE inline int64_t sequential_start(uint64_t sequence, int64_t window_tokens, int64_t seq_len) {
   const auto n = static_cast<uint64_t>((window_tokens - 1) / seq_len);
   return static_cast<int64_t>(sequence % n) * seq_len;
+}
+
+/// First token in the window of sequence `b` of the batch that comes next; Sequential sampling is for
+/// evaluation and counts its batches.
+MOEC_HOST_DEVICE inline int64_t sequence_start(const TrainState& state, fb::Sampling sampling, int64_t batch,
+                                               int64_t seq_len, int64_t b) {
+  const auto trained = static_cast<uint64_t>(state.micro_batch * batch + b);
+  const auto evaluated = static_cast<uint64_t>(state.eval_batch * batch + b);
+  switch (sampling) {
+    case fb::Sampling::RandomOffset:
+      return random_start(state.seed, trained, state.window_tokens, seq_len);
+    case fb::Sampling::Epoch:
+      return epoch_start(state.seed, trained, state.window_tokens, seq_len);
+    case fb::Sampling::Sequential:
+      return sequential_start(evaluated, state.window_tokens, seq_len);
+  }
+  return 0;
 }
 
 }  // namespace moec

@@ -16,6 +16,12 @@ const TensorView& matrix(const KernelCall& call) {
 
 uint64_t none(const KernelCall&) { return 0; }
 
+uint64_t embedding_bwd(const KernelCall& call) {
+  const int64_t tokens = call.inputs[0].elements();
+  const int64_t blocks = (tokens + kExpertIndexBlock - 1) / kExpertIndexBlock;
+  return 4 * static_cast<uint64_t>(2 * tokens + 2 * call.outputs[0].rows() + blocks * kTokenDigits);
+}
+
 uint64_t column_partials(const KernelCall& call) {
   return kF64 * static_cast<uint64_t>(kColumnPartials * matrix(call).cols());
 }

@@ -13,10 +13,15 @@ constexpr int64_t kColumnPartials = 64;
 constexpr int64_t kRangePartials = 1024;
 /// Assignments in a block of the counting sort.
 constexpr int64_t kExpertIndexBlock = 1024;
+/// Values of a digit, where tokens are sorted digit by digit.
+constexpr int64_t kTokenDigits = 256;
 
 namespace workspace {
 
 uint64_t none(const KernelCall& call);
+/// The stable sort of tokens by value, all i32: a range [rows of the weight, 2], two orders [tokens], histograms
+/// [blocks of kExpertIndexBlock tokens, kTokenDigits].
+uint64_t embedding_bwd(const KernelCall& call);
 /// [kColumnPartials, cols of input 0] of f64.
 uint64_t column_partials(const KernelCall& call);
 uint64_t column_partials_twice(const KernelCall& call);

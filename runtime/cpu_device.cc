@@ -33,10 +33,11 @@ class Pages {
 class CpuDevice final : public Device {
  public:
   std::string_view name() const override { return "cpu"; }
+  Status wait() override { return {}; }
   bool has_kernel(std::string_view key) const override { return cpu::find_kernel(key) != nullptr; }
 
  private:
-  Result<void*> allocate(uint64_t size) override {
+  Result<void*> allocate(uint64_t size, bool) override {  // the pages of the system are always zeroed
     void* data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) return failure(std::strerror(errno));
     arenas_.emplace_back(data, size);
@@ -59,33 +60,23 @@ class CpuDevice final : public Device {
     return {};
   }
 
-  Status prepare(size_t index, const Program& program) override {
-    if (kernels_.size() <= index) kernels_.resize(index + 1);
-    for (const auto& instruction : program.plan->instructions)
-      kernels_[index].push_back(cpu::find_kernel(instruction->kernel));
+  Status prepare() override {
+    for (const Program& program : programs()) {
+      std::vector<cpu::CpuKernel>& kernels = kernels_.emplace_back();
+      for (const auto& instruction : program.plan->instructions)
+        kernels.push_back(cpu::find_kernel(instruction->kernel));
+    }
     return {};
   }
 
-  Status execute(size_t index, const Program& program, const Tracer& tracer) override {
-    size_t i = 0;
+  Result<double> execute_one(size_t program, size_t instruction) override {
+    const auto start = Clock::now();
     try {
-      for (; i < program.calls.size(); ++i) {
-        if (!tracer) {
-          kernels_[index][i](program.calls[i]);
-          continue;
-        }
-        const auto start = Clock::now();
-        kernels_[index][i](program.calls[i]);
-        const std::chrono::duration<double> elapsed = Clock::now() - start;
-        MOEC_RETURN_IF_ERROR(tracer({i, program.plan->instructions[i].get(), elapsed.count()}));
-      }
+      kernels_[program][instruction](programs()[program].calls[instruction]);
     } catch (const std::exception& e) {
-      const fb::InstructionT& instruction = *program.plan->instructions[i];
-      return failure(fmt::format("{} instruction {} '{}' ({}): {}",
-                                 fb::EnumNameProgramKind(program.plan->kind), i, instruction.label,
-                                 instruction.kernel, e.what()));
+      return failure(fmt::format("{}: {}", describe(program, instruction), e.what()));
     }
-    return {};
+    return std::chrono::duration<double>(Clock::now() - start).count();
   }
 
   std::vector<Pages> arenas_;

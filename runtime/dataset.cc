@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <string_view>
 #include <utility>
 
@@ -88,17 +89,29 @@ Result<std::vector<Source>> read_sources(const std::vector<std::string>& paths) 
   return sources;
 }
 
-/// The tokenizer for these sources; all of them, since a vocabulary covers training and validation text.
+/// The characters of all these sources: a vocabulary covers training and validation text.
+Result<TokenizerPtr> character_tokenizer_of(const std::vector<Source>& train,
+                                            const std::vector<Source>& validation) {
+  std::string characters;
+  for (const auto* sources : {&train, &validation}) {
+    for (const Source& source : *sources) {
+      const auto own = make_character_tokenizer(source.content);
+      if (!own.ok()) return Error{own.error().kind, source.path + ": " + own.error().message};
+      std::vector<int32_t> all(static_cast<size_t>((*own)->vocab_size()));
+      std::iota(all.begin(), all.end(), 0);
+      characters += (*own)->decode(all);
+    }
+  }
+  return make_character_tokenizer(characters);
+}
+
 Result<TokenizerPtr> choose_tokenizer(const DatasetOptions& options, const std::vector<Source>& train,
                                       const std::vector<Source>& validation) {
   if (train[0].shard != nullptr) return make_id_tokenizer(options.vocab_size);
   if (options.tokenizer != nullptr) return options.tokenizer;
   const TextEncoding fitting = options.vocab_size >= 256 ? TextEncoding::kBytes : TextEncoding::kCharacters;
   if (options.encoding.value_or(fitting) == TextEncoding::kBytes) return make_byte_tokenizer();
-  std::string text;
-  for (const auto* sources : {&train, &validation})
-    for (const Source& source : *sources) text += source.content;
-  return make_character_tokenizer(text);
+  return character_tokenizer_of(train, validation);
 }
 
 /// Tokens of all sources in a row, each below vocab_size.

@@ -11,6 +11,20 @@
 #include "runtime/guard.h"
 
 namespace moec::runtime {
+namespace {
+
+/// "the plan needs 96 bytes: Params 64, State 32".
+std::string memory_needed(const fb::PlanT& plan) {
+  uint64_t total = 0;
+  std::vector<std::string> parts;
+  for (const auto& arena : plan.arenas) {
+    total += arena->size;
+    parts.push_back(fmt::format("{} {}", fb::EnumNameArenaKind(arena->kind), arena->size));
+  }
+  return fmt::format("the plan needs {} bytes: {}", total, fmt::join(parts, ", "));
+}
+
+}  // namespace
 
 Status Device::load(std::shared_ptr<const LoadedPlan> plan, MemoryOptions options) {
   return guarded("loading " + plan->source, [&]() -> Status {
@@ -18,7 +32,7 @@ Status Device::load(std::shared_ptr<const LoadedPlan> plan, MemoryOptions option
     MOEC_RETURN_IF_ERROR(check_kernels(*plan));
     MOEC_RETURN_IF_ERROR(allocate_arenas(*plan, options));
     for (const auto& program : plan->plan.programs) programs_.push_back(link(*plan, *program));
-    for (size_t i = 0; i < programs_.size(); ++i) MOEC_RETURN_IF_ERROR(prepare(i, programs_[i]));
+    MOEC_RETURN_IF_ERROR(prepare());
     plan_ = std::move(plan);
     return {};
   });
@@ -37,13 +51,14 @@ Status Device::check_kernels(const LoadedPlan& plan) const {
 Status Device::allocate_arenas(const LoadedPlan& plan, MemoryOptions options) {
   for (const auto& arena : plan.plan.arenas) {
     if (arena->size == 0) continue;
-    const auto memory = allocate(arena->size);
+    const bool activations = arena->kind == fb::ArenaKind::Activations;
+    const auto memory = allocate(arena->size, !(activations && options.leave_activations_unset));
     if (!memory.ok())
-      return failure(fmt::format("{}: no {} memory for the {} arena of {} bytes: {}", plan.source, name(),
-                                 fb::EnumNameArenaKind(arena->kind), arena->size, memory.error().message));
+      return failure(fmt::format("{}: no {} memory for the {} arena of {} bytes; {}: {}", plan.source, name(),
+                                 fb::EnumNameArenaKind(arena->kind), arena->size, memory_needed(plan.plan),
+                                 memory.error().message));
     arenas_[static_cast<size_t>(arena->kind)] = static_cast<std::byte*>(*memory);
-    if (options.poison_activations && arena->kind == fb::ArenaKind::Activations)
-      MOEC_RETURN_IF_ERROR(fill(*memory, 0xFF, arena->size));
+    if (options.poison_activations && activations) MOEC_RETURN_IF_ERROR(fill(*memory, 0xFF, arena->size));
   }
   return {};
 }
@@ -95,12 +110,55 @@ Status Device::read(int tensor, uint64_t offset, std::span<std::byte> bytes) {
   return copy_out(bytes, from);
 }
 
-Status Device::run(fb::ProgramKind kind, const Tracer& tracer) {
+Result<size_t> Device::find_program(fb::ProgramKind kind) const {
   if (plan_ == nullptr) return failure("no plan is loaded on the device");
   for (size_t i = 0; i < programs_.size(); ++i)
-    if (programs_[i].plan->kind == kind) return execute(i, programs_[i], tracer);
+    if (programs_[i].plan->kind == kind) return i;
   return input_error(
       fmt::format("{}: the plan has no {} program", plan_->source, fb::EnumNameProgramKind(kind)));
+}
+
+std::string Device::describe(size_t program, size_t instruction) const {
+  const fb::ProgramT& plan = *programs_[program].plan;
+  const fb::InstructionT& it = *plan.instructions[instruction];
+  return fmt::format("{} instruction {} '{}' ({})", fb::EnumNameProgramKind(plan.kind), instruction, it.label,
+                     it.kernel);
+}
+
+Status Device::run(fb::ProgramKind kind, const Tracer& tracer) {
+  if (!tracer) return run({&kind, 1});
+  MOEC_ASSIGN_OR_RETURN(const size_t program, find_program(kind));
+  for (size_t i = 0; i < programs_[program].calls.size(); ++i) {
+    MOEC_ASSIGN_OR_RETURN(const double seconds, execute_one(program, i));
+    MOEC_RETURN_IF_ERROR(tracer({i, programs_[program].plan->instructions[i].get(), seconds}));
+  }
+  return {};
+}
+
+Status Device::run(std::span<const fb::ProgramKind> sequence) {
+  return guarded("running a plan", [&]() -> Status {
+    std::vector<size_t> programs;
+    for (const fb::ProgramKind kind : sequence) {
+      MOEC_ASSIGN_OR_RETURN(const size_t program, find_program(kind));
+      programs.push_back(program);
+    }
+    return execute(programs);
+  });
+}
+
+Result<double> Device::run_instruction(fb::ProgramKind kind, size_t instruction) {
+  MOEC_ASSIGN_OR_RETURN(const size_t program, find_program(kind));
+  if (instruction >= programs_[program].calls.size())
+    return failure(fmt::format("{}: the {} program has no instruction {}", plan_->source,
+                               fb::EnumNameProgramKind(kind), instruction));
+  return execute_one(program, instruction);
+}
+
+Status Device::execute(std::span<const size_t> programs) {
+  for (const size_t program : programs)
+    for (size_t i = 0; i < programs_[program].calls.size(); ++i)
+      MOEC_RETURN_IF_ERROR(execute_one(program, i).status());
+  return {};
 }
 
 }  // namespace moec::runtime

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -21,6 +22,8 @@ struct MemoryOptions {
   /// Fill the activation arena with NaN (every byte 0xFF), so that a kernel that reads what nobody wrote
   /// shows.
   bool poison_activations = false;
+  /// Leave the activation arena as it was allocated, for memory checkers that look for reads of it.
+  bool leave_activations_unset = false;
 };
 
 /// One executed instruction of a traced run.
@@ -34,7 +37,8 @@ struct TraceEvent {
 using Tracer = std::function<Status(const TraceEvent&)>;
 
 /// A plan is loaded once; its programs are then run any number of times. Runs and copies happen in the order
-/// they are asked for. Not thread-safe.
+/// they are asked for. A run may return before it is done, and its fault show in a later call; reading and
+/// wait() wait. Not thread-safe.
 class Device {
  public:
   virtual ~Device() = default;
@@ -59,6 +63,15 @@ class Device {
   /// Runs the program once. With a tracer, instruction by instruction.
   Status run(fb::ProgramKind kind, const Tracer& tracer = nullptr);
 
+  /// Runs the programs one after the other; a device may submit a sequence that it has seen before as one.
+  Status run(std::span<const fb::ProgramKind> sequence);
+
+  /// Runs one instruction of a program and waits for it; returns the seconds it took.
+  Result<double> run_instruction(fb::ProgramKind kind, size_t instruction);
+
+  /// Waits until all that was asked for is done.
+  virtual Status wait() = 0;
+
  protected:
   struct Program {
     const fb::ProgramT* plan = nullptr;
@@ -66,19 +79,26 @@ class Device {
   };
 
   Device() = default;
+  const std::vector<Program>& programs() const { return programs_; }
+  /// "Accumulate instruction 12 'block.0.attention.qkv' (linear)".
+  std::string describe(size_t program, size_t instruction) const;
 
-  /// `size` zeroed bytes of device memory, aligned to at least 256.
-  virtual Result<void*> allocate(uint64_t size) = 0;
+  /// `size` bytes of device memory, aligned to at least 256; zeroed where asked.
+  virtual Result<void*> allocate(uint64_t size, bool zero) = 0;
   virtual Status fill(void* data, uint8_t value, uint64_t size) = 0;
   virtual Status copy_in(void* to, std::span<const std::byte> from) = 0;
   virtual Status copy_out(std::span<std::byte> to, const void* from) = 0;
-  /// Called once all calls are ready; `index` is the program's place in the plan.
-  virtual Status prepare(size_t index, const Program& program) = 0;
-  virtual Status execute(size_t index, const Program& program, const Tracer& tracer) = 0;
+  /// Called once all programs are ready.
+  virtual Status prepare() = 0;
+  /// Runs an instruction, waits for it, returns its seconds; both numbers are places in the plan.
+  virtual Result<double> execute_one(size_t program, size_t instruction) = 0;
+  /// Runs programs, given by their places in the plan, one after the other.
+  virtual Status execute(std::span<const size_t> programs);
 
  private:
   static constexpr size_t kArenas = static_cast<size_t>(fb::ArenaKind::MAX) + 1;
 
+  Result<size_t> find_program(fb::ProgramKind kind) const;
   Status check_kernels(const LoadedPlan& plan) const;
   Status allocate_arenas(const LoadedPlan& plan, MemoryOptions options);
   TensorView view(const LoadedPlan& plan, int tensor) const;

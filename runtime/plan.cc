@@ -10,6 +10,8 @@
 #include "planner/validate.h"
 #include "runtime/file_io.h"
 #include "runtime/guard.h"
+#include "schema/plan_file.h"
+#include "schema/version.h"
 
 namespace moec::runtime {
 namespace {
@@ -104,6 +106,8 @@ Result<std::shared_ptr<const LoadedPlan>> parse_plan(std::string bytes, const st
       return input_error(
           fmt::format("{}: plan version {}; this build reads version {}: compile the model again", source,
                       plan.version(), kPlanVersion));
+    if (!plan_checksum_holds({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}))
+      return input_error(fmt::format("{}: damaged: its checksum is not that of its contents", source));
     if (const std::vector<std::string> faults = planner::validate(plan); !faults.empty())
       return input_error(
           fmt::format("{}: unsound plan: {}{}", source, faults.front(),

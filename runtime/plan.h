@@ -12,9 +12,6 @@
 
 namespace moec::runtime {
 
-/// The version of the plan format that this build reads.
-constexpr uint32_t kPlanVersion = 1;
-
 /// A plan that has passed every check that needs no device.
 struct LoadedPlan {
   std::string source;  // where it came from, for messages

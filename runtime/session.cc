@@ -62,6 +62,18 @@ Status Session::check_interface() const {
   const fb::PlanT& plan = plan_->plan;
   if (plan.io == nullptr || plan.io->train_state < 0)
     return input_error(fmt::format("{}: the plan names no train state", plan_->source));
+  if (batch_size() < 1 || seq_len() < 1 || grad_accum() < 1)
+    return input_error(
+        fmt::format("{}: batch size {}, sequence length {} and accumulation {} must be positive",
+                    plan_->source, batch_size(), seq_len(), grad_accum()));
+  for (const auto& parameter : plan.parameters) {
+    const fb::TensorT* remainder = plan_->tensor(parameter->remainder);
+    const bool split = remainder != nullptr;
+    if (split &&
+        (remainder->dtype != fb::DType::U16 || plan_->tensor(parameter->param)->dtype != fb::DType::BF16))
+      return input_error(fmt::format("{}: parameter '{}' is not a bf16 with a u16 remainder", plan_->source,
+                                     parameter->name));
+  }
   const fb::InterfaceT& io = *plan.io;
   const Expectation expectations[] = {
       {"train_state", io.train_state, fb::DType::U8, {sizeof(TrainState)}},
@@ -162,9 +174,13 @@ Status Session::write_batch(std::span<const int32_t> tokens, std::span<const int
 
 Status Session::train_step(const Tracer& tracer) {
   if (window_size() > 0) MOEC_RETURN_IF_ERROR(fill_window_for_step());
-  for (int64_t i = 0; i < grad_accum(); ++i)
-    MOEC_RETURN_IF_ERROR(device_->run(fb::ProgramKind::Accumulate, tracer));
-  MOEC_RETURN_IF_ERROR(device_->run(fb::ProgramKind::Apply, tracer));
+  std::vector<fb::ProgramKind> sequence(static_cast<size_t>(grad_accum()), fb::ProgramKind::Accumulate);
+  sequence.push_back(fb::ProgramKind::Apply);
+  if (!tracer) {
+    MOEC_RETURN_IF_ERROR(device_->run(sequence));
+  } else {
+    for (const fb::ProgramKind kind : sequence) MOEC_RETURN_IF_ERROR(device_->run(kind, tracer));
+  }
   ++step_;
   return {};
 }

@@ -1,12 +1,13 @@
 // The commands of moerun.
 #pragma once
 
-#include <string>
+#include <memory>
 
 #include "runtime/plan.h"
 #include "runtime/session.h"
 #include "runtime/status.h"
 #include "tools/command_line.h"
+#include "tools/devices.h"
 
 namespace moec::tools {
 
@@ -14,10 +15,8 @@ Command train_command(CLI::App& app);
 Command eval_command(CLI::App& app);
 Command generate_command(CLI::App& app);
 
-/// A session on the CPU device with `threads` threads, 0 for all cores.
-Result<runtime::Session> open_session(std::shared_ptr<const runtime::LoadedPlan> plan, int threads);
-
-/// Adds --threads.
-void add_threads_flag(CLI::App& app, int& threads);
+/// A session on the device of the flags.
+Result<runtime::Session> open_session(std::shared_ptr<const runtime::LoadedPlan> plan,
+                                      const DeviceFlags& flags);
 
 }  // namespace moec::tools

@@ -3,9 +3,6 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# Threads that wait for work sleep instead of spinning, so that a shared machine is not slowed down by us.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
-
 packages=(
   build-essential ccache cmake ninja-build
   doctest-dev flatbuffers-compiler libbenchmark-dev libcli11-dev libflatbuffers-dev libfmt-dev libopenblas-dev
@@ -53,7 +50,8 @@ build() {
   preset=${MOEC_PRESET:-$(choose_preset)}
   bin=$root/build/$preset/bin
   say "building in build/$preset"
-  (cd "$root" && cmake --preset "$preset" --log-level=NOTICE)
+  local log
+  log=$(cd "$root" && cmake --preset "$preset" 2>&1) || die "cmake --preset $preset failed:"$'\n'"$log"
   local quiet=()
   [[ -t 1 ]] || quiet=(--quiet)
   ninja -C "$root/build/$preset" "${quiet[@]}" -j "$(nproc)" "$@"

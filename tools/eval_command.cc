@@ -18,7 +18,7 @@ struct EvalFlags {
   std::string model;  // a plan or a run directory
   std::vector<std::string> data;
   int64_t batches = 0;
-  int threads = 0;
+  DeviceFlags device;
 };
 
 /// A session with the model's weights, and the tokenizer of its run (none for a plan, whose weights are the
@@ -31,13 +31,13 @@ struct Model {
 Result<Model> open_model(const EvalFlags& flags) {
   if (!std::filesystem::is_directory(flags.model)) {
     MOEC_ASSIGN_OR_RETURN(const auto plan, runtime::load_plan(flags.model));
-    MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.threads));
+    MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.device));
     MOEC_RETURN_IF_ERROR(session.initialise(plan->plan.recipe->seed, plan->plan.recipe->lr));
     return Model{std::move(session), nullptr};
   }
   MOEC_ASSIGN_OR_RETURN(const runtime::RunConfig config, runtime::read_run_config(flags.model));
   MOEC_ASSIGN_OR_RETURN(const auto plan, runtime::load_run_plan(flags.model));
-  MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.threads));
+  MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.device));
   MOEC_RETURN_IF_ERROR(runtime::load_parameters(flags.model, config, session));
   return Model{std::move(session), config.tokenizer};
 }
@@ -78,7 +78,7 @@ Command eval_command(CLI::App& app) {
   command->add_option("--eval-batches", flags->batches, "Only the first batches (default: all)")
       ->check(number<int64_t>(0))
       ->type_name("N");
-  add_threads_flag(*command, flags->threads);
+  add_device_flags(*command, flags->device);
   command->footer(kExamples);
   return {command, [flags] { return evaluate(*flags); }};
 }

@@ -17,14 +17,14 @@ struct GenerateFlags {
   std::string run_dir;
   std::string prompt;
   runtime::GenerateOptions options;
-  int threads = 0;
+  DeviceFlags device;
 };
 
 /// Prints the prompt and what follows it, token by token: filtered on a terminal, byte for byte elsewhere.
 Status generate(const GenerateFlags& flags) {
   MOEC_ASSIGN_OR_RETURN(const runtime::RunConfig config, runtime::read_run_config(flags.run_dir));
   MOEC_ASSIGN_OR_RETURN(const auto plan, runtime::load_run_plan(flags.run_dir));
-  MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.threads));
+  MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.device));
   MOEC_RETURN_IF_ERROR(runtime::load_parameters(flags.run_dir, config, session));
 
   const bool terminal = is_terminal(stdout);
@@ -82,7 +82,7 @@ Command generate_command(CLI::App& app) {
   command->add_option("--seed", sampler.seed, "The same seed draws the same text (default: 0)")
       ->check(number<uint64_t>(0))
       ->type_name("S");
-  add_threads_flag(*command, flags->threads);
+  add_device_flags(*command, flags->device);
   command->footer(kExamples);
   return {command, [flags] { return generate(*flags); }};
 }

@@ -11,7 +11,7 @@ namespace moec::tools {
 
 double cpu_matmul_rate(fb::DType dtype) {
   constexpr int64_t kSize = 1024;
-  constexpr int kRuns = 5;
+  constexpr int kRuns = 10;
   const fb::DType compute = dtype == fb::DType::F64 ? fb::DType::F64 : fb::DType::F32;
   std::vector<double> memory[3];  // x, weight, y; doubles hold either type
   KernelCall call;

@@ -10,7 +10,9 @@
 #include "planner/validate.h"
 #include "runtime/file_io.h"
 #include "runtime/plan.h"
+#include "schema/version.h"
 #include "tools/command_line.h"
+#include "tools/diff_command.h"
 #include "tools/plan_report.h"
 #include "tools/recipe_flags.h"
 #include "tools/units.h"
@@ -59,7 +61,7 @@ std::vector<std::string> validator_faults(const std::string& bytes) {
   flatbuffers::Verifier verifier(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
   if (!fb::VerifyPlanBuffer(verifier)) return {};
   const fb::Plan& plan = *fb::GetPlan(bytes.data());
-  return plan.version() == runtime::kPlanVersion ? planner::validate(plan) : std::vector<std::string>();
+  return plan.version() == kPlanVersion ? planner::validate(plan) : std::vector<std::string>();
 }
 
 Status verify(const std::string& path) {
@@ -119,6 +121,7 @@ int main(int argc, char** argv) {
                    "Memory and cost of a plan: what lives where, when, and why the peak is what it is",
                    explain),
       plan_command(app, "verify", "Check a plan's structure and meaning with the independent validator",
-                   verify)};
+                   verify),
+      diff_command(app)};
   return run_tool(app, argc, argv, commands);
 }

@@ -16,24 +16,25 @@ if [[ -n $text && ! -r $text ]]; then
   exit 2
 fi
 
-steps=400
 build moec moerun
 
-work=$root/build/quickstart
+steps=1000
+cd "$root"
+work=build/quickstart
 rm -rf "$work"
 mkdir -p "$work"
 prompt="The "
 if [[ -z $text ]]; then
   text=$work/sources.txt
   prompt="#include <"
-  say "collecting the repository's sources in ${text#"$root"/}"
-  find "$root" -mindepth 1 \( -name build -o -name '.?*' \) -prune -o -type f \
+  say "collecting the repository's sources in $text"
+  find . -mindepth 1 \( -name build -o -name '.?*' \) -prune -o -type f \
     \( -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.fbs' -o -name '*.md' -o -name '*.py' \) -print0 |
     LC_ALL=C sort -z | xargs -0 cat >"$text"
 fi
 
 say "compiling schema/examples/moe-tiny.json"
-"$bin/moec" "$root/schema/examples/moe-tiny.json" --total-steps "$steps" -o "$work/moe-tiny.plan"
+"$bin/moec" schema/examples/moe-tiny.json --total-steps "$steps" -o "$work/moe-tiny.plan"
 
 say "training for $steps steps"
 "$bin/moerun" train "$work/moe-tiny.plan" --data "$text" --max-steps "$steps" --out-dir "$work/run" \
@@ -41,7 +42,8 @@ say "training for $steps steps"
 
 cat <<END
 
-The run is in ${work#"$root"/}/run. To go on from here:
-  ${bin#"$root"/}/moerun generate build/quickstart/run --prompt "$prompt" --temp 0.8
-  ${bin#"$root"/}/moec explain build/quickstart/moe-tiny.plan
+To go on from here:
+  ${bin#"$root"/}/moerun generate $work/run --prompt "$prompt" --temp 0.8
+  ${bin#"$root"/}/moerun train $work/moe-tiny.plan --data $text --max-steps $((2 * steps)) --out-dir $work/run --resume
+  ${bin#"$root"/}/moec explain $work/moe-tiny.plan
 END

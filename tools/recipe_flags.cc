@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "compiler/error.h"
 #include "compiler/frontend.h"
 #include "runtime/file_io.h"
 #include "tools/command_line.h"
@@ -119,13 +120,16 @@ void RecipeFlags::add_to(CLI::App& app) {
 }
 
 Result<fb::PlanT> RecipeFlags::compile_spec(const std::string& path, CompileOptions options) const {
-  MOEC_ASSIGN_OR_RETURN(const std::string text, runtime::read_file(path));
-  fb::ModelT model = parse_model(text, path);
+  fb::ModelT model = read_model(path);
   for (const auto& change : changes_) change(*model.recipe);
   if (lr_) model.recipe->lr = *lr_;
   if (seed_) model.recipe->seed = *seed_;
   if (window_tokens_) options.window_tokens = *window_tokens_;
-  return compile(model, options);
+  try {
+    return compile(model, options);
+  } catch (const CompileError& e) {
+    return input_error(fmt::format("{}: {}", path, e.what()));  // the compiler does not know the file
+  }
 }
 
 }  // namespace moec::tools

@@ -24,8 +24,8 @@ class RecipeFlags {
   std::optional<float> lr() const { return lr_; }
   std::optional<uint64_t> seed() const { return seed_; }
 
-  /// Compiles the spec at `path` with the recipe changed as the flags say. Throws CompileError for what is
-  /// wrong with the spec.
+  /// Compiles the spec at `path` with the recipe changed as the flags say. An input error names the file;
+  /// throws CompileError, with the place, for JSON that is no model.
   Result<fb::PlanT> compile_spec(const std::string& path, CompileOptions options = {}) const;
 
  private:

@@ -31,7 +31,7 @@ struct TrainFlags {
   std::string encoding;
   std::optional<int64_t> max_steps;
   std::optional<double> peak_tflops;
-  int threads = 0;
+  DeviceFlags device;
   runtime::TrainOptions options;
   RecipeFlags recipe;
 };
@@ -98,8 +98,8 @@ nlohmann::json run_options(const TrainFlags& flags, int64_t max_steps) {
 }
 
 /// What is about to run, before the first step.
-void print_header(LiveOutput& out, const runtime::Session& session, const runtime::Dataset& data,
-                  double peak) {
+void print_header(LiveOutput& out, runtime::Session& session, const runtime::Dataset& data,
+                  std::optional<double> peak) {
   const fb::PlanT& plan = session.plan().plan;
   uint64_t memory = 0;
   for (const auto& arena : plan.arenas) memory += arena->size;
@@ -108,8 +108,11 @@ void print_header(LiveOutput& out, const runtime::Session& session, const runtim
   out.line(fmt::format("step    {}", recipe_text(*plan.recipe)));
   out.line(fmt::format("data    {} tokens to train on, {} to validate", with_commas(data.train.size()),
                        with_commas(data.validation.size())));
-  out.line(fmt::format("device  cpu, threads: {}, matrix product at best: {}, planned memory: {}",
-                       cpu::threads(), si_text(peak, "FLOP/s"), bytes_text(memory)));
+  const std::string_view device = session.device().name();
+  out.line(fmt::format("device  {}{}{}, planned memory: {}", device,
+                       device == "cpu" ? fmt::format(", threads: {}", cpu::threads()) : "",
+                       peak ? fmt::format(", matrix product at best: {}", si_text(*peak, "FLOP/s")) : "",
+                       bytes_text(memory)));
 }
 
 /// Shows a run as it goes: on a terminal one row that is overwritten, of which some stay; elsewhere all rows.
@@ -166,18 +169,20 @@ Status train(const TrainFlags& flags) {
   runtime::TrainOptions options = flags.options;
   MOEC_ASSIGN_OR_RETURN(options.max_steps, choose_max_steps(flags, *plan->plan.recipe));
   MOEC_ASSIGN_OR_RETURN(runtime::Dataset data, load_data(flags, plan->plan));
-  MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.threads));
+  MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.device));
   options.seed = flags.recipe.seed();
   if (flags.recipe.lr()) options.lr = static_cast<double>(*flags.recipe.lr());
   options.sample.sampler.seed = options.seed.value_or(plan->plan.recipe->seed);
   options.run_options = run_options(flags, options.max_steps);
-  options.peak_flops =
-      flags.peak_tflops ? *flags.peak_tflops * 1e12 : cpu_matmul_rate(plan->plan.recipe->dtype);
+  if (flags.peak_tflops)
+    options.peak_flops = *flags.peak_tflops * 1e12;
+  else if (session.device().name() == "cpu")
+    options.peak_flops = cpu_matmul_rate(plan->plan.recipe->dtype);
   options.stop = &stop_asked;
   stop_on_signals();
 
   LiveOutput out(stdout);
-  print_header(out, session, data, *options.peak_flops);
+  print_header(out, session, data, options.peak_flops);
   Progress progress(out);
   const auto start = std::chrono::steady_clock::now();
   MOEC_ASSIGN_OR_RETURN(const runtime::TrainResult result,
@@ -219,8 +224,9 @@ void add_run_flags(CLI::App& app, TrainFlags& flags) {
   count("--sample-every", options.sample_every, 0, "Steps between samples (default: at the end)");
   app.add_option("--sample-prompt", options.sample_prompt, "Generate from this text to show progress")
       ->type_name("TEXT");
-  add_threads_flag(app, flags.threads);
-  app.add_option("--peak-tflops", flags.peak_tflops, "100% of MFU (default: a matrix product, measured)")
+  add_device_flags(app, flags.device);
+  app.add_option("--peak-tflops", flags.peak_tflops,
+                 "100% of MFU (default: on the CPU, a matrix product, measured)")
       ->check(number<double>(1e-6))
       ->type_name("X");
 }

@@ -44,16 +44,20 @@ def time_us(kernel, operands, seconds=2.0):
     return times
 
 
-def main():
+def rows():
+    """(name, kernel, operands)."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
-    rows = [
+    return [
         ("matmul 512x512x512", matmul, (normal(512, 512), normal(512, 512))),
         ("softmax 512x32000", softmax, (normal(512, 32000),)),
         ("SiLU 65536", silu, (normal(65536),)),
         ("RMSNorm 512x768", rms_norm, (normal(512, 768), normal(768))),
     ]
-    for name, kernel, operands in rows:
+
+
+def main():
+    for name, kernel, operands in rows():
         times = time_us(kernel, operands)
         print(f"{name:20} median {statistics.median(times):10.1f} us   fastest {min(times):10.1f} us   "
               f"({len(times)} runs)")

@@ -132,13 +132,24 @@ def time_ms(step, steps):
     return times
 
 
+BUILDERS = {"char-gpt": char_gpt_step, "moe-tiny": moe_tiny_step}
+
+
+def warm_step(model, mode):
+    """A function that does one step; the first ones, which compile and fill the caches, are done."""
+    torch.manual_seed(0)
+    step = BUILDERS[model](mode == "compile")
+    for _ in range(20):
+        step()
+    return step
+
+
 def main():
-    builders = {"char-gpt": char_gpt_step, "moe-tiny": moe_tiny_step}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--models", nargs="+", choices=builders, default=list(builders))
+    parser.add_argument("--models", nargs="+", choices=BUILDERS, default=list(BUILDERS))
     parser.add_argument("--modes", nargs="+", choices=("eager", "compile"), default=["eager", "compile"])
     args = parser.parse_args()
     for model in args.models:
@@ -146,10 +157,7 @@ def main():
             for threads in args.threads:
                 torch.set_num_threads(threads)
                 torch.compiler.reset()
-                torch.manual_seed(0)
-                step = builders[model](mode == "compile")
-                for _ in range(20):
-                    step()
+                step = warm_step(model, mode)
                 rounds = [time_ms(step, args.steps) for _ in range(args.rounds)]
                 medians = [statistics.median(times) for times in rounds]
                 print(f"{model:9} {mode:8} {threads} threads: {min(medians):7.3f} ms/step (medians "

@@ -23,17 +23,18 @@ struct Running {
 };
 
 /// Replaces the scores of a query by exp(score - max) and brings its running values to the new maximum. Only
-/// the first `visible` of the scores count, the others become 0.
+/// the first `visible` of the scores count, the others become 0. Eight partial results measure fastest in the
+/// reductions: more cost more to join than they save.
 template <class Acc>
 void fold_scores(Running<Acc>& running, int64_t row, int64_t visible, int64_t keys, int64_t head_dim) {
   Acc* score = running.scores + row * keys;
   std::fill(score + visible, score + keys, -std::numeric_limits<Acc>::infinity());
   Acc max = running.max[row];
-#pragma omp simd reduction(max : max)
+#pragma omp simd simdlen(8) reduction(max : max)
   for (int64_t j = 0; j < keys; ++j) max = score[j] > max ? score[j] : max;
   for (int64_t j = 0; j < keys; ++j) score[j] = exp_fast(score[j] - max);
   Acc sum = 0;
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(8) reduction(+ : sum)
   for (int64_t j = 0; j < keys; ++j) sum += score[j];
   const Acc shrink = exp_fast(running.max[row] - max);
   Acc* out = running.out + row * head_dim;

@@ -98,7 +98,7 @@ void sum_rows(const Operands<Acc>& operands, int64_t batch, int64_t head, int64_
     const Acc* a = static_cast<const Acc*>(dy.data) + row * dy.stride;
     const Acc* b = static_cast<const Acc*>(y.data) + row * y.stride;
     Acc sum = 0;
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(8) reduction(+ : sum)
     for (int64_t i = 0; i < layout.head_dim; ++i) sum += a[i] * b[i];
     delta[row] = sum;
   }

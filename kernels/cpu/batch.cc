@@ -8,25 +8,6 @@
 #include "kernels/train_state.h"
 
 namespace moec::cpu {
-namespace {
-
-/// First token in the window of sequence b of the batch.
-int64_t sequence_start(const TrainState& state, fb::Sampling sampling, int64_t batch, int64_t seq_len,
-                       int64_t b) {
-  const auto trained = static_cast<uint64_t>(state.micro_batch * batch + b);
-  const auto evaluated = static_cast<uint64_t>(state.eval_batch * batch + b);
-  switch (sampling) {
-    case fb::Sampling::RandomOffset:
-      return random_start(state.seed, trained, state.window_tokens, seq_len);
-    case fb::Sampling::Epoch:
-      return epoch_start(state.seed, trained, state.window_tokens, seq_len);
-    case fb::Sampling::Sequential:
-      return sequential_start(evaluated, state.window_tokens, seq_len);
-  }
-  return 0;
-}
-
-}  // namespace
 
 /// The window holds at least seq_len + 1 valid tokens, as the runtime checks.
 void load_batch(const KernelCall& call) {

@@ -1,7 +1,5 @@
 #include "kernels/cpu/cpu_kernels.h"
 
-#include <omp.h>
-
 namespace moec::cpu {
 
 CpuKernel find_kernel(std::string_view key) {
@@ -11,8 +9,5 @@ CpuKernel find_kernel(std::string_view key) {
 #undef KERNEL
   return nullptr;
 }
-
-void set_threads(int threads) { omp_set_num_threads(threads > 0 ? threads : omp_get_num_procs()); }
-int threads() { return omp_get_max_threads(); }
 
 }  // namespace moec::cpu

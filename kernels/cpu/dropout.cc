@@ -16,17 +16,19 @@ constexpr int64_t kBlocks = 64;  // generator blocks of four elements that are m
 template <class Acc>
 void dropout_factors(const TrainState& state, const fb::DropoutT& dropout, int64_t first_block,
                      Acc factor[4 * kBlocks]) {
-  const uint64_t threshold = dropout_threshold(dropout.p);
-  const Acc kept = 1 / (1 - static_cast<Acc>(dropout.p));
-#pragma GCC ivdep
+  const uint64_t seed = state.seed;
+  const int64_t micro_batch = state.micro_batch;
+  const uint32_t stream = dropout.stream;
+  uint32_t words[4][kBlocks];
   for (int64_t b = 0; b < kBlocks; ++b) {
     const RandomBlock block =
-        dropout_block(state.seed, dropout.stream, state.micro_batch, static_cast<uint64_t>(first_block + b));
-    factor[4 * b] = block.word[0] >= threshold ? kept : 0;
-    factor[4 * b + 1] = block.word[1] >= threshold ? kept : 0;
-    factor[4 * b + 2] = block.word[2] >= threshold ? kept : 0;
-    factor[4 * b + 3] = block.word[3] >= threshold ? kept : 0;
+        dropout_block(seed, stream, micro_batch, static_cast<uint64_t>(first_block + b));
+    for (int i = 0; i < 4; ++i) words[i][b] = block.word[i];
   }
+  const uint64_t threshold = dropout_threshold(dropout.p);
+  const Acc kept = 1 / (1 - static_cast<Acc>(dropout.p));
+  for (int64_t b = 0; b < kBlocks; ++b)
+    for (int i = 0; i < 4; ++i) factor[4 * b + i] = words[i][b] >= threshold ? kept : 0;
 }
 
 }  // namespace

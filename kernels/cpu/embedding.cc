@@ -9,7 +9,7 @@ namespace moec::cpu {
 namespace {
 
 // A block of a weight gradient whose sums stay in the L2 cache.
-constexpr int64_t kBlockRows = 512, kBlockCols = 64;
+constexpr int64_t kBlockRows = 128, kBlockCols = 256;
 
 /// y[n] = (accumulate ? y : 0) + sums.
 template <class Acc, class Out>

@@ -44,12 +44,14 @@ void bias_bwd(const KernelCall& call) {
       }
     });
   });
+  for (int64_t partial = 1; partial < partials; ++partial) {
+    for (int64_t col = 0; col < cols; ++col) sums[col] += sums[partial * cols + col];
+  }
   dispatch(dbias.dtype, [&]<class G>() {
     G* out = dbias.as<G>();
     for (int64_t col = 0; col < cols; ++col) {
-      double sum = accumulate ? static_cast<double>(out[col]) : 0.0;
-      for (int64_t partial = 0; partial < partials; ++partial) sum += sums[partial * cols + col];
-      out[col] = static_cast<G>(static_cast<Accumulator<G>>(sum));
+      const double old = accumulate ? static_cast<double>(out[col]) : 0.0;
+      out[col] = static_cast<G>(static_cast<Accumulator<G>>(old + sums[col]));
     }
   });
 }

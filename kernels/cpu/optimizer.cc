@@ -1,5 +1,4 @@
-#include <cmath>
-
+#include "kernels/adamw_step.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/types.h"
@@ -33,35 +32,6 @@ double sum_of_squares(const TensorView& grad, double* partials) {
   for (int64_t piece = 0; piece * grain < n; ++piece) sum += partials[piece];
   return sum;
 }
-
-/// Constants of one step of AdamW.
-template <class Acc>
-struct AdamWStep {
-  Acc beta1, beta2, eps;
-  Acc keep;         // 1 - lr * weight_decay
-  Acc step_size;    // lr / (1 - beta1^t)
-  Acc rsqrt_bias2;  // 1 / sqrt(1 - beta2^t)
-  Acc grad_scale;
-
-  AdamWStep(const fb::AdamWT& adamw, const TrainState& state)
-      : beta1(static_cast<Acc>(adamw.beta1)),
-        beta2(static_cast<Acc>(adamw.beta2)),
-        eps(static_cast<Acc>(adamw.eps)),
-        grad_scale(static_cast<Acc>(state.grad_scale)) {
-    const auto t = static_cast<double>(state.step + 1);
-    keep = static_cast<Acc>(1 - state.lr * adamw.weight_decay);
-    step_size = static_cast<Acc>(state.lr / (1 - std::pow(adamw.beta1, t)));
-    rsqrt_bias2 = static_cast<Acc>(1 / std::sqrt(1 - std::pow(adamw.beta2, t)));
-  }
-
-  /// Updates the moments and returns the new weight.
-  Acc update(Acc weight, Acc grad, Acc& moment1, Acc& moment2) const {
-    const Acc g = grad * grad_scale;
-    moment1 = beta1 * moment1 + (1 - beta1) * g;
-    moment2 = beta2 * moment2 + (1 - beta2) * g * g;
-    return keep * weight - step_size * moment1 / (std::sqrt(moment2) * rsqrt_bias2 + eps);
-  }
-};
 
 template <class T, class Grad, class Acc = Accumulator<T>>
 void adamw_range(AdamWStep<Acc> step, T* weight, const Grad* grad, Acc* moment1, Acc* moment2, int64_t n) {
@@ -100,8 +70,6 @@ void grad_norm(const KernelCall& call) {
   finish_grad_norm(*call.outputs[0].as<TrainState>(), sum, call.attrs<fb::GradNormT>().max_norm);
 }
 
-/// Loshchilov and Hutter 2019, in the order of PyTorch's AdamW: decay, moments, bias correction with t = step
-/// + 1, eps added to the corrected root.
 void adamw(const KernelCall& call) {
   const TensorView &param = call.outputs[0], &grad = call.inputs[1], &remainder = call.outputs[3];
   const TrainState& state = *call.inputs[5].as<const TrainState>();

@@ -1,7 +1,6 @@
 // Specs that are wrong: each is refused with one line that names the place.
 #include <doctest/doctest.h>
 
-#include <filesystem>
 #include <fstream>
 
 #include "compiler/compile.h"
@@ -114,8 +113,8 @@ TEST_CASE("every prefix of a spec is refused without a crash") {
 }
 
 TEST_CASE("a file that is not there, and one that is a folder") {
-  CHECK_THROWS_WITH_AS(read_model("/nowhere/spec.json"), "/nowhere/spec.json: cannot be opened", CompileError);
-  CHECK_THROWS_AS(read_model(std::filesystem::temp_directory_path().string()), CompileError);
+  CHECK_THROWS_WITH_AS(read_model("/nowhere/spec.json"), "/nowhere/spec.json: no such file", CompileError);
+  CHECK_THROWS_WITH_AS(read_model("/"), "/: not a regular file", CompileError);
 }
 
 }  // namespace moec::test

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "op_harness.h"
+#include "tests/support/op_harness.h"
 
 namespace moec::test {
 namespace {

@@ -20,7 +20,7 @@
 
 namespace moec::test {
 
-constexpr std::array kFloatTypes = {fb::DType::F32, fb::DType::F64, fb::DType::BF16};
+inline constexpr std::array kFloatTypes = {fb::DType::F32, fb::DType::F64, fb::DType::BF16};
 
 /// The type that arithmetic on `dtype` is done in.
 inline fb::DType accumulator(fb::DType dtype) { return dtype == fb::DType::F64 ? dtype : fb::DType::F32; }

@@ -111,6 +111,22 @@ TEST_CASE("bias_bwd sums dy over rows, added to the gradient so far if there is 
   }
 }
 
+TEST_CASE("linear is right where the output is cut into larger tiles") {
+  Random random;
+  for (fb::DType dtype : kFloatTypes) {
+    for (auto [rows, in, out] : {Shape{1030, 3, 520}, Shape{2050, 3, 1030}}) {
+      INFO(fb::EnumNameDType(dtype), ", rows ", rows);
+      const Tensor x = random.normal(dtype, {rows, in}), weight = random.normal(dtype, {out, in});
+      const Tensor y(dtype, {rows, out});
+      run("linear", fb::LinearT{}, {x, weight, {}}, {y});
+      const auto expected = reference_product(
+          rows, out, in, [&](int64_t i, int64_t p) { return x.get(i * in + p); },
+          [&](int64_t p, int64_t j) { return weight.get(j * in + p); });
+      CHECK(max_error(y, expected) < tolerance(dtype));
+    }
+  }
+}
+
 TEST_CASE("linear kernels give the same bits with any number of threads") {
   for (fb::DType dtype : kFloatTypes) {
     check_same_bits_for_any_threads([&] {

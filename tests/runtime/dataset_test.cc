@@ -90,7 +90,8 @@ TEST_CASE("bad data is refused with what is wrong and where") {
                  "training data: 9 tokens are there, one sequence of 9 and its targets need 10"));
   CHECK(contains(rejection(options({text}, 256, 4)), "validation data: 1 tokens"));
   CHECK(contains(rejection(options({text}, 5, 4)), "10 ids, the model's vocabulary only 5"));
-  CHECK(contains(rejection(options({dir.file("x.txt", "ab\xFFzz")}, 5, 4)), "x.txt: "));
+  CHECK(contains(rejection(options({dir.file("x.txt", "ab\xFFzz")}, 5, 4)),
+                 "x.txt: the text is not UTF-8 at byte 2"));
   CHECK(contains(rejection(options({dir.file("u.txt", "ab\xC0\x80")}, 50, 2)), "not UTF-8 at byte 2"));
   CHECK(contains(rejection(options({dir.file("m.bin", shard<uint16_t>(7, 1, 3, three))}, 256, 2)),
                  "magic is 7"));

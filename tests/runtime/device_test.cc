@@ -90,6 +90,8 @@ TEST_CASE("an arena that does not fit is an error that names its bytes") {
   REQUIRE_FALSE(status.ok());
   CHECK(status.error().kind == ErrorKind::kFailure);
   CHECK(contains(status.error().message, "State arena of 140737488355328 bytes"));
+  CHECK(contains(status.error().message,
+                 "the plan needs 140737488355840 bytes: Params 256, State 140737488355328"));
 }
 
 /// Has arenas and one kernel.
@@ -97,14 +99,15 @@ class OneKernelDevice final : public Device {
  public:
   std::string_view name() const override { return "one"; }
   bool has_kernel(std::string_view key) const override { return key == "fill"; }
+  Status wait() override { return {}; }
 
  private:
-  Result<void*> allocate(uint64_t) override { return failure("not reached"); }
+  Result<void*> allocate(uint64_t, bool) override { return failure("not reached"); }
   Status fill(void*, uint8_t, uint64_t) override { return {}; }
   Status copy_in(void*, std::span<const std::byte>) override { return {}; }
   Status copy_out(std::span<std::byte>, const void*) override { return {}; }
-  Status prepare(size_t, const Program&) override { return {}; }
-  Status execute(size_t, const Program&, const Tracer&) override { return {}; }
+  Status prepare() override { return {}; }
+  Result<double> execute_one(size_t, size_t) override { return 0.0; }
 };
 
 TEST_CASE("all kernels that a device lacks are named at once") {

@@ -38,7 +38,6 @@ TEST_CASE("a sound plan is loaded from a file and unpacked") {
 TEST_CASE("what is not a plan is named for what it is") {
   CHECK(contains(rejection(""), "too short"));
   CHECK(contains(rejection("just some text"), "identifier is ' som'"));
-  CHECK(contains(rejection("\x10\0\0\0MOEM and so on"), "identifier"));
   CHECK(contains(rejection(std::string("\x10\0\0\0MOEM and so on", 18)), "this is a model"));
   CHECK(load_plan("/no/such/file.plan").error().kind == ErrorKind::kInput);
 }
@@ -63,28 +62,19 @@ TEST_CASE("a kernel with another op's attributes is refused") {
 
 TEST_CASE("every truncation is rejected") {
   const std::string bytes = test::plan_bytes(test::small_plan());
-  for (size_t size = 0; size < bytes.size(); ++size) {
-    const auto loaded = parse_plan(bytes.substr(0, size), "a.plan");
-    // Only padding may be missing.
-    if (loaded.ok()) CHECK(bytes.size() - size < 8);
-  }
+  for (size_t size = 0; size < bytes.size(); ++size)
+    CHECK_FALSE(parse_plan(bytes.substr(0, size), "a.plan").ok());
 }
 
-TEST_CASE("every flipped bit is rejected, or the plan still loads on a device") {
+TEST_CASE("every flipped bit is rejected") {
   const std::string bytes = test::plan_bytes(test::small_plan());
-  size_t rejected = 0;
   for (size_t bit = 0; bit < bytes.size() * 8; ++bit) {
     std::string damaged = bytes;
     damaged[bit / 8] = static_cast<char>(damaged[bit / 8] ^ (1 << bit % 8));
-    auto loaded = parse_plan(std::move(damaged), "a.plan");
-    if (!loaded.ok()) {
-      CHECK(loaded.error().kind == ErrorKind::kInput);
-      ++rejected;
-    } else if (const Status status = make_cpu_device()->load(*loaded); !status.ok()) {
-      CHECK(contains(status.error().message, "bytes"));  // an arena that no machine has
-    }
+    const auto loaded = parse_plan(std::move(damaged), "a.plan");
+    REQUIRE_FALSE(loaded.ok());
+    CHECK(loaded.error().kind == ErrorKind::kInput);
   }
-  CHECK(rejected > bytes.size());
 }
 
 }  // namespace

@@ -13,16 +13,18 @@ constexpr int kDraws = 20000;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// How often each token is drawn.
-std::vector<double> frequencies(const SamplerOptions& options, const std::vector<float>& logits) {
+std::vector<double> draw(const SamplerOptions& options, const std::vector<float>& logits) {
   auto sampler = Sampler::create(options);
   REQUIRE(sampler.ok());
-  std::vector<double> counts(logits.size());
+  std::vector<int> counts(logits.size());
   for (int i = 0; i < kDraws; ++i) {
     const auto token = sampler->sample(logits);
     REQUIRE(token.ok());
-    counts[static_cast<size_t>(*token)] += 1. / kDraws;
+    ++counts[static_cast<size_t>(*token)];
   }
-  return counts;
+  std::vector<double> frequencies;
+  for (const int count : counts) frequencies.push_back(static_cast<double>(count) / kDraws);
+  return frequencies;
 }
 
 /// Each frequency within five standard deviations of its probability.
@@ -40,25 +42,25 @@ std::vector<float> logs(const std::vector<double>& probabilities) {
 }
 
 TEST_CASE("samples follow the softmax") {
-  check_distribution(frequencies({}, logs({0.1, 0.5, 0.15, 0.25})), {0.1, 0.5, 0.15, 0.25});
+  check_distribution(draw({}, logs({0.1, 0.5, 0.15, 0.25})), {0.1, 0.5, 0.15, 0.25});
   // T = 1/2 squares the odds.
-  check_distribution(frequencies({.temperature = 0.5}, logs({0.2, 0.4, 0.4})), {1. / 9, 4. / 9, 4. / 9});
-  check_distribution(frequencies({}, {0, -kInfinity, 0}), {0.5, 0, 0.5});
+  check_distribution(draw({.temperature = 0.5}, logs({0.2, 0.4, 0.4})), {1. / 9, 4. / 9, 4. / 9});
+  check_distribution(draw({}, {0, -kInfinity, 0}), {0.5, 0, 0.5});
 }
 
 TEST_CASE("top-k and top-p keep the likeliest tokens") {
-  check_distribution(frequencies({.top_k = 2}, logs({0.1, 0.5, 0.15, 0.25})), {0, 2. / 3, 0, 1. / 3});
-  check_distribution(frequencies({.top_k = 1}, {3, 3, 3}), {1, 0, 0});
-  check_distribution(frequencies({.top_k = 9}, logs({0.5, 0.5})), {0.5, 0.5});
-  check_distribution(frequencies({.top_p = 0.7}, logs({0.1, 0.5, 0.15, 0.25})), {0, 2. / 3, 0, 1. / 3});
-  check_distribution(frequencies({.top_p = 0.01}, logs({0.1, 0.5, 0.4})), {0, 1, 0});
+  check_distribution(draw({.top_k = 2}, logs({0.1, 0.5, 0.15, 0.25})), {0, 2. / 3, 0, 1. / 3});
+  check_distribution(draw({.top_k = 1}, {3, 3, 3}), {1, 0, 0});
+  check_distribution(draw({.top_k = 9}, logs({0.5, 0.5})), {0.5, 0.5});
+  check_distribution(draw({.top_p = 0.7}, logs({0.1, 0.5, 0.15, 0.25})), {0, 2. / 3, 0, 1. / 3});
+  check_distribution(draw({.top_p = 0.01}, logs({0.1, 0.5, 0.4})), {0, 1, 0});
   // top-p counts the probabilities that top-k left: 0.5/0.75 is less than 0.7, so both stay.
-  check_distribution(frequencies({.top_k = 2, .top_p = 0.7}, logs({0.25, 0.5, 0.25})), {1. / 3, 2. / 3, 0});
+  check_distribution(draw({.top_k = 2, .top_p = 0.7}, logs({0.25, 0.5, 0.25})), {1. / 3, 2. / 3, 0});
 }
 
 TEST_CASE("temperature 0 takes the largest logit, the first of equals") {
-  check_distribution(frequencies({.temperature = 0}, {1, 5, 5, -kInfinity}), {0, 1, 0, 0});
-  check_distribution(frequencies({.temperature = 1e-30}, {1, 5, 4}), {0, 1, 0});
+  check_distribution(draw({.temperature = 0}, {1, 5, 5, -kInfinity}), {0, 1, 0, 0});
+  check_distribution(draw({.temperature = 1e-30}, {1, 5, 4}), {0, 1, 0});
 }
 
 TEST_CASE("a seed decides the draws") {

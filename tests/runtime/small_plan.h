@@ -8,6 +8,7 @@
 
 #include "kernels/train_state.h"
 #include "plan_generated.h"
+#include "schema/plan_file.h"
 
 namespace moec::test {
 
@@ -116,9 +117,8 @@ inline fb::PlanT small_plan() {
 
 /// The plan as a file's bytes.
 inline std::string plan_bytes(const fb::PlanT& plan) {
-  flatbuffers::FlatBufferBuilder builder;
-  fb::FinishPlanBuffer(builder, fb::Plan::Pack(builder, &plan));
-  return {reinterpret_cast<const char*>(builder.GetBufferPointer()), builder.GetSize()};
+  const std::vector<uint8_t> bytes = serialize_plan(plan);
+  return {bytes.begin(), bytes.end()};
 }
 
 }  // namespace moec::test

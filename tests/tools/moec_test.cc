@@ -151,6 +151,7 @@ TEST_CASE("a bad spec is one line that names the file, and leaves no plan") {
     const Outcome outcome = run("moec", {bad, "-o", plan});
     CHECK(outcome.exit_code == 2);
     CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+    CHECK_MESSAGE(has(outcome.err, "bad.json"), outcome.err);
     CHECK_FALSE(std::filesystem::exists(plan));
   };
   check_changed("\"blocks\": [", "\"blocks\": ");
@@ -159,6 +160,7 @@ TEST_CASE("a bad spec is one line that names the file, and leaves no plan") {
   check_changed("\"out_features\": 96", "\"out_features\": 95");
   check_changed("\"inputs\": [\"qkv\"]", "\"inputs\": [\"kvq\"]");
   check_changed("\"inputs\": [\"attn_norm\"]", "\"inputs\": [\"rope\"]");
+  check_changed("\"repeat\": 2", "\"repeat\": 4000000000");
   check_changed("\"vocab_size\": 1000, \"dim\": 64", "\"vocab_size\": 4000000000, \"dim\": 4000000000");
 }
 

@@ -1,5 +1,5 @@
-// Runs an op's sample on a device: inputs, parameters, outputs, output gradients and input gradients are all memory
-// that a test can read and write.
+// Runs an op's sample on a device: inputs, parameters, outputs, output gradients and input gradients are all
+// memory that a test can read and write.
 #pragma once
 
 #include <functional>
@@ -18,16 +18,25 @@ using Tensors = std::map<std::string, std::vector<double>>;
 
 class OpHarness {
  public:
-  /// Adds nodes to the graph; `inputs` are the sample's by name. Returns the values whose weighted sum is differentiated.
-  using Build = std::function<std::vector<ValueId>(Graph& graph, const std::map<std::string, ValueId>& inputs)>;
+  /// Adds nodes to the graph; `inputs` are the sample's by name. Returns the values whose weighted sum is
+  /// differentiated.
+  using Build =
+      std::function<std::vector<ValueId>(Graph& graph, const std::map<std::string, ValueId>& inputs)>;
+
+  static constexpr runtime::MemoryOptions kPoisoned{.poison_activations = true};
 
   /// Compiles the sample's nodes in the given precision and loads them on `device`.
-  OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device);
+  OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device,
+            runtime::MemoryOptions memory = kPoisoned);
   /// The same with nodes added by `build`.
-  OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device, const Build& build);
+  OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device,
+            const Build& build, runtime::MemoryOptions memory = kPoisoned);
 
   /// Random inputs as the sample asks, random parameters and output gradients; the same for the same seed.
   Tensors random_values(uint64_t seed) const;
+
+  /// The values as memory of this precision holds them, for a reference in a higher one.
+  Tensors rounded(const Tensors& values) const;
 
   /// Writes the values and runs forward; outputs by name.
   Tensors forward(const Tensors& values);

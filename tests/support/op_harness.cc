@@ -1,4 +1,4 @@
-#include "op_harness.h"
+#include "tests/support/op_harness.h"
 
 #include <bit>
 #include <cstring>
@@ -21,9 +21,7 @@ constexpr char kGradient[] = "gradient:";
 
 bool starts_with(const std::string& text, const std::string& prefix) { return text.rfind(prefix, 0) == 0; }
 
-bool is_integer(const SampleInput& input) {
-  return input.fill != Fill::kNormal && input.fill != Fill::kTies;
-}
+bool is_integer(const SampleInput& input) { return input.fill != Fill::kNormal && input.fill != Fill::kTies; }
 
 fb::ModelT model_of(const Sample& sample) {
   return parse_model("{name: \"sample\", blocks: [{name: \"b\", nodes: " + sample.nodes + "}]}", sample.name);
@@ -45,11 +43,21 @@ std::vector<double> random_input(const SampleInput& input, std::mt19937_64& rng)
   for (size_t i = 0; i < count; ++i) {
     const size_t row = i / cols, col = i % cols;
     switch (input.fill) {
-      case Fill::kNormal: values[i] = normal(rng); break;
-      case Fill::kTies: values[i] = (col + row) % cols < 2 ? 1 : -1; break;
-      case Fill::kTokens: values[i] = draw(0, input.bound); break;
-      case Fill::kTargets: values[i] = draw(-1, input.bound); break;
-      case Fill::kOneExpert: values[i] = static_cast<double>(col); break;
+      case Fill::kNormal:
+        values[i] = normal(rng);
+        break;
+      case Fill::kTies:
+        values[i] = (col + row) % cols < 2 ? 1 : -1;
+        break;
+      case Fill::kTokens:
+        values[i] = draw(0, input.bound);
+        break;
+      case Fill::kTargets:
+        values[i] = draw(-1, input.bound);
+        break;
+      case Fill::kOneExpert:
+        values[i] = static_cast<double>(col);
+        break;
       case Fill::kDistinctExperts: {
         const auto choices = static_cast<size_t>(input.bound - 1);
         const size_t start = static_cast<size_t>(col == 0 ? draw(0, input.bound - 1) : 0);
@@ -109,7 +117,8 @@ std::vector<double> unpack(fb::DType dtype, const std::vector<std::byte>& bytes)
 }
 
 /// Adds the nodes that a spec names; the outputs of the last one are differentiated.
-std::vector<ValueId> build_nodes(const Sample& sample, Graph& graph, const std::map<std::string, ValueId>& inputs) {
+std::vector<ValueId> build_nodes(const Sample& sample, Graph& graph,
+                                 const std::map<std::string, ValueId>& inputs) {
   ModelBuilder builder(graph, Mode::kTrain);
   for (const auto& [name, id] : inputs) builder.define(name, id);
   builder.add_model(model_of(sample));
@@ -136,13 +145,17 @@ Storage one_buffer_each(const std::map<std::string, TensorType>& memory) {
 
 }  // namespace
 
-OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device)
-    : OpHarness(sample, precision, std::move(device), [&](Graph& graph, const std::map<std::string, ValueId>& inputs) {
-        return build_nodes(sample, graph, inputs);
-      }) {}
+OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device,
+                     runtime::MemoryOptions memory)
+    : OpHarness(
+          sample, precision, std::move(device),
+          [&](Graph& graph, const std::map<std::string, ValueId>& inputs) {
+            return build_nodes(sample, graph, inputs);
+          },
+          memory) {}
 
 OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device,
-                     const Build& build)
+                     const Build& build, runtime::MemoryOptions memory)
     : sample_(sample), device_(std::move(device)) {
   const Graph forward = make_graph(sample, precision, build, false);
   const Graph backward = make_graph(sample, precision, build, true);
@@ -150,7 +163,8 @@ OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<
     for (const Value& value : graph->values())
       if (value.role != Role::kActivation) memory_[value.name] = value.type;
   for (const Value& value : forward.values())
-    if (value.version == 0 && value.requires_grad && value.producer < 0) differentiable_.push_back(value.name);
+    if (value.version == 0 && value.requires_grad && value.producer < 0)
+      differentiable_.push_back(value.name);
   PlanWriter writer(one_buffer_each(memory_));
   writer.add_program(fb::ProgramKind::Evaluate, forward);
   writer.add_program(fb::ProgramKind::Accumulate, backward);
@@ -163,7 +177,7 @@ OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<
   const std::vector<uint8_t> bytes = serialize_plan(plan);
   auto loaded = runtime::parse_plan(std::string(bytes.begin(), bytes.end()), sample.name);
   must(loaded.status());
-  must(device_->load(loaded.value(), {.poison_activations = true}));
+  must(device_->load(loaded.value(), memory));
   if (tensor_.contains(kTrainStateName)) {
     TrainState state;
     state.seed = 7;
@@ -171,7 +185,8 @@ OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<
   }
 }
 
-Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Build& build, bool with_backward) {
+Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Build& build,
+                            bool with_backward) {
   int64_t tokens = 1;  // all leading dimensions of the first input that has rows
   for (const SampleInput& input : sample.inputs)
     if (input.fill == Fill::kDistinctExperts || input.fill == Fill::kOneExpert)
@@ -183,7 +198,8 @@ Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Bui
     const bool router_value = input.fill == Fill::kTies || sample.nodes.find("Router") != std::string::npos ||
                               input.name == "weights";
     const fb::DType real = router_value ? precision.accumulator() : precision.compute;
-    const ValueId id = graph.persistent(input.name, {is_integer(input) ? fb::DType::I32 : real, input.shape}, Role::kIo);
+    const ValueId id =
+        graph.persistent(input.name, {is_integer(input) ? fb::DType::I32 : real, input.shape}, Role::kIo);
     graph.value(id).requires_grad = !is_integer(input);
     inputs[input.name] = id;
   }
@@ -191,7 +207,8 @@ Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Bui
   std::vector<std::pair<ValueId, ValueId>> seeds;
   const auto copy = [&](const std::string& name, ValueId from) {
     const ValueId memory = graph.persistent(name, graph.value(from).type, Role::kIo);
-    graph.add_node(find_op("scale"), make_attrs<fb::ScaleT>(), name, {from}, {graph.next_version(memory)}, Phase::kBackward);
+    graph.add_node(find_op("scale"), make_attrs<fb::ScaleT>(), name, {from}, {graph.next_version(memory)},
+                   Phase::kBackward);
   };
   for (const ValueId id : outputs) {
     if (id == kNoValue || !graph.value(id).requires_grad) continue;
@@ -202,7 +219,8 @@ Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Bui
   if (!with_backward) return graph;
   const std::vector<ValueId> gradients = add_backward(graph, seeds, false);
   for (const auto& [name, id] : inputs)
-    if (const ValueId gradient = gradients[static_cast<size_t>(id)]; gradient != kNoValue) copy(kGradient + name, gradient);
+    if (const ValueId gradient = gradients[static_cast<size_t>(id)]; gradient != kNoValue)
+      copy(kGradient + name, gradient);
   return graph;
 }
 
@@ -212,8 +230,8 @@ Tensors OpHarness::random_values(uint64_t seed) const {
   Tensors values;
   for (const SampleInput& input : sample_.inputs) values[input.name] = random_input(input, rng);
   for (const auto& [name, type] : memory_) {
-    if (values.contains(name) || name == kTrainStateName || starts_with(name, kOutput) || starts_with(name, kGradient) ||
-        starts_with(name, "grad."))
+    if (values.contains(name) || name == kTrainStateName || starts_with(name, kOutput) ||
+        starts_with(name, kGradient) || starts_with(name, "grad."))
       continue;
     std::vector<double> numbers(static_cast<size_t>(type.elements()));
     for (double& number : numbers) number = normal(rng);
@@ -222,8 +240,18 @@ Tensors OpHarness::random_values(uint64_t seed) const {
   return values;
 }
 
+Tensors OpHarness::rounded(const Tensors& values) const {
+  Tensors result;
+  for (const auto& [name, numbers] : values) {
+    const fb::DType dtype = memory_.at(name).dtype;
+    result[name] = unpack(dtype, pack(dtype, numbers));
+  }
+  return result;
+}
+
 void OpHarness::write(const Tensors& values) {
-  for (const auto& [name, numbers] : values) must(device_->write(tensor_.at(name), 0, pack(memory_.at(name).dtype, numbers)));
+  for (const auto& [name, numbers] : values)
+    must(device_->write(tensor_.at(name), 0, pack(memory_.at(name).dtype, numbers)));
 }
 
 Tensors OpHarness::read(const std::string& prefix) const {

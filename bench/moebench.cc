@@ -1,0 +1,156 @@
+// moebench: times kernels and whole steps against what the machine can do.
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <iostream>
+
+#include "bench/rows.h"
+#include "compiler/compile.h"
+#include "compiler/error.h"
+#include "compiler/frontend.h"
+#include "tools/command_line.h"
+#include "tools/units.h"
+
+namespace moec::bench {
+namespace {
+
+struct Flags {
+  int threads = 0;
+  double memory_gib = 1;
+  std::string examples = MOEC_EXAMPLES;
+
+  uint64_t memory() const {
+    return static_cast<uint64_t>(memory_gib * static_cast<double>(uint64_t{1} << 30));
+  }
+};
+
+/// The models of schema/examples by what can be done with them in the memory that may be used.
+struct Examples {
+  std::vector<Model> whole;              // kernels and steps
+  std::vector<Model> one_of_each_block;  // kernels: repeated blocks have the same ones
+  std::vector<std::string> left_out;     // "qwen2.5-0.5b (8.20 GiB)"
+};
+
+uint64_t memory_of(const runtime::LoadedPlan& plan) {
+  uint64_t bytes = 0;
+  for (const auto& arena : plan.plan.arenas) bytes += arena->size;
+  return bytes;
+}
+
+Result<std::shared_ptr<const runtime::LoadedPlan>> compile_model(const fb::ModelT& model) {
+  const std::vector<uint8_t> bytes = serialize_plan(compile(model));
+  return runtime::parse_plan(std::string(bytes.begin(), bytes.end()), model.name);
+}
+
+Status sort_in(const std::string& spec, uint64_t memory, Examples& examples) {
+  fb::ModelT model = read_model(spec);
+  MOEC_ASSIGN_OR_RETURN(const auto whole, compile_model(model));
+  if (memory_of(*whole) <= memory) {
+    examples.whole.push_back({model.name, whole});
+    return {};
+  }
+  for (const auto& block : model.blocks) block->repeat = 1;
+  MOEC_ASSIGN_OR_RETURN(const auto cut, compile_model(model));
+  if (memory_of(*cut) <= memory) {
+    examples.one_of_each_block.push_back({model.name, cut});
+  } else {
+    examples.left_out.push_back(fmt::format("{} ({})", model.name, tools::bytes_text(memory_of(*cut))));
+  }
+  return {};
+}
+
+Result<Examples> load_examples(const Flags& flags) {
+  std::error_code error;
+  std::vector<std::string> specs;
+  for (const auto& entry : std::filesystem::directory_iterator(flags.examples, error))
+    if (entry.path().extension() == ".json") specs.push_back(entry.path().string());
+  if (specs.empty()) return input_error(fmt::format("{}: no model specs (*.json) there", flags.examples));
+  std::sort(specs.begin(), specs.end());
+  Examples examples;
+  for (const std::string& spec : specs) MOEC_RETURN_IF_ERROR(sort_in(spec, flags.memory(), examples));
+  return examples;
+}
+
+Status run(const Flags& flags) {
+  MOEC_ASSIGN_OR_RETURN(const Examples examples, load_examples(flags));
+  const Lane one_thread = Lane::cpu(1), lane = flags.threads == 1 ? one_thread : Lane::cpu(flags.threads);
+  benchmark::AddCustomContext("best of " + one_thread.name(), one_thread.best());
+  if (lane.name() != one_thread.name()) benchmark::AddCustomContext("best of " + lane.name(), lane.best());
+  if (!examples.left_out.empty())
+    benchmark::AddCustomContext(fmt::format("needs more than --memory={}", flags.memory_gib),
+                                fmt::format("{}", fmt::join(examples.left_out, ", ")));
+  Rows rows;
+  add_table_rows(rows, one_thread);
+  add_kernel_rows(rows, examples.whole, lane);
+  add_kernel_rows(rows, examples.one_of_each_block, lane);
+  for (const Model& model : examples.whole) add_step_row(rows, model, lane);
+  if (benchmark::RunSpecifiedBenchmarks() == 0) return input_error("no row matches --benchmark_filter");
+  if (rows.failed() > 0) return failure(fmt::format("{} rows failed", rows.failed()));
+  return {};
+}
+
+void describe(CLI::App& app, Flags& flags) {
+  tools::describe_tool(app, "moebench", "Times kernels and whole steps against what the machine can do.");
+  app.add_option("--threads", flags.threads, "CPU threads of kernel and step rows (default: all cores)")
+      ->check(tools::number<int>(1, 4096))
+      ->type_name("N");
+  app.add_option(
+         "--memory", flags.memory_gib,
+         "GiB that a model may take (default: 1): a larger one has kernel rows of one of each repeated block "
+         "if that fits, and no step row")
+      ->check(tools::number<double>(0))
+      ->type_name("GIB");
+  app.add_option("--examples", flags.examples, "Folder of the model specs (default: schema/examples)")
+      ->type_name("DIR");
+  app.allow_extras();
+  app.footer(
+      "Flags of Google Benchmark, e.g. --benchmark_filter=REGEX, --benchmark_list_tests, "
+      "--benchmark_format=json,\n"
+      "--benchmark_min_time=SECONDS, --benchmark_repetitions=N.\n\nRows: table/..., kernel/..., step/...\n\n"
+      "Exit codes: 0 done, 1 failed, 2 wrong use or input.");
+}
+
+int report(const std::string& message, tools::ExitCode code) {
+  fmt::print(stderr, "moebench: {}\n", message);
+  return code;
+}
+
+int run_main(int argc, char** argv) {
+  Flags flags;
+  CLI::App app;
+  describe(app, flags);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& asked) {
+    return app.exit(asked, std::cout, std::cerr);
+  } catch (const CLI::ParseError& error) {
+    return report(error.what(), tools::kWrongUse);
+  }
+  std::vector<std::string> others = app.remaining();
+  others.insert(others.begin(), argv[0]);
+  std::vector<char*> arguments;
+  for (std::string& argument : others) arguments.push_back(argument.data());
+  int count = static_cast<int>(arguments.size());
+  benchmark::Initialize(&count, arguments.data());
+  if (count > 1) return report(fmt::format("unknown flag '{}'; see --help", arguments[1]), tools::kWrongUse);
+  try {
+    const Status status = run(flags);
+    if (status.ok()) return tools::kDone;
+    return report(status.error().message,
+                  status.error().kind == ErrorKind::kInput ? tools::kWrongUse : tools::kFailed);
+  } catch (const CompileError& error) {
+    return report(error.what(), tools::kWrongUse);
+  } catch (const std::exception& error) {
+    return report(error.what(), tools::kFailed);
+  }
+}
+
+}  // namespace
+}  // namespace moec::bench
+
+int main(int argc, char** argv) { return moec::bench::run_main(argc, argv); }

@@ -1,0 +1,20 @@
+#include "bench/rows.h"
+
+#include <utility>
+
+namespace moec::bench {
+
+void Rows::add(const std::string& name, benchmark::TimeUnit unit,
+               std::function<Status(benchmark::State&)> run) {
+  benchmark::RegisterBenchmark(name.c_str(),
+                               [this, run = std::move(run)](benchmark::State& state) {
+                                 const Status status = run(state);
+                                 if (status.ok()) return;
+                                 ++failed_;
+                                 state.SkipWithError(status.error().message.c_str());
+                               })
+      ->UseManualTime()
+      ->Unit(unit);
+}
+
+}  // namespace moec::bench

@@ -1,0 +1,10 @@
+#include "kernels/cuda/attention_bwd.cuh"
+
+namespace moec::cuda {
+
+cudaError_t attention_bwd(const KernelCall& call, const CudaContext& context) {
+  return call.inputs[1].dtype == fb::DType::BF16 ? attention_bwd_mma(call, context)
+                                                 : attention_bwd_simt(call, context);
+}
+
+}  // namespace moec::cuda

@@ -1,0 +1,37 @@
+// The kernels of the CUDA device, one for every row of the catalog. They only enqueue work on the context's stream:
+// no allocation, no synchronisation, no look at device data; so each of them can be captured in a graph.
+#pragma once
+
+#include <cublasLt.h>
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <string_view>
+
+#include "kernels/kernel.h"
+
+namespace moec::cuda {
+
+/// What kernels need of the device; owned by the runtime.
+struct CudaContext {
+  cudaStream_t stream = nullptr;
+  cublasHandle_t cublas = nullptr;
+  cublasLtHandle_t cublas_lt = nullptr;
+  int sm_count = 0;
+  void* cublas_workspace = nullptr;
+  size_t cublas_workspace_bytes = 0;
+};
+
+/// Returns the error of the first launch that failed; those of running kernels show at a later synchronisation.
+/// cudaErrorNotSupported: no variant for these types or sizes.
+using CudaKernel = cudaError_t (*)(const KernelCall& call, const CudaContext& context);
+
+/// nullptr when the catalog has no such key.
+CudaKernel find_kernel(std::string_view key);
+
+#define KERNEL(key, signature, in_place, workspace) cudaError_t key(const KernelCall& call, const CudaContext& context);
+#include "kernels/catalog.def"
+#undef KERNEL
+
+}  // namespace moec::cuda

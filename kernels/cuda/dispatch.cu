@@ -1,0 +1,128 @@
+// Moving token rows to their experts and back. An assignment is token * k + j; a slot is its place in the
+// order sorted by expert. permutation: slot -> assignment, inverse: assignment -> slot. Only the R = T * k
+// slots of the permutation are read or written, never the padding behind them.
+#include "kernels/cuda/copy_rows.cuh"
+#include "kernels/cuda/counting_sort.cuh"
+#include "kernels/cuda/reduce.cuh"
+
+namespace moec::cuda {
+namespace {
+
+/// The token of a slot.
+struct TokenOfSlot {
+  const int32_t* permutation;
+  int k;
+
+  __device__ int64_t operator()(int64_t slot) const { return permutation[slot] / k; }
+};
+
+/// y[t] = sum_j weight(t*k + j) * rows[inverse[t,j]], in the order of j, by a warp. Weights are 1 without
+/// `weights`.
+template <class T, int kWidth>
+__global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const Accumulator<T>* weights, T* y,
+                                   int64_t tokens, int k, int cols) {
+  using Acc = Accumulator<T>;
+  const int64_t token = group_row<kWarp>();
+  if (token >= tokens) return;
+  for (int i = group_lane<kWarp>(); i < cols / kWidth; i += kWarp) {
+    Acc sums[kWidth] = {};
+#pragma unroll 4
+    for (int64_t a = token * k; a < (token + 1) * k; ++a) {
+      const auto row = load<kWidth>(rows + int64_t{inverse[a]} * cols, i);
+      const Acc weight = weights ? weights[a] : Acc{1};
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) sums[j] += weight * static_cast<Acc>(row.value[j]);
+    }
+    Vector<T, kWidth> out;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) out.value[j] = to_storage<T>(sums[j]);
+    store(y + token * cols, i, out);
+  }
+}
+
+cudaError_t gather_rows(const CudaContext& context, const TensorView& rows, const TensorView& inverse,
+                        const TensorView& weights, const TensorView& y) {
+  return with_type(rows.dtype, [&]<class T>() {
+    return with_width<T>(y.cols(), {&rows, &y}, [&]<int kWidth>() {
+      return launch(context, gather_rows_kernel<T, kWidth>, group_blocks<kWarp>(y.rows()), kThreads,
+                    rows.as<const T>(), inverse.as<const int32_t>(), weights.as<const Accumulator<T>>(),
+                    y.as<T>(), y.rows(), static_cast<int>(inverse.elements() / y.rows()),
+                    static_cast<int>(y.cols()));
+    });
+  });
+}
+
+/// A warp writes drow = weight * dy, which may be the row, and dweight = the dot product of dy and the row.
+template <class T, int kWidth>
+__global__ void combine_bwd_kernel(const T* dy, const T* rows, const Accumulator<T>* weights,
+                                   const int32_t* permutation, T* drows, Accumulator<T>* dweights,
+                                   int64_t slots, int k, int cols) {
+  using Acc = Accumulator<T>;
+  const int64_t slot = group_row<kWarp>();
+  if (slot >= slots) return;
+  const int assignment = permutation[slot];
+  const Acc weight = weights[assignment];
+  dy += int64_t{assignment / k} * cols;
+  Acc dot = 0;
+  for (int i = group_lane<kWarp>(); i < cols / kWidth; i += kWarp) {
+    auto g = load<kWidth>(dy, i);
+    const auto row = load<kWidth>(rows + slot * cols, i);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const auto value = static_cast<Acc>(g.value[j]);
+      dot += value * static_cast<Acc>(row.value[j]);
+      g.value[j] = to_storage<T>(weight * value);
+    }
+    store(drows + slot * cols, i, g);
+  }
+  dot = group_reduce<kWarp>(dot);
+  if (group_lane<kWarp>() == 0) dweights[assignment] = dot;
+}
+
+}  // namespace
+
+cudaError_t expert_index(const KernelCall& call, const CudaContext& context) {
+  const TensorView& experts = call.inputs[0];
+  return counting_sort(context, {.keys = experts.as<const int32_t>(),
+                                 .n = experts.elements(),
+                                 .shift = 0,
+                                 .mask = INT32_MAX,
+                                 .buckets = static_cast<int>(call.outputs[0].elements() - 1),
+                                 .order_in = nullptr,
+                                 .order = call.outputs[1].as<int32_t>(),
+                                 .places = call.outputs[2].as<int32_t>(),
+                                 .offsets = call.outputs[0].as<int32_t>(),
+                                 .counts = call.workspace.as<int32_t>()});
+}
+
+cudaError_t dispatch(const KernelCall& call, const CudaContext& context) {
+  const TensorView &x = call.inputs[0], &permutation = call.inputs[1];
+  const int64_t slots = permutation.elements();
+  return copy_rows(context, x, call.outputs[0], slots,
+                   TokenOfSlot{permutation.as<const int32_t>(), static_cast<int>(slots / x.rows())});
+}
+
+cudaError_t dispatch_bwd(const KernelCall& call, const CudaContext& context) {
+  return gather_rows(context, call.inputs[0], call.inputs[1], {}, call.outputs[0]);
+}
+
+cudaError_t combine(const KernelCall& call, const CudaContext& context) {
+  return gather_rows(context, call.inputs[0], call.inputs[2], call.inputs[1], call.outputs[0]);
+}
+
+cudaError_t combine_bwd(const KernelCall& call, const CudaContext& context) {
+  const TensorView &dy = call.inputs[0], &rows = call.inputs[1], &permutation = call.inputs[4];
+  const TensorView& drows = call.outputs[0];
+  const int64_t slots = permutation.elements(), cols = dy.cols();
+  return with_type(rows.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    return with_width<T>(cols, {&dy, &rows, &drows}, [&]<int kWidth>() {
+      return launch(context, combine_bwd_kernel<T, kWidth>, group_blocks<kWarp>(slots), kThreads,
+                    dy.as<const T>(), rows.as<const T>(), call.inputs[2].as<const Acc>(),
+                    permutation.as<const int32_t>(), drows.as<T>(), call.outputs[1].as<Acc>(), slots,
+                    static_cast<int>(slots / dy.rows()), static_cast<int>(cols));
+    });
+  });
+}
+
+}  // namespace moec::cuda

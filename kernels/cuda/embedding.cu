@@ -1,0 +1,224 @@
+// Token and position embeddings. Weights are [vocabulary, D] and [context, D].
+#include <bit>
+
+#include "kernels/cuda/copy_rows.cuh"
+#include "kernels/cuda/counting_sort.cuh"
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/workspace.h"
+
+namespace moec::cuda {
+namespace {
+
+struct TokenRow {
+  const int32_t* tokens;
+
+  __device__ int64_t operator()(int64_t t) const { return tokens[t]; }
+};
+
+/// y[i] = (accumulate ? y[i] : 0) + sums.
+template <int kWidth, class Out, class Acc>
+__device__ void store_sums(const Acc (&sums)[kWidth], Out* y, int i, bool accumulate) {
+  auto out = accumulate ? load<kWidth>(y, i) : Vector<Out, kWidth>{};
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) out.value[j] = to_storage<Out>(static_cast<Acc>(out.value[j]) + sums[j]);
+  store(y, i, out);
+}
+
+template <class T, class Grad>
+struct EmbeddingBwd {
+  const T* dy;
+  const int32_t* order;    // [tokens] positions, sorted by token
+  const int2* key_ranges;  // [vocabulary] as counting_sort writes them
+  Grad* dweight;
+  int tokens;
+  int vocabulary;
+  int cols;
+  bool accumulate;
+};
+
+/// sums += column vector `i` of dy at the positions order[first], order[first + stride], ... before `end`.
+template <int kWidth, class T, class Grad, class Acc>
+__device__ void add_positions(const EmbeddingBwd<T, Grad>& bwd, int i, int first, int end, int stride,
+                              Acc (&sums)[kWidth]) {
+#pragma unroll 4
+  for (int place = first; place < end; place += stride) {
+    const auto row = load<kWidth>(bwd.dy + int64_t{bwd.order[place]} * bwd.cols, i);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sums[j] += static_cast<Acc>(row.value[j]);
+  }
+}
+
+/// A block makes a warp's width of column vectors of as many rows of dweight as it has warps: each warp one
+/// row, and all warps together those of tokens that occur more than kFrequent times.
+template <class T, class Grad, int kWidth>
+__global__ void __launch_bounds__(kThreads) embedding_bwd_kernel(const EmbeddingBwd<T, Grad> bwd) {
+  using Acc = Accumulator<T>;
+  constexpr int kFrequent = 64, kRows = kThreads / kWarp;
+  __shared__ int first[kRows], end[kRows];
+  __shared__ Acc shared[kRows][kWarp][kWidth];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, vectors = bwd.cols / kWidth;
+  const int column_blocks = (vectors + kWarp - 1) / kWarp;
+  const int i = static_cast<int>(blockIdx.x) % column_blocks * kWarp + lane;
+  const int first_row = static_cast<int>(blockIdx.x) / column_blocks * kRows;
+  if (threadIdx.x < kRows) {
+    const int row = first_row + static_cast<int>(threadIdx.x);
+    const int2 range = row < bwd.vocabulary ? bwd.key_ranges[row] : int2{0, 0};
+    first[threadIdx.x] = range.y == 0 ? 0 : bwd.tokens - range.x;
+    end[threadIdx.x] = range.y;
+  }
+  __syncthreads();
+
+  const int row = first_row + warp, count = end[warp] - first[warp];
+  if (i < vectors && row < bwd.vocabulary && count <= kFrequent && (count > 0 || !bwd.accumulate)) {
+    Acc sums[kWidth] = {};
+    add_positions(bwd, i, first[warp], end[warp], 1, sums);
+    store_sums(sums, bwd.dweight + int64_t{row} * bwd.cols, i, bwd.accumulate);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    if (end[r] - first[r] <= kFrequent) continue;
+    Acc sums[kWidth] = {};
+    if (i < vectors) add_positions(bwd, i, first[r] + warp, end[r], kRows, sums);
+    __syncthreads();  // the sums of an earlier row have been read
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) shared[warp][lane][j] = sums[j];
+    __syncthreads();
+    if (warp > 0 || i >= vectors) continue;
+    for (int other = 1; other < kRows; ++other)
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) sums[j] += shared[other][lane][j];
+    store_sums(sums, bwd.dweight + int64_t{first_row + r} * bwd.cols, i, bwd.accumulate);
+  }
+}
+
+/// The positions of every token, in order: a radix sort of the tokens from the last digit to the first.
+struct TokenOrder {
+  const int32_t* order;
+  const int2* key_ranges;
+};
+
+cudaError_t sort_tokens(const KernelCall& call, const CudaContext& context, TokenOrder& result) {
+  const TensorView& tokens = call.inputs[0];
+  const int64_t n = tokens.elements(), vocabulary = call.outputs[0].rows();
+  constexpr int kDigitBits = std::bit_width(static_cast<uint64_t>(kTokenDigits - 1));
+  const int bits = std::max(1, static_cast<int>(std::bit_width(static_cast<uint64_t>(vocabulary - 1))));
+  auto* key_ranges = call.workspace.as<int2>();
+  auto* order = reinterpret_cast<int32_t*>(key_ranges + vocabulary);
+  int32_t *sorted = nullptr, *next = order, *after = order + n;
+  for (int shift = 0; shift < bits; shift += kDigitBits) {
+    const int digit_bits = std::min(kDigitBits, bits - shift);
+    const bool last = shift + digit_bits == bits;
+    const cudaError_t status = counting_sort(context, {.keys = tokens.as<const int32_t>(),
+                                                       .n = n,
+                                                       .shift = shift,
+                                                       .mask = (1 << digit_bits) - 1,
+                                                       .buckets = 1 << digit_bits,
+                                                       .order_in = sorted,
+                                                       .order = next,
+                                                       .key_ranges = last ? key_ranges : nullptr,
+                                                       .keys_end = vocabulary,
+                                                       .counts = order + 2 * n});
+    if (status != cudaSuccess) return status;
+    sorted = next;
+    std::swap(next, after);
+  }
+  result = {sorted, key_ranges};
+  return cudaSuccess;
+}
+
+/// y = x + weight[position]; y may be x. A warp per row.
+template <class T, int kWidth>
+__global__ void position_embedding_kernel(const T* x, const T* weight, T* y, int64_t rows, int seq_len,
+                                          int cols) {
+  using Acc = Accumulator<T>;
+  const int64_t row = group_row<kWarp>();
+  if (row >= rows) return;
+  weight += row % seq_len * cols;
+  for (int i = group_lane<kWarp>(); i < cols / kWidth; i += kWarp) {
+    auto v = load<kWidth>(x + row * cols, i);
+    const auto position = load<kWidth>(weight, i);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j)
+      v.value[j] = to_storage<T>(static_cast<Acc>(v.value[j]) + static_cast<Acc>(position.value[j]));
+    store(y + row * cols, i, v);
+  }
+}
+
+/// A warp sums one position over the batch; positions beyond the sequence get zeros, or keep what they have.
+template <class T, class Grad, int kWidth>
+__global__ void position_embedding_bwd_kernel(const T* dy, Grad* dweight, int64_t positions, int64_t batch,
+                                              int seq_len, int cols, bool accumulate) {
+  using Acc = Accumulator<T>;
+  const int64_t position = group_row<kWarp>();
+  if (position >= positions || (position >= seq_len && accumulate)) return;
+  const int64_t terms = position < seq_len ? batch : 0;
+  for (int i = group_lane<kWarp>(); i < cols / kWidth; i += kWarp) {
+    Acc sums[kWidth] = {};
+#pragma unroll 4
+    for (int64_t b = 0; b < terms; ++b) {
+      const auto row = load<kWidth>(dy + (b * seq_len + position) * cols, i);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) sums[j] += static_cast<Acc>(row.value[j]);
+    }
+    store_sums(sums, dweight + position * cols, i, accumulate);
+  }
+}
+
+}  // namespace
+
+cudaError_t embedding(const KernelCall& call, const CudaContext& context) {
+  const TensorView& tokens = call.inputs[0];
+  return copy_rows(context, call.inputs[1], call.outputs[0], tokens.elements(),
+                   TokenRow{tokens.as<const int32_t>()});
+}
+
+/// Sorts the positions by token, so that every row of dweight is a sum over neighbours in a fixed order.
+cudaError_t embedding_bwd(const KernelCall& call, const CudaContext& context) {
+  const TensorView &tokens = call.inputs[0], &dy = call.inputs[1], &dweight = call.outputs[0];
+  TokenOrder sorted;
+  if (const cudaError_t status = sort_tokens(call, context, sorted); status != cudaSuccess) return status;
+  return with_type(dy.dtype, [&]<class T>() {
+    return with_gradient_type<T>(dweight.dtype, [&]<class Grad>() {
+      const EmbeddingBwd<T, Grad> bwd = {dy.as<const T>(),
+                                         sorted.order,
+                                         sorted.key_ranges,
+                                         dweight.as<Grad>(),
+                                         static_cast<int>(tokens.elements()),
+                                         static_cast<int>(dweight.rows()),
+                                         static_cast<int>(dweight.cols()),
+                                         call.inputs[2].present()};
+      return with_width<T>(dy.cols(), {&dy, &dweight}, [&]<int kWidth>() {
+        const int64_t column_blocks = ceil_div(dy.cols() / kWidth, kWarp);
+        const int64_t row_blocks = ceil_div(dweight.rows(), kThreads / kWarp);
+        return launch(context, embedding_bwd_kernel<T, Grad, kWidth>, row_blocks * column_blocks, kThreads,
+                      bwd);
+      });
+    });
+  });
+}
+
+cudaError_t position_embedding(const KernelCall& call, const CudaContext& context) {
+  const TensorView &x = call.inputs[0], &weight = call.inputs[1], &y = call.outputs[0];
+  return with_type(x.dtype, [&]<class T>() {
+    return with_width<T>(x.cols(), {&x, &weight, &y}, [&]<int kWidth>() {
+      return launch(context, position_embedding_kernel<T, kWidth>, group_blocks<kWarp>(x.rows()), kThreads,
+                    x.as<const T>(), weight.as<const T>(), y.as<T>(), x.rows(), static_cast<int>(x.dim(1)),
+                    static_cast<int>(x.cols()));
+    });
+  });
+}
+
+cudaError_t position_embedding_bwd(const KernelCall& call, const CudaContext& context) {
+  const TensorView &dy = call.inputs[0], &dweight = call.outputs[0];
+  const int64_t seq_len = dy.dim(1), positions = dweight.rows();
+  return with_type(dy.dtype, [&]<class T>() {
+    return with_gradient_type<T>(dweight.dtype, [&]<class Grad>() {
+      return with_width<T>(dy.cols(), {&dy, &dweight}, [&]<int kWidth>() {
+        return launch(context, position_embedding_bwd_kernel<T, Grad, kWidth>, group_blocks<kWarp>(positions),
+                      kThreads, dy.as<const T>(), dweight.as<Grad>(), positions, dy.rows() / seq_len,
+                      static_cast<int>(seq_len), static_cast<int>(dy.cols()), call.inputs[1].present());
+      });
+    });
+  });
+}
+
+}  // namespace moec::cuda

@@ -1,0 +1,39 @@
+// Elementary functions of one element, as accurate as the storage type T of the result asks for: the fast
+// approximations of the hardware, good to about 2^-21, for 16-bit storage, and the library's functions
+// otherwise.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/cuda/types.cuh"
+
+namespace moec::cuda {
+
+template <class T>
+constexpr bool kHalfPrecision = sizeof(T) == 2;
+
+/// e^x.
+template <class T, class Acc = Accumulator<T>>
+__device__ inline Acc exponential(Acc x) {
+  if constexpr (kHalfPrecision<T>)
+    return __expf(x);
+  else
+    return std::exp(x);
+}
+
+/// 1 / (1 + e^-x).
+template <class T, class Acc = Accumulator<T>>
+__device__ inline Acc sigmoid(Acc x) {
+  if constexpr (kHalfPrecision<T>)
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+  else
+    return 1 / (1 + std::exp(-x));
+}
+
+/// Distribution function of N(0, 1), (1 + erf(x / sqrt 2)) / 2.
+template <class Acc>
+__device__ inline Acc normal_cdf(Acc x) {
+  return static_cast<Acc>(0.5) * std::erfc(x * static_cast<Acc>(-0.7071067811865476));
+}
+
+}  // namespace moec::cuda

@@ -1,0 +1,198 @@
+// RMSNorm and LayerNorm over the last dimension D, backward. Two launches: the first writes dx and, per piece
+// of the rows, the sums of the parameters' gradients; the second adds these sums in order.
+#include "kernels/cuda/column_sums.cuh"
+#include "kernels/cuda/reduce.cuh"
+
+namespace moec::cuda {
+namespace {
+
+template <class T, class Acc = Accumulator<T>>
+struct NormBwd {
+  const T* dy;
+  const T* x;
+  const T* weight;
+  const Acc* mean;  // read for LayerNorm only
+  const Acc* rstd;
+  T* dx;                 // may be dy
+  Acc* weight_partials;  // [pieces, cols]
+  Acc* bias_partials;    // likewise, for LayerNorm only
+  int64_t rows;
+  int64_t piece_rows;
+  int cols;
+};
+
+/// How many threads share a row, how many vectors of a row a thread holds, and the threads of a block: as
+/// many as have the registers to hold them and the `kSums` sums of each of their columns.
+template <int kSums, int kWidth, int kGroupSize, int kVectorsHeld>
+struct BwdLayout {
+  static constexpr int kGroup = kGroupSize, kVectors = kVectorsHeld;
+  static constexpr int kBlock = kGroup == kWarp && kSums * kVectors * kWidth <= 32 ? 512 : kThreads;
+  static constexpr int kGroups = kBlock / kGroup;
+};
+
+/// sums[cols] = the sums over the block's groups, in their order, of what each holds for its columns.
+template <class Layout, int kWidth, class Acc>
+__device__ void store_column_sums(const Acc (&held)[Layout::kVectors][kWidth], Acc* sums, int cols) {
+  constexpr int kCols = Layout::kGroup * kWidth;
+  __shared__ Acc shared[Layout::kGroups][kCols];
+  const int group = threadIdx.x / Layout::kGroup, lane = threadIdx.x % Layout::kGroup;
+#pragma unroll
+  for (int v = 0; v < Layout::kVectors; ++v) {
+    __syncthreads();  // what was there has been read
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) shared[group][lane * kWidth + j] = held[v][j];
+    __syncthreads();
+    for (int i = threadIdx.x; i < kCols && v * kCols + i < cols; i += Layout::kBlock) {
+      Acc sum = 0;
+      for (int g = 0; g < Layout::kGroups; ++g) sum += shared[g][i];
+      sums[v * kCols + i] = sum;
+    }
+  }
+}
+
+/// A block goes through one piece of the rows, a group takes every kGroups-th of them.
+template <bool kCentred, class T, int kWidth, class Layout>
+__global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<T> norm) {
+  using Acc = Accumulator<T>;
+  constexpr int kGroup = Layout::kGroup, kVectors = Layout::kVectors;
+  const int lane = group_lane<kGroup>(), vectors = norm.cols / kWidth;
+  const auto cols = static_cast<Acc>(norm.cols);
+  const int64_t begin = blockIdx.x * norm.piece_rows, end = min(norm.rows, begin + norm.piece_rows);
+
+  Acc dweight[kVectors][kWidth] = {}, dbias[kVectors][kWidth] = {};
+  for (int64_t row = begin + threadIdx.x / kGroup; row < end; row += Layout::kGroups) {
+    const Acc mean = kCentred ? norm.mean[row] : Acc{0}, rstd = norm.rstd[row];
+    Vector<T, kWidth> dy[kVectors] = {}, x[kVectors] = {};
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int i = lane + v * kGroup;
+      if (i >= vectors) break;
+      dy[v] = load<kWidth>(norm.dy + row * norm.cols, i);
+      x[v] = load<kWidth>(norm.x + row * norm.cols, i);
+    }
+    Acc sum = 0, dot = 0;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int i = lane + v * kGroup;
+      if (i >= vectors) break;
+      const auto weight = load<kWidth>(norm.weight, i);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        const auto d = static_cast<Acc>(dy[v].value[j]);
+        const Acc g = d * static_cast<Acc>(weight.value[j]);
+        const Acc normal = (static_cast<Acc>(x[v].value[j]) - mean) * rstd;
+        sum += g;
+        dot += g * normal;
+        dweight[v][j] += d * normal;
+        if constexpr (kCentred) dbias[v][j] += d;
+      }
+    }
+    const Acc along = group_reduce<kGroup>(dot) / cols;
+    const Acc constant = kCentred ? group_reduce<kGroup>(sum) / cols : Acc{0};
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int i = lane + v * kGroup;
+      if (i >= vectors) break;
+      const auto weight = load<kWidth>(norm.weight, i);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        const Acc g = static_cast<Acc>(dy[v].value[j]) * static_cast<Acc>(weight.value[j]);
+        const Acc normal = (static_cast<Acc>(x[v].value[j]) - mean) * rstd;
+        dy[v].value[j] = to_storage<T>(rstd * (g - constant - normal * along));
+      }
+      store(norm.dx + row * norm.cols, i, dy[v]);
+    }
+  }
+  store_column_sums<Layout, kWidth>(dweight, norm.weight_partials + int64_t{blockIdx.x} * norm.cols,
+                                    norm.cols);
+  if constexpr (kCentred)
+    store_column_sums<Layout, kWidth>(dbias, norm.bias_partials + int64_t{blockIdx.x} * norm.cols, norm.cols);
+}
+
+/// body.template operator()<Layout>() for rows of `vectors` vectors of kWidth elements that fit in the
+/// registers of a block: up to 1024 vectors, or 2048.
+template <int kSums, int kWidth, class Body>
+cudaError_t with_bwd_layout(int64_t vectors, Body&& body) {
+  constexpr int kMost = kSums * kWidth > 8 ? 4 : 8;
+  if (vectors <= kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, 1>>();
+  if (vectors <= 4 * kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, 4>>();
+  if (vectors <= kMost * kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, kMost>>();
+  if (vectors <= kMost * kThreads)
+    return body.template operator()<BwdLayout<kSums, kWidth, kThreads, kMost>>();
+  return cudaErrorNotSupported;
+}
+
+struct NormBwdViews {
+  const TensorView &dy, &x, &weight, &mean, &rstd, &dweight_prev, &dbias_prev, &dx, &dweight, &dbias,
+      &workspace;
+};
+
+template <bool kCentred>
+cudaError_t run_norm_bwd(const CudaContext& context, const NormBwdViews& views) {
+  const int64_t rows = views.x.rows(), cols = views.x.cols();
+  return with_type(views.x.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    const RowPieces pieces = row_pieces<Acc>(rows);
+    Acc* weight_partials = views.workspace.as<Acc>();
+    Acc* bias_partials = weight_partials + pieces.count * cols;
+    const NormBwd<T> norm = {views.dy.as<const T>(),
+                             views.x.as<const T>(),
+                             views.weight.as<const T>(),
+                             views.mean.as<const Acc>(),
+                             views.rstd.as<const Acc>(),
+                             views.dx.as<T>(),
+                             weight_partials,
+                             bias_partials,
+                             rows,
+                             pieces.rows,
+                             static_cast<int>(cols)};
+    const cudaError_t status =
+        with_width<T>(cols, {&views.dy, &views.x, &views.weight, &views.dx}, [&]<int kWidth>() {
+          return with_bwd_layout < kCentred ? 2 : 1,
+                 kWidth > (cols / kWidth, [&]<class Layout>() {
+                   return launch(context, norm_bwd_kernel<kCentred, T, kWidth, Layout>, pieces.count,
+                                 Layout::kBlock, norm);
+                 });
+        });
+    if (status != cudaSuccess) return status;
+    return with_gradient_type<T>(views.dweight.dtype, [&]<class Grad>() {
+      using Sum = ColumnSum<Acc, Grad>;
+      return sum_columns(
+          context, Sum{weight_partials, views.dweight.as<Grad>(), views.dweight_prev.present()},
+          Sum{bias_partials, views.dbias.as<Grad>(), views.dbias_prev.present()}, pieces.count, cols);
+    });
+  });
+}
+
+}  // namespace
+
+cudaError_t rmsnorm_bwd(const KernelCall& call, const CudaContext& context) {
+  const TensorView absent;
+  return run_norm_bwd<false>(context, {.dy = call.inputs[0],
+                                       .x = call.inputs[1],
+                                       .weight = call.inputs[2],
+                                       .mean = absent,
+                                       .rstd = call.inputs[3],
+                                       .dweight_prev = call.inputs[4],
+                                       .dbias_prev = absent,
+                                       .dx = call.outputs[0],
+                                       .dweight = call.outputs[1],
+                                       .dbias = absent,
+                                       .workspace = call.workspace});
+}
+
+cudaError_t layernorm_bwd(const KernelCall& call, const CudaContext& context) {
+  return run_norm_bwd<true>(context, {.dy = call.inputs[0],
+                                      .x = call.inputs[1],
+                                      .weight = call.inputs[2],
+                                      .mean = call.inputs[3],
+                                      .rstd = call.inputs[4],
+                                      .dweight_prev = call.inputs[5],
+                                      .dbias_prev = call.inputs[6],
+                                      .dx = call.outputs[0],
+                                      .dweight = call.outputs[1],
+                                      .dbias = call.outputs[2],
+                                      .workspace = call.workspace});
+}
+
+}  // namespace moec::cuda

@@ -1,0 +1,51 @@
+// Dense matrix products of the CUDA device and the two ways to compute them.
+#pragma once
+
+#include "kernels/cuda/cuda_kernels.h"
+
+namespace moec::cuda {
+
+/// A matrix of a product, row-major and contiguous.
+struct ProductMatrix {
+  const void* data = nullptr;
+  fb::DType dtype = fb::DType::F32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+
+enum class ProductForm {
+  kForward,  // c[m,n] = a[m,k] b[n,k]^T
+  kInput,    // c[m,n] = a[m,k] b[k,n]
+  kWeight,   // c[m,n] = a[k,m]^T b[k,n]
+};
+
+/// c = a b in the given form, plus `bias` [n], in the type of b, in every row if present, plus the old c if
+/// `accumulate`. Sums are f32, or f64 where all matrices are.
+struct Product {
+  ProductForm form;
+  ProductMatrix a;
+  ProductMatrix b;
+  ProductMatrix c;
+  const void* bias = nullptr;
+  bool accumulate = false;
+
+  int64_t m() const { return c.rows; }
+  int64_t n() const { return c.cols; }
+  int64_t k() const { return form == ProductForm::kWeight ? a.rows : a.cols; }
+};
+
+/// Computes a product the way that its types and size suggest. f32 products are true f32. Uses the context's cuBLAS
+/// workspace as scratch memory.
+cudaError_t multiply(const Product& product, const CudaContext& context);
+
+/// Whether multiply_cublas() computes products of these types.
+bool cublas_supports(const Product& product);
+
+/// Any supported product, by cuBLASLt.
+cudaError_t multiply_cublas(const Product& product, const CudaContext& context);
+
+/// Any product but those of bf16 factors to a bf16 result, by our own kernels without tensor cores: good for small f32
+/// products, for f64, and for factors of different types.
+cudaError_t multiply_simt(const Product& product, const CudaContext& context);
+
+}  // namespace moec::cuda

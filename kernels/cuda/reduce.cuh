@@ -1,0 +1,78 @@
+// Reductions over the threads of a warp or a block, in an order that never changes.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/types.cuh"
+#include "kernels/cuda/vector.cuh"
+
+namespace moec::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+/// A row is the work of a group of threads: a warp, or a block of kThreads. The row and the place in the
+/// group of this thread.
+template <int kGroup>
+__device__ inline int64_t group_row() {
+  return global_thread() / kGroup;
+}
+template <int kGroup>
+__device__ inline int group_lane() {
+  return static_cast<int>(threadIdx.x) % kGroup;
+}
+
+/// Returns body.template operator()<kGroup>() for rows of `vectors` vectors.
+template <class Body>
+cudaError_t with_group(int64_t vectors, Body&& body) {
+  return vectors <= 8 * kWarp ? body.template operator()<kWarp>() : body.template operator()<kThreads>();
+}
+
+/// Blocks of kThreads for one group per row.
+template <int kGroup>
+constexpr int64_t group_blocks(int64_t rows) {
+  return ceil_div(rows * kGroup, kThreads);
+}
+
+/// Layout of a kernel over rows: body.template operator()<kWidth, kGroup>().
+template <class T, class Body>
+cudaError_t with_row_layout(int64_t cols, std::initializer_list<const TensorView*> views, Body&& body) {
+  return with_width<T>(cols, views, [&]<int kWidth>() {
+    return with_group(cols / kWidth,
+                      [&]<int kGroup>() { return body.template operator()<kWidth, kGroup>(); });
+  });
+}
+
+struct Sum {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+template <class T>
+__device__ inline T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(kAllLanes, value, mask);
+}
+
+/// op over the values of a group, for all its threads. op is associative up to rounding and commutative; a
+/// group larger than a warp is the whole block.
+template <int kGroup, class T, class Op = Sum>
+__device__ T group_reduce(T value, Op op = {}) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value = op(value, shuffle_xor(value, mask));
+  if constexpr (kGroup > kWarp) {
+    __shared__ T warps[kGroup / kWarp];
+    __syncthreads();  // the results of an earlier reduction have been read
+    if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    value = warps[0];
+#pragma unroll
+    for (int warp = 1; warp < kGroup / kWarp; ++warp) value = op(value, warps[warp]);
+  }
+  return value;
+}
+
+}  // namespace moec::cuda

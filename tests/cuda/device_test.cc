@@ -1,0 +1,119 @@
+// The CUDA device itself: machines without it, execution modes, copies, memory, faults.
+#include <doctest/doctest.h>
+
+#include <array>
+#include <chrono>
+#include <vector>
+
+#include "tests/cuda/gpu.h"
+#include "tests/runtime/small_plan.h"
+#include "tests/support/training.h"
+#include "tests/tools/process.h"
+
+namespace moec::test {
+namespace {
+
+using runtime::Execution;
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+std::array<float, 4> read(runtime::Device& device, int tensor) {
+  std::array<float, 4> values{};
+  must(device.read(tensor, 0, std::as_writable_bytes(std::span(values))));
+  return values;
+}
+
+}  // namespace
+
+TEST_CASE("a machine that cannot run CUDA is told why in one line") {
+  const auto message = [](const runtime::CudaMachine& machine) {
+    return check_cuda_machine(machine).error().message;
+  };
+  CHECK(has(message({.driver_version = 0, .runtime_version = 13000, .devices = 0}), "no NVIDIA driver"));
+  CHECK(has(message({.driver_version = 12080, .runtime_version = 13000, .devices = 1}),
+            "supports CUDA 12.8, this build needs CUDA 13.0: update the driver"));
+  CHECK(has(message({.driver_version = 13000, .runtime_version = 13000, .devices = 0}), "no GPU is visible"));
+  CHECK(check_cuda_machine({.driver_version = 13000, .runtime_version = 13010, .devices = 1}).ok());
+}
+
+TEST_SUITE_BEGIN("gpu");
+
+TEST_CASE("the CUDA device runs instructions in order on zeroed arenas, in every mode") {
+  const auto plan = must(runtime::parse_plan(plan_bytes(small_plan()), "small.plan"));
+  for (const Execution execution : {Execution::kEager, Execution::kSegmented, Execution::kWhole}) {
+    const auto device = cuda_device(execution);
+    must(device->load(plan));
+    CHECK(read(*device, kWeight) == std::array<float, 4>{});
+    for (int run = 0; run < 3; ++run) {  // the second captures, the third replays
+      const float start = static_cast<float>(run);
+      must(device->write(kWeight, 4, std::as_bytes(std::span(&start, 1))));
+      must(device->run(fb::ProgramKind::Evaluate));
+      CHECK(read(*device, kSum)[1] == 3 + start);
+    }
+    must(device->run(fb::ProgramKind::Init));
+    CHECK(read(*device, kWeight) == std::array{2.f, 2.f, 2.f, 2.f});
+    constexpr fb::ProgramKind kBoth[] = {fb::ProgramKind::Init, fb::ProgramKind::Evaluate};
+    must(device->run(kBoth));
+    must(device->run(kBoth));
+    CHECK(read(*device, kSum) == std::array{5.f, 5.f, 5.f, 5.f});
+  }
+}
+
+TEST_CASE("a traced run shows every instruction and its time") {
+  const auto device = cuda_device();
+  must(device->load(must(runtime::parse_plan(plan_bytes(small_plan()), "small.plan"))));
+  std::vector<std::string> seen;
+  must(device->run(fb::ProgramKind::Evaluate, [&](const runtime::TraceEvent& event) -> Status {
+    CHECK(event.seconds > 0);
+    seen.push_back(event.instruction->label);
+    if (event.index == 1) CHECK(read(*device, kSum)[3] == 3);
+    return {};
+  }));
+  CHECK(seen == std::vector<std::string>{"small.fill", "small.add", "small.silu"});
+}
+
+TEST_CASE("too little memory is an error of one line that names the arenas and what is free") {
+  fb::PlanT plan = small_plan();
+  plan.arenas[1]->size = uint64_t{1} << 46;
+  const Status status = cuda_device()->load(must(runtime::parse_plan(plan_bytes(plan), "huge.plan")));
+  REQUIRE_FALSE(status.ok());
+  CHECK(has(status.error().message, "State arena of 70368744177664 bytes"));
+  CHECK(has(status.error().message, "Params 256"));
+  CHECK(has(status.error().message, "bytes are free of the GPU's"));
+  CHECK(std::count(status.error().message.begin(), status.error().message.end(), '\n') == 0);
+}
+
+/// A token far outside the embedding makes the kernel read unmapped memory. The mode is in the subcase.
+TEST_CASE("device fault" * doctest::skip()) {
+  Execution execution = Execution::kEager;
+  SUBCASE("eager") { execution = Execution::kEager; }
+  SUBCASE("graph") { execution = Execution::kWhole; }
+  fb::ModelT model = example_model("char-gpt");
+  runtime::Session session = must(host_batch_session(model, cuda_device(execution)));
+  must(session.train_step());
+  must(session.device().wait());
+  const int32_t far = 1 << 30;
+  must(session.device().write(session.plan().plan.io->tokens, 0, std::as_bytes(std::span(&far, 1))));
+  Status status = session.train_step();
+  if (status.ok()) status = session.device().wait();
+  REQUIRE_FALSE(status.ok());
+  MESSAGE(status.error().message);
+  CHECK(session.train_step().error().message == status.error().message);
+}
+
+TEST_CASE("a device fault ends the run within seconds and says how far the device came") {
+  const auto start = std::chrono::steady_clock::now();
+  const Outcome eager = run("test_cuda", {"--no-skip", "-tc=device fault", "-sc=eager"});
+  CHECK(has(eager.out, "illegal memory access"));
+  CHECK(has(eager.out, "the last completed instruction is Accumulate instruction"));
+  const Outcome graph = run("test_cuda", {"--no-skip", "-tc=device fault", "-sc=graph"});
+  CHECK(has(graph.out, "device fault"));
+  CHECK(has(graph.out, "eager execution names the last completed instruction"));
+  CHECK(eager.exit_code == 0);
+  CHECK(graph.exit_code == 0);
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(20));
+}
+
+TEST_SUITE_END();
+
+}  // namespace moec::test

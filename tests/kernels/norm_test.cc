@@ -1,0 +1,148 @@
+#include "tests/kernels/kernel_test.h"
+
+namespace moec::test {
+namespace {
+
+constexpr double kEps = 1e-5;
+
+/// RMSNorm and LayerNorm in f64: y, and for an upstream gradient dy the gradients, all from one description.
+/// With n = (x - mean) * rstd (mean 0 in RMSNorm), dx = rstd (g - mean(g) - n mean(g n)) for g = dy * weight,
+/// where mean(g) is absent in RMSNorm.
+struct Reference {
+  std::vector<double> y, mean, rstd, dx, dweight, dbias;
+
+  Reference(const Tensor& x, const Tensor& weight, const Tensor* bias, const Tensor& dy, bool centred) {
+    const int64_t d = x.view().cols(), rows = x.view().rows();
+    dweight.resize(static_cast<size_t>(d));
+    dbias.resize(static_cast<size_t>(d));
+    for (int64_t row = 0; row < rows; ++row) {
+      double m = 0, var = 0;
+      for (int64_t i = 0; i < d && centred; ++i) m += x.get(row * d + i) / static_cast<double>(d);
+      for (int64_t i = 0; i < d; ++i) var += std::pow(x.get(row * d + i) - m, 2) / static_cast<double>(d);
+      const double r = 1 / std::sqrt(var + kEps);
+      double g_mean = 0, gn_mean = 0;
+      const auto normal = [&](int64_t i) { return (x.get(row * d + i) - m) * r; };
+      const auto g = [&](int64_t i) { return dy.get(row * d + i) * weight.get(i); };
+      for (int64_t i = 0; i < d; ++i) {
+        y.push_back(normal(i) * weight.get(i) + (bias ? bias->get(i) : 0));
+        g_mean += centred ? g(i) / static_cast<double>(d) : 0;
+        gn_mean += g(i) * normal(i) / static_cast<double>(d);
+        dweight[static_cast<size_t>(i)] += dy.get(row * d + i) * normal(i);
+        dbias[static_cast<size_t>(i)] += dy.get(row * d + i);
+      }
+      for (int64_t i = 0; i < d; ++i) dx.push_back(r * (g(i) - g_mean - normal(i) * gn_mean));
+      mean.push_back(m);
+      rstd.push_back(r);
+    }
+  }
+};
+
+std::vector<double> plus(std::vector<double> a, double b) {
+  for (double& value : a) value += b;
+  return a;
+}
+
+fb::RmsNormT rms_attrs() {
+  fb::RmsNormT attrs;
+  attrs.eps = static_cast<float>(kEps);
+  return attrs;
+}
+fb::LayerNormT layer_attrs() {
+  fb::LayerNormT attrs;
+  attrs.eps = static_cast<float>(kEps);
+  return attrs;
+}
+
+/// kEps as f32 differs from the f64 constant by a relative 1e-8 of a small term.
+double bound(fb::DType dtype) { return std::max(1e-9, 2 * tolerance(dtype)); }
+
+const std::vector<std::vector<int64_t>> kShapes = {{1, 1, 64}, {3, 5, 33}, {2, 100, 300}, {1000, 24}};
+
+TEST_CASE("rmsnorm and its derivative") {
+  Random random;
+  for (fb::DType dtype : kFloatTypes)
+    for (fb::DType grad_dtype : {dtype, accumulator(dtype)})
+      for (const auto& shape : kShapes) {
+        Tensor x = random.normal(dtype, shape, 2, 1), dy = random.normal(dtype, shape), y(dtype, shape);
+        const Tensor weight = random.normal(dtype, {shape.back()}, 0.3, 1);
+        Tensor rstd(accumulator(dtype), {x.view().rows()}), dx(dtype, shape),
+            dweight(grad_dtype, {shape.back()});
+        const Reference expected(x, weight, nullptr, dy, false);
+        run("rmsnorm", rms_attrs(), {x, weight}, {y, rstd});
+        CHECK(max_error(y, expected.y) < bound(dtype));
+        CHECK(max_error(rstd, expected.rstd) < bound(accumulator(dtype)));
+
+        run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, {}}, {dx, dweight});
+        CHECK(max_error(dx, expected.dx) < bound(dtype));
+        CHECK(max_error(dweight, expected.dweight) < bound(dtype));
+        Tensor sum(grad_dtype, {shape.back()}, std::vector<double>(static_cast<size_t>(shape.back()), 8));
+        run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, sum}, {dy, sum});
+        CHECK(dy.same_bits(dx));
+        CHECK(max_error(sum, plus(expected.dweight, 8)) < bound(dtype));
+        run("rmsnorm", rms_attrs(), {x, weight}, {x, rstd});
+        CHECK(x.same_bits(y));
+      }
+}
+
+TEST_CASE("layernorm and its derivative, with and without bias") {
+  Random random;
+  for (fb::DType dtype : kFloatTypes)
+    for (bool with_bias : {false, true})
+      for (const auto& shape : kShapes) {
+        Tensor x = random.normal(dtype, shape, 2, 1), dy = random.normal(dtype, shape), y(dtype, shape);
+        const std::vector<int64_t> cols = {shape.back()}, rows = {x.view().rows()};
+        const fb::DType acc = accumulator(dtype);
+        const Tensor weight = random.normal(dtype, cols, 0.3, 1), bias = random.normal(dtype, cols);
+        const TensorView bias_view = with_bias ? bias.view() : TensorView{};
+        Tensor mean(acc, rows), rstd(acc, rows), dx(dtype, shape), dweight(acc, cols), dbias(acc, cols);
+        const TensorView dbias_view = with_bias ? dbias.view() : TensorView{};
+        const Reference expected(x, weight, with_bias ? &bias : nullptr, dy, true);
+        run("layernorm", layer_attrs(), {x, weight, bias_view}, {y, mean, rstd});
+        CHECK(max_error(y, expected.y) < bound(dtype));
+        CHECK(max_error(mean, expected.mean) < bound(acc));
+        CHECK(max_error(rstd, expected.rstd) < bound(acc));
+
+        run("layernorm_bwd", layer_attrs(), {dy, x, weight, mean, rstd, {}, {}}, {dx, dweight, dbias_view});
+        CHECK(max_error(dx, expected.dx) < bound(dtype));
+        CHECK(max_error(dweight, expected.dweight) < bound(acc));
+        if (with_bias) CHECK(max_error(dbias, expected.dbias) < bound(acc));
+        const TensorView dbias_prev = dbias_view;
+        run("layernorm_bwd", layer_attrs(), {dy, x, weight, mean, rstd, dweight, dbias_prev},
+            {dy, dweight, dbias_view});
+        CHECK(dy.same_bits(dx));
+        std::vector<double> twice = expected.dweight;
+        for (double& value : twice) value *= 2;
+        CHECK(max_error(dweight, twice) < bound(acc));
+        run("layernorm", layer_attrs(), {x, weight, bias_view}, {x, mean, rstd});
+        CHECK(x.same_bits(y));
+      }
+}
+
+TEST_CASE("norms of extreme rows are finite") {
+  const Tensor zeros(fb::DType::F32, {2, 4}, {0, 0, 0, 0, 3e4, 3e4, 3e4, 3e4});
+  const Tensor weight(fb::DType::F32, {4}, {1, 1, 1, 1});
+  Tensor y(fb::DType::F32, {2, 4}), mean(fb::DType::F32, {2}), rstd(fb::DType::F32, {2});
+  run("rmsnorm", rms_attrs(), {zeros, weight}, {y, rstd});
+  CHECK(max_error(y, {0, 0, 0, 0, 1, 1, 1, 1}) < 1e-5);
+  run("layernorm", layer_attrs(), {zeros, weight, {}}, {y, mean, rstd});
+  for (int64_t i = 0; i < 8; ++i) CHECK(y.get(i) == 0);
+}
+
+TEST_CASE("norm gradients have the same bits for any number of threads") {
+  Random random;
+  const std::vector<int64_t> shape = {1001, 70};
+  const Tensor x = random.normal(fb::DType::F32, shape), dy = random.normal(fb::DType::F32, shape);
+  const Tensor weight = random.normal(fb::DType::F32, {70}),
+               rstd = random.normal(fb::DType::F32, {1001}, 0.1, 1);
+  check_same_bits_for_any_threads([&] {
+    std::vector<Tensor> out;
+    out.emplace_back(fb::DType::F32, shape);
+    for (int i = 0; i < 3; ++i) out.emplace_back(fb::DType::F32, std::vector<int64_t>{70});
+    run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, {}}, {out[0], out[1]});
+    run("layernorm_bwd", layer_attrs(), {dy, x, weight, rstd, rstd, {}, {}}, {out[0], out[2], out[3]});
+    return out;
+  });
+}
+
+}  // namespace
+}  // namespace moec::test

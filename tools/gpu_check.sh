@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Checks the CUDA device on a machine with a GPU: tests, lockstep with the CPU, memory and race checkers (each of which
+# must also find its planted fault), training, timings. Ends with a table; fails when any row does.
+#
+#   tools/gpu_check.sh [--bin DIR] [--log DIR] [--text FILE] [--peer SCRIPT] [--only WORD]
+#
+#   --bin DIR      built tools and tests (default: builds them)
+#   --log DIR      where the output of every check goes (default: a new directory in /tmp)
+#   --text FILE    trains char-gpt on it, on CPU and GPU, for 1,000 steps
+#   --peer SCRIPT  Python program to time beside it
+#   --only WORD    only the checks whose name holds WORD
+set -uo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/common.sh"
+
+bin='' logs='' text='' peer='' only=''
+while (($# > 0)); do
+  case $1 in
+    --bin | --log | --text | --peer | --only) (($# > 1)) || die "$1 needs a value" ;;
+    *) die "unknown argument: $1" ;;
+  esac
+  case $1 in
+    --bin) bin=$2 ;;
+    --log) logs=$2 ;;
+    --text) text=$2 ;;
+    --peer) peer=$2 ;;
+    --only) only=$2 ;;
+  esac
+  shift 2
+done
+if [[ -z $bin ]]; then
+  MOEC_PRESET=cuda
+  build
+fi
+logs=${logs:-$(mktemp -d /tmp/gpu-check-XXXXXX)}
+mkdir -p "$logs"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+sanitizer=$(command -v compute-sanitizer || compgen -G '/usr/local/cuda/bin/compute-sanitizer') ||
+  die "compute-sanitizer is not installed"
+
+rows=() failures=0
+
+# check NAME COMMAND...: a row of the table; the last line that starts with "note: " is shown beside it.
+check() {
+  local name=$1 start=$SECONDS result=ok log
+  shift
+  [[ $name == *"$only"* ]] || return 0
+  log=$logs/${name// /-}.log
+  if ! "$@" >"$log" 2>&1; then
+    result=FAILED
+    failures=$((failures + 1))
+    tail -n 25 "$log"
+  fi
+  rows+=("$(printf '%-34s %-7s %4d s  %s' "$name" "$result" "$((SECONDS - start))" "$(sed -n 's/^note: //p' "$log" | tail -n 1)")")
+  echo "${rows[-1]}"
+}
+
+tests() {
+  "$bin/test_cuda" --no-colors=true "$@" | tee "$work/tests" || return 1
+  sed -n 's/.*test cases: *\(.*\)/note: \1/p' "$work/tests"
+  # A run without a GPU passes no test.
+  grep -qE 'test cases: .* [1-9][0-9]* passed' "$work/tests"
+}
+
+lockstep() {
+  "$bin/moec" "$@" -o "$work/lockstep.plan" && "$bin/moec" diff "$work/lockstep.plan" --all | tee "$work/diff" || return 1
+  sed -n 's/^\(.* agree .*\)/note: \1/p' "$work/diff"
+}
+
+sanitize() {
+  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/test_cuda" -tc="every op's samples run on memory*" | tee "$work/sanitize"
+  local status=${PIPESTATUS[0]}
+  sed -n 's/.*ERROR SUMMARY: \(.*\)/note: \1/p; s/.*RACECHECK SUMMARY: \(.*\)/note: \1/p' "$work/sanitize"
+  return "$status"
+}
+
+# The checker must fail on the fault that is planted for it, and on no other reason.
+planted() {
+  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/planted_faults" "$1"
+  local status=$?
+  ((status == 9)) && echo "note: found"
+}
+
+# Losses of the same 1,000 steps on both devices, within 1%.
+training() {
+  "$bin/moec" "$root/schema/examples/char-gpt.json" -o "$work/char-gpt.plan" || return 1
+  local device
+  for device in cpu cuda; do
+    "$bin/moerun" train "$work/char-gpt.plan" --data "$text" --encoding chars --device $device --max-steps 1000 \
+      --log-every 250 --peak-tflops 1 --out-dir "$work/run-$device" | tee "$work/$device.out" || return 1
+  done
+  python3 - "$work" <<'PYTHON'
+import re, sys
+text = {device: open(f"{sys.argv[1]}/{device}.out").read() for device in ("cpu", "cuda")}
+loss = {device: float(re.search(r"validation loss ([\d.]+)\s*\|? ?(?:saved.*)?$", out.strip()).group(1)) for device, out in text.items()}
+milliseconds = re.findall(r"([\d.]+) ms", text["cuda"])[-1]
+print(f"note: validation loss {loss['cuda']:.4f}, on the CPU {loss['cpu']:.4f}; {milliseconds} ms a step")
+sys.exit(abs(loss["cuda"] - loss["cpu"]) > 0.01 * loss["cpu"])
+PYTHON
+}
+
+timings() {
+  "$bin/test_cuda" --no-skip -m -tc="step times" | tee "$work/times" || return 1
+  sed -n 's/^\(char-gpt F32 whole.*\)/note: \1/p' "$work/times"
+}
+
+peer() {
+  python3 "$peer" | tee "$work/peer" || return 1
+  tail -n 1 "$work/peer" | sed 's/^/note: /'
+}
+
+check "tests" tests
+sed 's/"repeat": 12/"repeat": 2/' "$root/schema/examples/gpt2-124m.json" >"$work/gpt2-2-layers.json"
+for dtype in f32 bf16; do
+  check "lockstep moe-tiny $dtype" lockstep "$root/schema/examples/moe-tiny.json" --dtype $dtype
+  check "lockstep char-gpt $dtype" lockstep "$root/schema/examples/char-gpt.json" --dtype $dtype
+  check "lockstep gpt2-2-layers $dtype" lockstep "$work/gpt2-2-layers.json" --dtype $dtype --batch-size 1 --seq-len 256
+done
+for tool in memcheck racecheck initcheck synccheck; do
+  check "planted fault $tool" planted $tool
+  check "sanitizer $tool" sanitize $tool
+done
+[[ -z $text ]] || check "training char-gpt" training
+check "timings" timings
+[[ -z $peer ]] || check "peer" peer
+
+echo
+cat "$work/times" 2>/dev/null
+printf '%s\n' "${rows[@]}"
+echo "logs in $logs"
+((failures == 0))
