@@ -115,6 +115,25 @@ void describe(CLI::App& app, Flags& flags) {
       "Exit codes: 0 done, 1 failed, 2 wrong use or input.");
 }
 
+/// "unknown flag '--thread'; did you mean '--threads'?"
+std::string unknown_flag(const std::string& argument) {
+  const std::string flags[] = {"--threads",
+                               "--memory",
+                               "--examples",
+                               "--help",
+                               "--version",
+                               "--benchmark_filter",
+                               "--benchmark_format",
+                               "--benchmark_list_tests",
+                               "--benchmark_min_time",
+                               "--benchmark_repetitions",
+                               "--benchmark_out"};
+  const std::string name = argument.substr(0, argument.find('='));
+  const std::string near = tools::nearest(name, flags);
+  return fmt::format("unknown flag '{}'; {}", name,
+                     near.empty() ? "see --help" : fmt::format("did you mean '{}'?", near));
+}
+
 int report(const std::string& message, tools::ExitCode code) {
   fmt::print(stderr, "moebench: {}\n", message);
   return code;
@@ -137,7 +156,7 @@ int run_main(int argc, char** argv) {
   for (std::string& argument : others) arguments.push_back(argument.data());
   int count = static_cast<int>(arguments.size());
   benchmark::Initialize(&count, arguments.data());
-  if (count > 1) return report(fmt::format("unknown flag '{}'; see --help", arguments[1]), tools::kWrongUse);
+  if (count > 1) return report(unknown_flag(arguments[1]), tools::kWrongUse);
   try {
     const Status status = run(flags);
     if (status.ok()) return tools::kDone;

@@ -44,8 +44,8 @@ class Autodiff final : public BackwardContext {
         inputs[static_cast<size_t>(previous_input(kernel, static_cast<int>(j)))] = memory;
       outputs[j] = graph_.next_version(memory);
     }
-    const int added =
-        graph_.add_node(def, node_.attrs, node_.label + ".backward", std::move(inputs), std::move(outputs), Phase::kBackward);
+    const int added = graph_.add_node(def, node_.attrs, node_.label + ".backward", std::move(inputs),
+                                      std::move(outputs), Phase::kBackward);
     const std::vector<ValueId> made = graph_.nodes()[static_cast<size_t>(added)].outputs;
     for (size_t j = 0; j < targets.size(); ++j)
       if (wants(targets[j]) && !is_parameter(targets[j])) contribute(input(targets[j]), made[j]);
@@ -68,14 +68,16 @@ class Autodiff final : public BackwardContext {
 
   ValueId gradient_memory(ValueId parameter) {
     const Value& value = graph_.value(parameter);
-    return graph_.persistent(gradient_name(value.name), {graph_.precision().gradient, value.type.shape}, Role::kGradient);
+    return graph_.persistent(gradient_name(value.name), {graph_.precision().gradient, value.type.shape},
+                             Role::kGradient);
   }
 
   /// The input that output j of a kernel accumulates into.
   static int previous_input(const KernelInfo& kernel, int j) {
     for (const InPlace& pair : kernel.in_place)
       if (pair.required && pair.output == j) return pair.input;
-    compile_error("kernel {} does not accumulate '{}'", kernel.key, kernel.outputs[static_cast<size_t>(j)].name);
+    compile_error("kernel {} does not accumulate '{}'", kernel.key,
+                  kernel.outputs[static_cast<size_t>(j)].name);
   }
 
   /// Adds to the gradient of an activation; several uses sum up in reverse order of use.
@@ -85,8 +87,9 @@ class Autodiff final : public BackwardContext {
       total = gradient;
       return;
     }
-    const int added = graph_.add_node(find_op("add"), make_attrs<fb::AddT>(), graph_.value(value).name + ".gradient",
-                                      {total, gradient}, {}, Phase::kBackward);
+    const int added =
+        graph_.add_node(find_op("add"), make_attrs<fb::AddT>(), graph_.value(value).name + ".gradient",
+                        {total, gradient}, {}, Phase::kBackward);
     total = graph_.nodes()[static_cast<size_t>(added)].outputs[0];
   }
 
@@ -100,7 +103,8 @@ class Autodiff final : public BackwardContext {
 
 std::string gradient_name(const std::string& parameter) { return "grad." + parameter; }
 
-std::vector<ValueId> add_backward(Graph& graph, const std::vector<std::pair<ValueId, ValueId>>& seeds, bool accumulate) {
+std::vector<ValueId> add_backward(Graph& graph, const std::vector<std::pair<ValueId, ValueId>>& seeds,
+                                  bool accumulate) {
   Autodiff autodiff(graph, accumulate);
   autodiff.run(seeds);
   return std::move(autodiff).gradients();

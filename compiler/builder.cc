@@ -53,7 +53,8 @@ void ModelBuilder::add_block(const fb::BlockT& block) {
   if (block.repeat > kMaxRepeat) compile_error("block '{}': repeat is above {}", block.name, kMaxRepeat);
   std::set<std::string> names;
   for (const auto& node : block.nodes)
-    if (!names.insert(node->name).second) compile_error("{}.{}: the name stands twice", block.name, node->name);
+    if (!names.insert(node->name).second)
+      compile_error("{}.{}: the name stands twice", block.name, node->name);
   for (const auto& carry : block.carry)
     if (!names.contains(carry->to) && !names.contains(carry->to.substr(0, carry->to.find('.'))))
       compile_error("block '{}': carries '{}', which no node of it makes", block.name, carry->to);
@@ -61,9 +62,10 @@ void ModelBuilder::add_block(const fb::BlockT& block) {
   Scope outer = scope_;
   for (uint32_t i = 0; i < block.repeat; ++i) {
     const std::string prefix = block.repeat == 1 ? block.name + "." : fmt::format("{}.{}.", block.name, i);
-    for (const auto& node : block.nodes) std::erase_if(scope_, [&](const auto& entry) {
-      return entry.first == node->name || entry.first.starts_with(node->name + ".");
-    });
+    for (const auto& node : block.nodes)
+      std::erase_if(scope_, [&](const auto& entry) {
+        return entry.first == node->name || entry.first.starts_with(node->name + ".");
+      });
     add_repetition(block, prefix);
     for (const auto& carry : block.carry) scope_[carry->from] = lookup(carry->to);
   }
@@ -76,13 +78,15 @@ void ModelBuilder::add_repetition(const fb::BlockT& block, const std::string& pr
   std::vector<const fb::NodeT*> waiting;
   for (const auto& node : block.nodes) waiting.push_back(node.get());
   while (!waiting.empty()) {
-    const auto next = std::find_if(waiting.begin(), waiting.end(), [&](const fb::NodeT* node) { return ready(*node); });
+    const auto next =
+        std::find_if(waiting.begin(), waiting.end(), [&](const fb::NodeT* node) { return ready(*node); });
     if (next == waiting.end()) {
       const fb::NodeT& stuck = *waiting.front();
       const auto missing = std::find_if(stuck.inputs.begin(), stuck.inputs.end(),
                                         [&](const std::string& name) { return lookup(name) == kNoValue; });
       const std::string maker = missing->substr(0, missing->find('.'));
-      const bool cyclic = std::any_of(waiting.begin(), waiting.end(), [&](const fb::NodeT* n) { return n->name == maker; });
+      const bool cyclic =
+          std::any_of(waiting.begin(), waiting.end(), [&](const fb::NodeT* n) { return n->name == maker; });
       compile_error("{}{}: input '{}' {}", prefix, stuck.name, *missing,
                     cyclic ? "is part of a cycle, or no output of that node has this name"
                            : "is not a value of this block, an earlier block or the graph");
@@ -97,12 +101,14 @@ bool ModelBuilder::ready(const fb::NodeT& node) const {
                      [&](const std::string& name) { return lookup(name) != kNoValue; });
 }
 
-void ModelBuilder::publish(const fb::NodeT& node, const KernelInfo& kernel, const std::vector<ValueId>& outputs) {
+void ModelBuilder::publish(const fb::NodeT& node, const KernelInfo& kernel,
+                           const std::vector<ValueId>& outputs) {
   scope_[node.name] = outputs[0];
   for (size_t i = 0; i < outputs.size(); ++i) scope_[node.name + "." + kernel.outputs[i].name] = outputs[i];
 }
 
-std::vector<ValueId> ModelBuilder::data_inputs(const fb::NodeT& node, const OpDef& def, const std::string& label) const {
+std::vector<ValueId> ModelBuilder::data_inputs(const fb::NodeT& node, const OpDef& def,
+                                               const std::string& label) const {
   std::vector<std::string> expected;
   for (const Operand& operand : def.kernel().inputs)
     if (operand.name != "state" && !is_parameter_operand(def, operand.name)) expected.push_back(operand.name);
@@ -119,7 +125,8 @@ ValueId ModelBuilder::parameter(const std::string& label, const ParameterSpec& s
   if (!spec.tied_to.empty()) {
     const bool known = std::any_of(parameters_.begin(), parameters_.end(),
                                    [&](const Parameter& p) { return p.name == spec.tied_to; });
-    if (!known) compile_error("{}: tied to '{}', which is no parameter of a node before it", label, spec.tied_to);
+    if (!known)
+      compile_error("{}: tied to '{}', which is no parameter of a node before it", label, spec.tied_to);
     return graph_.persistent(spec.tied_to, type, Role::kParameter);
   }
   const std::string name = label + "." + spec.name;
@@ -143,7 +150,8 @@ void ModelBuilder::add_parameters(const fb::NodeT& node, const OpDef& def, const
 void ModelBuilder::add_node(const fb::NodeT& node, const std::string& prefix) {
   const std::string label = prefix + node.name;
   const OpDef* def = find_model_op(node.op.type);
-  if (def == nullptr) compile_error("{}: {} is not an op that models are written in", label, op_name(node.op.type));
+  if (def == nullptr)
+    compile_error("{}: {} is not an op that models are written in", label, op_name(node.op.type));
   std::vector<ValueId> inputs = data_inputs(node, *def, label);
   const KernelInfo& kernel = def->kernel();
 
@@ -153,8 +161,8 @@ void ModelBuilder::add_node(const fb::NodeT& node, const std::string& prefix) {
   if (skip) return;
   if (node.op.type == fb::Op::Dropout && mode_ != Mode::kTrain) return publish(node, kernel, {inputs[0]});
   if (mode_ == Mode::kPrefill && node.name == logits_node_) {
-    const int selected = graph_.add_node(find_op("select_token"), make_attrs<fb::SelectTokenT>(), label + ".select",
-                                         {inputs[0], train_state(graph_)});
+    const int selected = graph_.add_node(find_op("select_token"), make_attrs<fb::SelectTokenT>(),
+                                         label + ".select", {inputs[0], train_state(graph_)});
     inputs[0] = graph_.nodes()[static_cast<size_t>(selected)].outputs[0];
   }
 

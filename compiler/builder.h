@@ -58,7 +58,8 @@ class ModelBuilder {
   bool ready(const fb::NodeT& node) const;
   void publish(const fb::NodeT& node, const KernelInfo& kernel, const std::vector<ValueId>& outputs);
   std::vector<ValueId> data_inputs(const fb::NodeT& node, const OpDef& def, const std::string& label) const;
-  void add_parameters(const fb::NodeT& node, const OpDef& def, const std::string& label, std::vector<ValueId>& inputs);
+  void add_parameters(const fb::NodeT& node, const OpDef& def, const std::string& label,
+                      std::vector<ValueId>& inputs);
   ValueId parameter(const std::string& label, const ParameterSpec& spec);
   void find_logits(const fb::ModelT& model);
 

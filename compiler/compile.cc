@@ -30,12 +30,14 @@ void check_recipe(const fb::ModelT& model) {
   require(recipe.lr >= 0 && std::isfinite(recipe.lr), "lr must not be negative");
   require(recipe.clip_norm >= 0 && std::isfinite(recipe.clip_norm), "clip_norm must not be negative");
   const fb::AdamWT& adamw = *recipe.adamw;
-  require(adamw.beta1 >= 0 && adamw.beta1 < 1 && adamw.beta2 >= 0 && adamw.beta2 < 1, "betas must be in [0, 1)");
+  require(adamw.beta1 >= 0 && adamw.beta1 < 1 && adamw.beta2 >= 0 && adamw.beta2 < 1,
+          "betas must be in [0, 1)");
   require(adamw.eps > 0 && adamw.weight_decay >= 0, "eps must be positive and weight_decay not negative");
   const fb::ScheduleT& schedule = *recipe.schedule;
   require(schedule.kind == fb::ScheduleKind::Constant || schedule.total_steps > schedule.warmup_steps,
           "schedule: total_steps must exceed warmup_steps");
-  require(schedule.kind != fb::ScheduleKind::Wsd || schedule.decay_steps <= schedule.total_steps - schedule.warmup_steps,
+  require(schedule.kind != fb::ScheduleKind::Wsd ||
+              schedule.decay_steps <= schedule.total_steps - schedule.warmup_steps,
           "schedule: decay_steps does not fit between warm-up and end");
   require(schedule.min_ratio >= 0 && schedule.min_ratio <= 1, "schedule: min_ratio must be in [0, 1]");
 }
@@ -93,7 +95,8 @@ std::unique_ptr<fb::InterfaceT> make_interface(const PlanWriter& writer) {
 void check_plan(const fb::PlanT& plan) {
   const std::vector<uint8_t> bytes = serialize_plan(plan);
   const std::vector<std::string> faults = planner::validate(*fb::GetPlan(bytes.data()));
-  if (!faults.empty()) compile_error("the compiled plan is not sound (a fault of the compiler): {}", faults.front());
+  if (!faults.empty())
+    compile_error("the compiled plan is not sound (a fault of the compiler): {}", faults.front());
 }
 
 }  // namespace
@@ -110,7 +113,8 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   TensorType logits;
   const Graph accumulate =
       accumulate_program(model, recipe, precision, options.window_tokens, options.host_batches, parameters);
-  const Graph evaluate = evaluate_program(model, recipe, precision, options.window_tokens, options.host_batches);
+  const Graph evaluate =
+      evaluate_program(model, recipe, precision, options.window_tokens, options.host_batches);
   const Graph prefill = prefill_program(model, recipe, precision, logits);
   const Storage storage = lay_out_storage(parameters, recipe, precision, options.window_tokens, logits);
   const Graph init = init_program(parameters, precision);
@@ -127,7 +131,8 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
     writer.add_program(kind, *graph);
   }
   fb::PlanT plan;
-  describe_parameters(plan, writer, storage, parameters, recipe.weight_decay_scope == fb::WeightDecayScope::All);
+  describe_parameters(plan, writer, storage, parameters,
+                      recipe.weight_decay_scope == fb::WeightDecayScope::All);
   auto io = make_interface(writer);
   fb::PlanT lowered = std::move(writer).finish();
   lowered.parameters = std::move(plan.parameters);

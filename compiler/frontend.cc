@@ -45,7 +45,8 @@ fb::ModelT parse_model(const std::string& json, const std::string& name) {
   fb::ModelT model;
   fb::GetModel(builder.GetBufferPointer())->UnPackTo(&model);
   if (model.version == 0 || model.version > kModelVersion)
-    compile_error("{}: model version {}, but this build reads versions 1 to {}", name, model.version, kModelVersion);
+    compile_error("{}: model version {}, but this build reads versions 1 to {}", name, model.version,
+                  kModelVersion);
   if (!model.recipe) model.recipe = std::make_unique<fb::RecipeT>();
   if (!model.recipe->adamw) model.recipe->adamw = std::make_unique<fb::AdamWT>();
   if (!model.recipe->schedule) model.recipe->schedule = std::make_unique<fb::ScheduleT>();

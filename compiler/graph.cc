@@ -15,18 +15,27 @@ int64_t TensorType::elements() const {
 
 const char* dtype_name(fb::DType dtype) {
   switch (dtype) {
-    case fb::DType::F32: return "f32";
-    case fb::DType::F64: return "f64";
-    case fb::DType::BF16: return "bf16";
-    case fb::DType::F16: return "f16";
-    case fb::DType::I32: return "i32";
-    case fb::DType::U16: return "u16";
-    case fb::DType::U8: return "u8";
+    case fb::DType::F32:
+      return "f32";
+    case fb::DType::F64:
+      return "f64";
+    case fb::DType::BF16:
+      return "bf16";
+    case fb::DType::F16:
+      return "f16";
+    case fb::DType::I32:
+      return "i32";
+    case fb::DType::U16:
+      return "u16";
+    case fb::DType::U8:
+      return "u8";
   }
   return "?";
 }
 
-std::string TensorType::to_string() const { return fmt::format("{}[{}]", dtype_name(dtype), fmt::join(shape, ",")); }
+std::string TensorType::to_string() const {
+  return fmt::format("{}[{}]", dtype_name(dtype), fmt::join(shape, ","));
+}
 
 ValueId Graph::add_value(std::string name, TensorType type, Role role) {
   // Leaves headroom so that sums over a whole model cannot overflow either.
@@ -35,7 +44,8 @@ ValueId Graph::add_value(std::string name, TensorType type, Role role) {
   for (const int64_t d : type.shape)
     if (d < 0 || __builtin_mul_overflow(bytes, d, &bytes) || bytes > kMaxBytes)
       compile_error("{}: {} is larger than any memory", name, type.to_string());
-  if (type.shape.size() > TensorView::kMaxRank) compile_error("{}: more than {} dimensions", name, TensorView::kMaxRank);
+  if (type.shape.size() > TensorView::kMaxRank)
+    compile_error("{}: more than {} dimensions", name, TensorView::kMaxRank);
   values_.push_back({.name = std::move(name), .type = std::move(type), .role = role});
   return static_cast<ValueId>(values_.size() - 1);
 }
@@ -53,8 +63,8 @@ ValueId Graph::next_version(ValueId id) {
   return next;
 }
 
-int Graph::add_node(const OpDef& def, const fb::OpUnion& attrs, std::string label, std::vector<ValueId> inputs,
-                    std::vector<ValueId> outputs, Phase phase) {
+int Graph::add_node(const OpDef& def, const fb::OpUnion& attrs, std::string label,
+                    std::vector<ValueId> inputs, std::vector<ValueId> outputs, Phase phase) {
   const KernelInfo& kernel = def.kernel();
   const bool variadic = !kernel.inputs.empty() && kernel.inputs.back().variadic;
   if (!variadic) inputs.resize(kernel.inputs.size(), kNoValue);
@@ -66,12 +76,14 @@ int Graph::add_node(const OpDef& def, const fb::OpUnion& attrs, std::string labe
   for (size_t i = 0; i < outputs.size(); ++i)
     if (outputs[i] != kNoValue) call.set_output(static_cast<int>(i), value(outputs[i]).type);
   for (size_t i = 0; i < kernel.inputs.size() && !kernel.inputs[i].variadic; ++i)
-    call.require(kernel.inputs[i].optional || types[i] != nullptr, "input '{}' is missing", kernel.inputs[i].name);
+    call.require(kernel.inputs[i].optional || types[i] != nullptr, "input '{}' is missing",
+                 kernel.inputs[i].name);
   def.infer(call);
 
   const int index = static_cast<int>(nodes_.size());
   bool requires_grad = false;
-  for (const ValueId id : inputs) requires_grad = requires_grad || (id != kNoValue && value(id).requires_grad);
+  for (const ValueId id : inputs)
+    requires_grad = requires_grad || (id != kNoValue && value(id).requires_grad);
   const std::vector<TensorType> made = call.outputs();
   for (size_t i = 0; i < outputs.size(); ++i) {
     const int out = static_cast<int>(i);
@@ -84,7 +96,8 @@ int Graph::add_node(const OpDef& def, const fb::OpUnion& attrs, std::string labe
     call.require(output.type == made[i], "writes {} to '{}', which is {}", made[i].to_string(), output.name,
                  output.type.to_string());
     output.producer = index;
-    const bool differentiable = def.backward != nullptr && def.backward != no_backward && (def.gradient_outputs >> i & 1);
+    const bool differentiable =
+        def.backward != nullptr && def.backward != no_backward && (def.gradient_outputs >> i & 1);
     output.requires_grad = requires_grad && differentiable;
   }
   nodes_.push_back({.def = &def,

@@ -32,13 +32,13 @@ enum class Role : uint8_t { kActivation, kParameter, kGradient, kOptimizerState,
 using ValueId = int32_t;
 constexpr ValueId kNoValue = -1;
 
-/// Written by at most one node. Persistent memory that several nodes write has one value per write, its versions;
-/// version 0 is what the program finds there.
+/// Written by at most one node. Persistent memory that several nodes write has one value per write, its
+/// versions; version 0 is what the program finds there.
 struct Value {
   std::string name;
   TensorType type;
   Role role = Role::kActivation;
-  int producer = -1;             // node that writes it, -1 for inputs and version 0
+  int producer = -1;  // node that writes it, -1 for inputs and version 0
   int version = 0;
   bool requires_grad = false;
 };
@@ -48,16 +48,16 @@ enum class Phase : uint8_t { kForward, kBackward, kOptimizer };
 struct Node {
   const OpDef* def = nullptr;
   fb::OpUnion attrs;
-  std::string label;             // "block.0.qkv", "block.0.qkv.backward"
+  std::string label;  // "block.0.qkv", "block.0.qkv.backward"
   Phase phase = Phase::kForward;
-  std::vector<ValueId> inputs;   // in the kernel's order; kNoValue where an optional one is absent
+  std::vector<ValueId> inputs;  // in the kernel's order; kNoValue where an optional one is absent
   std::vector<ValueId> outputs;
 };
 
 /// Types that a whole graph is computed in.
 struct Precision {
-  fb::DType compute = fb::DType::F32;      // parameters and activations
-  fb::DType gradient = fb::DType::F32;     // parameter gradients
+  fb::DType compute = fb::DType::F32;   // parameters and activations
+  fb::DType gradient = fb::DType::F32;  // parameter gradients
   /// Statistics, router values, losses and optimizer moments.
   fb::DType accumulator() const { return compute == fb::DType::F64 ? fb::DType::F64 : fb::DType::F32; }
 };

@@ -8,7 +8,9 @@
 namespace moec {
 namespace {
 
-bool is_activation(const Graph& graph, ValueId id) { return id != kNoValue && graph.value(id).role == Role::kActivation; }
+bool is_activation(const Graph& graph, ValueId id) {
+  return id != kNoValue && graph.value(id).role == Role::kActivation;
+}
 
 TensorView shape_view(const Graph& graph, ValueId id) {
   TensorView view;
@@ -36,15 +38,18 @@ planner::Step make_step(const Graph& graph, const Node& node) {
   for (const ValueId id : node.outputs)
     if (is_activation(graph, id)) step.writes.push_back(id);
   for (const InPlace& pair : node.def->kernel().in_place) {
-    const ValueId out = node.outputs[static_cast<size_t>(pair.output)], in = node.inputs[static_cast<size_t>(pair.input)];
-    if (is_activation(graph, out) && is_activation(graph, in)) step.shares.push_back({out, in, pair.required});
+    const ValueId out = node.outputs[static_cast<size_t>(pair.output)],
+                  in = node.inputs[static_cast<size_t>(pair.input)];
+    if (is_activation(graph, out) && is_activation(graph, in))
+      step.shares.push_back({out, in, pair.required});
   }
   return step;
 }
 
 planner::Problem make_problem(const Graph& graph) {
   planner::Problem problem;
-  for (const Value& value : graph.values()) problem.sizes.push_back(static_cast<uint64_t>(value.type.bytes()));
+  for (const Value& value : graph.values())
+    problem.sizes.push_back(static_cast<uint64_t>(value.type.bytes()));
   for (const Node& node : graph.nodes()) problem.steps.push_back(make_step(graph, node));
   return problem;
 }
@@ -57,7 +62,8 @@ std::vector<bool> saved_values(const Graph& graph) {
       if (is_activation(graph, id) && node.phase == Phase::kBackward)
         if (const int producer = graph.value(id).producer; producer >= 0)
           saved[static_cast<size_t>(id)] =
-              saved[static_cast<size_t>(id)] || graph.nodes()[static_cast<size_t>(producer)].phase == Phase::kForward;
+              saved[static_cast<size_t>(id)] ||
+              graph.nodes()[static_cast<size_t>(producer)].phase == Phase::kForward;
   return saved;
 }
 
@@ -76,14 +82,16 @@ uint64_t node_flops(const Graph& graph, const Node& node) {
   OpCall call(*node.def, node.attrs, node.label, graph, types);
   for (size_t i = 0; i < node.outputs.size(); ++i)
     if (node.outputs[i] != kNoValue) call.set_output(static_cast<int>(i), graph.value(node.outputs[i]).type);
-  const double flops = node.def->flops != nullptr ? node.def->flops(call) : static_cast<double>(call.output(0).elements());
+  const double flops =
+      node.def->flops != nullptr ? node.def->flops(call) : static_cast<double>(call.output(0).elements());
   return static_cast<uint64_t>(flops);
 }
 
 }  // namespace
 
 PlanWriter::PlanWriter(const Storage& storage) {
-  for (const fb::BufferT& buffer : storage.buffers) plan_.buffers.push_back(std::make_unique<fb::BufferT>(buffer));
+  for (const fb::BufferT& buffer : storage.buffers)
+    plan_.buffers.push_back(std::make_unique<fb::BufferT>(buffer));
   for (const StorageSlot& slot : storage.slots)
     persistent_[slot.name] = add_tensor(slot.name, slot.type, slot.buffer, slot.offset, 0);
 }
@@ -93,7 +101,8 @@ int PlanWriter::tensor_id(const std::string& name) const {
   return it == persistent_.end() ? -1 : it->second;
 }
 
-int PlanWriter::add_tensor(const std::string& name, const TensorType& type, uint32_t buffer, uint64_t offset, int version) {
+int PlanWriter::add_tensor(const std::string& name, const TensorType& type, uint32_t buffer, uint64_t offset,
+                           int version) {
   auto tensor = std::make_unique<fb::TensorT>();
   tensor->name = name;
   tensor->dtype = type.dtype;
@@ -126,8 +135,9 @@ void PlanWriter::add_program(fb::ProgramKind kind, const Graph& graph) {
     const Value& value = graph.values()[id];
     if (value.role != Role::kActivation) {
       const auto& base = *plan_.tensors[static_cast<size_t>(persistent_.at(value.name))];
-      tensor_of[id] = value.version == 0 ? persistent_.at(value.name)
-                                         : add_tensor(value.name, value.type, base.buffer, base.offset, value.version);
+      tensor_of[id] = value.version == 0
+                          ? persistent_.at(value.name)
+                          : add_tensor(value.name, value.type, base.buffer, base.offset, value.version);
     } else if (const int b = placement.buffer_of_value[id]; b >= 0) {
       const uint32_t index = first_buffer + static_cast<uint32_t>(b);
       fb::BufferT& buffer = *plan_.buffers[index];
@@ -145,8 +155,10 @@ void PlanWriter::add_program(fb::ProgramKind kind, const Graph& graph) {
     instruction->kernel = node.def->key;
     instruction->op = node.attrs;
     instruction->label = node.label;
-    for (const ValueId id : node.inputs) instruction->inputs.push_back(id == kNoValue ? -1 : tensor_of[static_cast<size_t>(id)]);
-    for (const ValueId id : node.outputs) instruction->outputs.push_back(id == kNoValue ? -1 : tensor_of[static_cast<size_t>(id)]);
+    for (const ValueId id : node.inputs)
+      instruction->inputs.push_back(id == kNoValue ? -1 : tensor_of[static_cast<size_t>(id)]);
+    for (const ValueId id : node.outputs)
+      instruction->outputs.push_back(id == kNoValue ? -1 : tensor_of[static_cast<size_t>(id)]);
     if (const int b = placement.buffer_of_workspace[i]; b >= 0) {
       const uint32_t index = first_buffer + static_cast<uint32_t>(b);
       fb::BufferT& buffer = *plan_.buffers[index];
@@ -168,7 +180,8 @@ fb::PlanT PlanWriter::finish() && {
     auto arena = std::make_unique<fb::ArenaT>();
     arena->kind = kind;
     for (const auto& buffer : plan_.buffers) {
-      const uint64_t end = (buffer->offset + buffer->size + planner::kAlignment - 1) / planner::kAlignment * planner::kAlignment;
+      const uint64_t end = (buffer->offset + buffer->size + planner::kAlignment - 1) / planner::kAlignment *
+                           planner::kAlignment;
       if (buffer->arena == kind) arena->size = std::max(arena->size, end);
     }
     plan_.arenas.push_back(std::move(arena));

@@ -25,7 +25,8 @@ class PlanWriter {
   fb::PlanT finish() &&;
 
  private:
-  int add_tensor(const std::string& name, const TensorType& type, uint32_t buffer, uint64_t offset, int version);
+  int add_tensor(const std::string& name, const TensorType& type, uint32_t buffer, uint64_t offset,
+                 int version);
 
   fb::PlanT plan_;
   std::map<std::string, int> persistent_;  // name -> tensor id of version 0

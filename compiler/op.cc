@@ -4,7 +4,6 @@
 
 namespace moec {
 
-
 OpCall::OpCall(const OpDef& def, const fb::OpUnion& attrs, const std::string& label, const Graph& graph,
                std::vector<const TensorType*> inputs)
     : def_(def),

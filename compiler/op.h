@@ -1,5 +1,5 @@
-// What an op is to the compiler: one OpDef per kernel of the catalog. The rows stand in ops/op_table.def, their
-// definitions in ops/*.cc, one file per family.
+// What an op is to the compiler: one OpDef per kernel of the catalog. The rows stand in ops/op_table.def,
+// their definitions in ops/*.cc, one file per family.
 #pragma once
 
 #include <fmt/format.h>
@@ -55,12 +55,12 @@ class OpCall {
 
 /// A parameter that an op owns, appended to its inputs under the catalog's operand name.
 struct ParameterSpec {
-  std::string name;              // "weight", "bias": an operand of the kernel
+  std::string name;  // "weight", "bias": an operand of the kernel
   std::vector<int64_t> shape;
-  float init_std = 0;            // N(0, init_std) when > 0, else filled with init_value
+  float init_std = 0;  // N(0, init_std) when > 0, else filled with init_value
   float init_value = 0;
-  std::string tied_to{};           // use this parameter instead of a new one
-  double active_fraction = 1;    // share of the elements that work on one token
+  std::string tied_to{};       // use this parameter instead of a new one
+  double active_fraction = 1;  // share of the elements that work on one token
 };
 
 /// One backward rule at work: reads the forward node, adds nodes to the graph.
@@ -71,9 +71,9 @@ class BackwardContext {
   virtual ValueId output(int i) const = 0;
   /// Gradient of output i, kNoValue when nothing depends on it.
   virtual ValueId grad(int i) const = 0;
-  /// Adds the op `key` with the forward node's attributes. Its output j is (a contribution to) the gradient of the
-  /// forward input targets[j]; gradients of parameters go to their gradient memory, where they accumulate.
-  /// Adds nothing when none of the targets needs a gradient.
+  /// Adds the op `key` with the forward node's attributes. Its output j is (a contribution to) the gradient
+  /// of the forward input targets[j]; gradients of parameters go to their gradient memory, where they
+  /// accumulate. Adds nothing when none of the targets needs a gradient.
   virtual void emit(std::string_view key, std::vector<ValueId> inputs, std::vector<int> targets) = 0;
   /// The gradient of input i is the existing value `gradient`.
   virtual void pass(int i, ValueId gradient) = 0;
@@ -96,8 +96,8 @@ struct SampleInput {
   int64_t bound = 0;
 };
 
-/// A small problem for an op, written as nodes of a model over the inputs. From it follow gradcheck, parity between
-/// devices, determinism and overrun tests.
+/// A small problem for an op, written as nodes of a model over the inputs. From it follow gradcheck, parity
+/// between devices, determinism and overrun tests.
 struct Sample {
   std::string name;
   std::vector<SampleInput> inputs;

@@ -13,15 +13,17 @@ struct Batch {
   ValueId tokens, targets;
 };
 
-Batch load_batch(Graph& graph, const fb::RecipeT& recipe, fb::Sampling sampling, int64_t window_tokens, bool host_batches) {
+Batch load_batch(Graph& graph, const fb::RecipeT& recipe, bool evaluate, int64_t window_tokens,
+                 bool host_batches) {
   const TensorType type{fb::DType::I32, {recipe.batch_size, recipe.seq_len}};
-  Batch batch{graph.persistent(kTokensName, type, Role::kIo), graph.persistent(kTargetsName, type, Role::kIo)};
+  Batch batch{graph.persistent(kTokensName, type, Role::kIo),
+              graph.persistent(kTargetsName, type, Role::kIo)};
   if (host_batches) return batch;
   const ValueId window = graph.persistent(kWindowName, {fb::DType::I32, {window_tokens}}, Role::kIo);
   batch = {graph.next_version(batch.tokens), graph.next_version(batch.targets)};
   fb::LoadBatchT attrs;
-  attrs.sampling = sampling;
-  attrs.grad_accum = recipe.grad_accum;
+  attrs.sampling = evaluate ? fb::Sampling::Sequential : recipe.sampling;
+  attrs.evaluate = evaluate;
   graph.add_node(find_op("load_batch"), make_attrs(attrs), "load_batch", {window, train_state(graph)},
                  {batch.tokens, batch.targets});
   return batch;
@@ -35,8 +37,8 @@ void record_losses(Graph& graph, const ModelBuilder& builder, const fb::RecipeT&
   std::vector<ValueId> inputs = {train_state(graph)};
   inputs.insert(inputs.end(), builder.cross_entropies().begin(), builder.cross_entropies().end());
   inputs.insert(inputs.end(), builder.auxiliary_losses().begin(), builder.auxiliary_losses().end());
-  graph.add_node(find_op("record_loss"), make_attrs(attrs), "record_loss", inputs, {graph.next_version(inputs[0])},
-                 evaluate ? Phase::kForward : Phase::kBackward);
+  graph.add_node(find_op("record_loss"), make_attrs(attrs), "record_loss", inputs,
+                 {graph.next_version(inputs[0])}, evaluate ? Phase::kForward : Phase::kBackward);
 }
 
 }  // namespace
@@ -64,18 +66,19 @@ Graph init_program(const std::vector<Parameter>& parameters, const Precision& pr
 Graph accumulate_program(const fb::ModelT& model, const fb::RecipeT& recipe, const Precision& precision,
                          int64_t window_tokens, bool host_batches, std::vector<Parameter>& parameters) {
   Graph graph(precision, int64_t{recipe.batch_size} * recipe.seq_len);
-  const Batch batch = load_batch(graph, recipe, recipe.sampling, window_tokens, host_batches);
+  const Batch batch = load_batch(graph, recipe, false, window_tokens, host_batches);
   ModelBuilder builder(graph, Mode::kTrain);
   builder.define(kTokensName, batch.tokens);
   builder.define(kTargetsName, batch.targets);
   builder.add_model(model);
-  if (builder.cross_entropies().empty()) compile_error("{}: the model has no CrossEntropy to train", model.name);
+  if (builder.cross_entropies().empty())
+    compile_error("{}: the model has no CrossEntropy to train", model.name);
   parameters = builder.parameters();
 
   fb::SeedGradientT attrs;
   attrs.grad_accum = recipe.grad_accum;
-  const int seed = graph.add_node(find_op("seed_gradient"), make_attrs(attrs), "seed_gradient", {train_state(graph)}, {},
-                                  Phase::kBackward);
+  const int seed = graph.add_node(find_op("seed_gradient"), make_attrs(attrs), "seed_gradient",
+                                  {train_state(graph)}, {}, Phase::kBackward);
   const ValueId seed_value = graph.nodes()[static_cast<size_t>(seed)].outputs[0];
   std::vector<std::pair<ValueId, ValueId>> seeds;
   for (const ValueId loss : builder.cross_entropies()) seeds.emplace_back(loss, seed_value);
@@ -93,7 +96,8 @@ Graph apply_program(const Storage& storage, const fb::RecipeT& recipe, const Pre
   };
   const auto update = [&](const char* op, fb::OpUnion attrs, std::string label, std::vector<ValueId> inputs,
                           std::vector<ValueId> outputs) {
-    graph.add_node(find_op(op), attrs, std::move(label), std::move(inputs), std::move(outputs), Phase::kOptimizer);
+    graph.add_node(find_op(op), attrs, std::move(label), std::move(inputs), std::move(outputs),
+                   Phase::kOptimizer);
   };
   const auto update_state = [&](const char* op, fb::OpUnion attrs, std::vector<ValueId> inputs) {
     const ValueId state = train_state(graph);
@@ -116,14 +120,16 @@ Graph apply_program(const Storage& storage, const fb::RecipeT& recipe, const Pre
     if (!group.decay) attrs.weight_decay = 0;
     const ValueId param = memory(group.param), m1 = memory(group.moment1), m2 = memory(group.moment2);
     const ValueId remainder = group.remainder.empty() ? kNoValue : memory(group.remainder);
-    std::vector<ValueId> outputs = {graph.next_version(param), graph.next_version(m1), graph.next_version(m2)};
+    std::vector<ValueId> outputs = {graph.next_version(param), graph.next_version(m1),
+                                    graph.next_version(m2)};
     if (remainder != kNoValue) outputs.push_back(graph.next_version(remainder));
-    update("adamw", make_attrs(attrs), "adamw." + group.param, {param, memory(group.grad), m1, m2, remainder, train_state(graph)},
-           outputs);
+    update("adamw", make_attrs(attrs), "adamw." + group.param,
+           {param, memory(group.grad), m1, m2, remainder, train_state(graph)}, outputs);
   }
   if (recipe.grad_accum > 1)
     for (const ParameterGroup& group : storage.groups)
-      update("fill", make_attrs<fb::FillT>(), "zero." + group.grad, {}, {graph.next_version(memory(group.grad))});
+      update("fill", make_attrs<fb::FillT>(), "zero." + group.grad, {},
+             {graph.next_version(memory(group.grad))});
 
   const ValueId state = train_state(graph), metrics = memory(kMetricsName);
   update("end_step", make_attrs<fb::EndStepT>(), "end_step", {state, metrics},
@@ -134,7 +140,7 @@ Graph apply_program(const Storage& storage, const fb::RecipeT& recipe, const Pre
 Graph evaluate_program(const fb::ModelT& model, const fb::RecipeT& recipe, const Precision& precision,
                        int64_t window_tokens, bool host_batches) {
   Graph graph(precision, int64_t{recipe.batch_size} * recipe.seq_len);
-  const Batch batch = load_batch(graph, recipe, fb::Sampling::Sequential, window_tokens, host_batches);
+  const Batch batch = load_batch(graph, recipe, true, window_tokens, host_batches);
   ModelBuilder builder(graph, Mode::kEvaluate);
   builder.define(kTokensName, batch.tokens);
   builder.define(kTargetsName, batch.targets);
@@ -147,8 +153,11 @@ Graph prefill_program(const fb::ModelT& model, const fb::RecipeT& recipe, const 
                       TensorType& logits) {
   Graph graph(precision, recipe.seq_len);
   ModelBuilder builder(graph, Mode::kPrefill);
-  builder.define(kTokensName, graph.persistent(kPromptName, {fb::DType::I32, {1, recipe.seq_len}}, Role::kIo));
-  builder.define(kTargetsName, graph.persistent(kTargetsName, {fb::DType::I32, {recipe.batch_size, recipe.seq_len}}, Role::kIo));
+  builder.define(kTokensName,
+                 graph.persistent(kPromptName, {fb::DType::I32, {1, recipe.seq_len}}, Role::kIo));
+  builder.define(
+      kTargetsName,
+      graph.persistent(kTargetsName, {fb::DType::I32, {recipe.batch_size, recipe.seq_len}}, Role::kIo));
   builder.add_model(model);
   const ValueId made = builder.logits();
   logits = {graph.value(made).type.dtype, {1, 1, graph.value(made).type.cols()}};
@@ -156,7 +165,8 @@ Graph prefill_program(const fb::ModelT& model, const fb::RecipeT& recipe, const 
   if (graph.value(made).type == logits)
     graph.add_node(find_op("scale"), make_attrs<fb::ScaleT>(), "logits", {made}, {result});
   else
-    graph.add_node(find_op("select_token"), make_attrs<fb::SelectTokenT>(), "logits", {made, train_state(graph)}, {result});
+    graph.add_node(find_op("select_token"), make_attrs<fb::SelectTokenT>(), "logits",
+                   {made, train_state(graph)}, {result});
   return graph;
 }
 

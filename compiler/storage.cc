@@ -62,8 +62,8 @@ struct Companion {
 
 std::string parameter_name(const std::string& parameter) { return parameter; }
 
-void add_group(Layout& layout, const std::vector<Parameter>& parameters, bool decay, const fb::RecipeT& recipe,
-               const Precision& precision) {
+void add_group(Layout& layout, const std::vector<Parameter>& parameters, bool decay,
+               const fb::RecipeT& recipe, const Precision& precision) {
   const auto decays = [&](const Parameter& p) {
     return recipe.weight_decay_scope == fb::WeightDecayScope::All || p.spec.shape.size() >= 2;
   };
@@ -72,7 +72,8 @@ void add_group(Layout& layout, const std::vector<Parameter>& parameters, bool de
   for (const Parameter& p : parameters) {
     starts.push_back(elements);
     if (decays(p) == decay)
-      elements = round_up(elements + TensorType{precision.compute, p.spec.shape}.elements(), kElementAlignment);
+      elements =
+          round_up(elements + TensorType{precision.compute, p.spec.shape}.elements(), kElementAlignment);
   }
   if (elements == 0) return;
 
@@ -90,11 +91,13 @@ void add_group(Layout& layout, const std::vector<Parameter>& parameters, bool de
   std::vector<Companion> companions = {
       {group.param, parameter_name, precision.compute, Role::kParameter, Kind::Param, Arena::Params},
       {group.grad, gradient_name, precision.gradient, Role::kGradient, Kind::Grad, Arena::Grads},
-      {group.moment1, moment1_name, precision.accumulator(), Role::kOptimizerState, Kind::OptimizerState, Arena::OptimizerState},
-      {group.moment2, moment2_name, precision.accumulator(), Role::kOptimizerState, Kind::OptimizerState, Arena::OptimizerState}};
+      {group.moment1, moment1_name, precision.accumulator(), Role::kOptimizerState, Kind::OptimizerState,
+       Arena::OptimizerState},
+      {group.moment2, moment2_name, precision.accumulator(), Role::kOptimizerState, Kind::OptimizerState,
+       Arena::OptimizerState}};
   if (masters)
-    companions.push_back({group.remainder, remainder_name, fb::DType::U16, Role::kOptimizerState, Kind::OptimizerState,
-                          Arena::OptimizerState});
+    companions.push_back({group.remainder, remainder_name, fb::DType::U16, Role::kOptimizerState,
+                          Kind::OptimizerState, Arena::OptimizerState});
   for (const Companion& c : companions) {
     const TensorType range{c.dtype, {elements}};
     const uint32_t buffer = layout.add_buffer(c.range, c.kind, c.arena, range.bytes());
@@ -110,7 +113,8 @@ void add_group(Layout& layout, const std::vector<Parameter>& parameters, bool de
 }  // namespace
 
 const StorageSlot& Storage::slot(const std::string& name) const {
-  const auto it = std::find_if(slots.begin(), slots.end(), [&](const StorageSlot& s) { return s.name == name; });
+  const auto it =
+      std::find_if(slots.begin(), slots.end(), [&](const StorageSlot& s) { return s.name == name; });
   if (it == slots.end()) compile_error("no persistent memory is named '{}'", name);
   return *it;
 }
@@ -119,8 +123,8 @@ std::string moment1_name(const std::string& parameter) { return "moment1." + par
 std::string moment2_name(const std::string& parameter) { return "moment2." + parameter; }
 std::string remainder_name(const std::string& parameter) { return "remainder." + parameter; }
 
-Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::RecipeT& recipe, const Precision& precision,
-                        int64_t window_tokens, const TensorType& logits) {
+Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::RecipeT& recipe,
+                        const Precision& precision, int64_t window_tokens, const TensorType& logits) {
   Layout layout;
   for (const bool decay : {true, false}) add_group(layout, parameters, decay, recipe, precision);
   using Kind = fb::BufferKind;

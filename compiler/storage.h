@@ -1,5 +1,5 @@
-// Places everything that outlives a program: parameters, gradients and moments grouped in contiguous ranges that the
-// optimizer walks as one, and the memory shared with the host.
+// Places everything that outlives a program: parameters, gradients and moments grouped in contiguous ranges
+// that the optimizer walks as one, and the memory shared with the host.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ struct ParameterGroup {
 };
 
 struct Storage {
-  std::vector<fb::BufferT> buffers;      // offsets are within their arenas
+  std::vector<fb::BufferT> buffers;  // offsets are within their arenas
   std::vector<StorageSlot> slots;
   std::vector<ParameterGroup> groups;
 
@@ -41,9 +41,9 @@ std::string moment1_name(const std::string& parameter);
 std::string moment2_name(const std::string& parameter);
 std::string remainder_name(const std::string& parameter);
 
-/// Lays out the memory of a model that is trained with `recipe`; `window_tokens` is the size of the token window.
-/// `logits` is the type of the prefill's result.
-Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::RecipeT& recipe, const Precision& precision,
-                        int64_t window_tokens, const TensorType& logits);
+/// Lays out the memory of a model that is trained with `recipe`; `window_tokens` is the size of the token
+/// window. `logits` is the type of the prefill's result.
+Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::RecipeT& recipe,
+                        const Precision& precision, int64_t window_tokens, const TensorType& logits);
 
 }  // namespace moec

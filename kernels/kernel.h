@@ -13,13 +13,17 @@ namespace moec {
 /// Bytes of one element.
 constexpr int64_t dtype_size(fb::DType dtype) {
   switch (dtype) {
-    case fb::DType::F64: return 8;
+    case fb::DType::F64:
+      return 8;
     case fb::DType::F32:
-    case fb::DType::I32: return 4;
+    case fb::DType::I32:
+      return 4;
     case fb::DType::BF16:
     case fb::DType::F16:
-    case fb::DType::U16: return 2;
-    case fb::DType::U8: return 1;
+    case fb::DType::U16:
+      return 2;
+    case fb::DType::U8:
+      return 1;
   }
   return 0;
 }

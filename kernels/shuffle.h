@@ -53,19 +53,17 @@ MOEC_HOST_DEVICE inline int64_t sequential_start(uint64_t sequence, int64_t wind
   return static_cast<int64_t>(sequence % n) * seq_len;
 }
 
-/// First token in the window of sequence `b` of the batch that comes next; Sequential sampling is for
-/// evaluation and counts its batches.
-MOEC_HOST_DEVICE inline int64_t sequence_start(const TrainState& state, fb::Sampling sampling, int64_t batch,
-                                               int64_t seq_len, int64_t b) {
-  const auto trained = static_cast<uint64_t>(state.micro_batch * batch + b);
-  const auto evaluated = static_cast<uint64_t>(state.eval_batch * batch + b);
+/// First token in the window of sequence `b` of the batch that comes next in training or in evaluation.
+MOEC_HOST_DEVICE inline int64_t sequence_start(const TrainState& state, fb::Sampling sampling, bool evaluate,
+                                               int64_t batch, int64_t seq_len, int64_t b) {
+  const auto sequence = static_cast<uint64_t>((evaluate ? state.eval_batch : state.micro_batch) * batch + b);
   switch (sampling) {
     case fb::Sampling::RandomOffset:
-      return random_start(state.seed, trained, state.window_tokens, seq_len);
+      return random_start(state.seed, sequence, state.window_tokens, seq_len);
     case fb::Sampling::Epoch:
-      return epoch_start(state.seed, trained, state.window_tokens, seq_len);
+      return epoch_start(state.seed, sequence, state.window_tokens, seq_len);
     case fb::Sampling::Sequential:
-      return sequential_start(evaluated, state.window_tokens, seq_len);
+      return sequential_start(sequence, state.window_tokens, seq_len);
   }
   return 0;
 }

@@ -9,7 +9,8 @@ constexpr uint64_t kF64 = 8;
 
 /// The first present operand of rank two or more: the matrix that a reduction kernel reads.
 const TensorView& matrix(const KernelCall& call) {
-  return *std::find_if(call.inputs.begin(), call.inputs.end(), [](const TensorView& t) { return t.rank >= 2; });
+  return *std::find_if(call.inputs.begin(), call.inputs.end(),
+                       [](const TensorView& t) { return t.rank >= 2; });
 }
 
 }  // namespace
@@ -28,7 +29,9 @@ uint64_t column_partials(const KernelCall& call) {
 
 uint64_t column_partials_twice(const KernelCall& call) { return 2 * column_partials(call); }
 
-uint64_t row_partials(const KernelCall& call) { return 2 * kF64 * static_cast<uint64_t>(matrix(call).rows()); }
+uint64_t row_partials(const KernelCall& call) {
+  return 2 * kF64 * static_cast<uint64_t>(matrix(call).rows());
+}
 
 uint64_t attention_bwd(const KernelCall& call) {
   return kF64 * static_cast<uint64_t>(call.inputs[3].elements());

@@ -1,6 +1,6 @@
 // Scratch bytes of kernels as functions of their operand shapes; named in catalog.def. A kernel on any device
-// uses at most this much, and splits its work by the constants here, never by the machine's size, so that results
-// and plans are the same everywhere.
+// uses at most this much, and splits its work by the constants here, never by the machine's size, so that
+// results and plans are the same everywhere.
 #pragma once
 
 #include "kernels/kernel.h"
@@ -19,8 +19,8 @@ constexpr int64_t kTokenDigits = 256;
 namespace workspace {
 
 uint64_t none(const KernelCall& call);
-/// The stable sort of tokens by value, all i32: a range [rows of the weight, 2], two orders [tokens], histograms
-/// [blocks of kExpertIndexBlock tokens, kTokenDigits].
+/// The stable sort of tokens by value, all i32: a range [rows of the weight, 2], two orders [tokens],
+/// histograms [blocks of kExpertIndexBlock tokens, kTokenDigits].
 uint64_t embedding_bwd(const KernelCall& call);
 /// [kColumnPartials, cols of input 0] of f64.
 uint64_t column_partials(const KernelCall& call);

@@ -15,7 +15,8 @@ void require_packed(const OpCall& call, const TensorType& qkv) {
                attrs.heads, attrs.kv_heads);
   const int64_t width = (int64_t{attrs.heads} + 2 * int64_t{attrs.kv_heads}) * attrs.head_dim;
   call.require(qkv.shape.size() == 3 && qkv.cols() == width && qkv.dtype == call.precision().compute,
-               "needs qkv[B,S,{}] in {}, not {}", width, dtype_name(call.precision().compute), qkv.to_string());
+               "needs qkv[B,S,{}] in {}, not {}", width, dtype_name(call.precision().compute),
+               qkv.to_string());
 }
 
 void infer_rope(OpCall& call) {

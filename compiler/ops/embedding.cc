@@ -69,7 +69,8 @@ const OpDef embedding = {.key = "embedding",
                          .parameters = embedding_parameters,
                          .backward = embedding_rule,
                          .samples = embedding_samples};
-const OpDef embedding_bwd = {.key = "embedding_bwd", .attrs = fb::Op::Embedding, .infer = infer_embedding_bwd};
+const OpDef embedding_bwd = {
+    .key = "embedding_bwd", .attrs = fb::Op::Embedding, .infer = infer_embedding_bwd};
 
 const OpDef position_embedding = {.key = "position_embedding",
                                   .attrs = fb::Op::PositionEmbedding,
@@ -78,7 +79,8 @@ const OpDef position_embedding = {.key = "position_embedding",
                                   .parameters = position_embedding_parameters,
                                   .backward = position_embedding_rule,
                                   .samples = position_embedding_samples};
-const OpDef position_embedding_bwd = {
-    .key = "position_embedding_bwd", .attrs = fb::Op::PositionEmbedding, .infer = infer_position_embedding_bwd};
+const OpDef position_embedding_bwd = {.key = "position_embedding_bwd",
+                                      .attrs = fb::Op::PositionEmbedding,
+                                      .infer = infer_position_embedding_bwd};
 
 }  // namespace moec::ops

@@ -15,8 +15,8 @@ void infer_linear(OpCall& call) {
                dtype_name(call.precision().compute), x.to_string());
   if (call.has_input(1))
     call.require(call.input(1).shape == std::vector<int64_t>{attrs.out_features, x.cols()},
-                 "weight {} does not fit x {} and {} output features", call.input(1).to_string(), x.to_string(),
-                 attrs.out_features);
+                 "weight {} does not fit x {} and {} output features", call.input(1).to_string(),
+                 x.to_string(), attrs.out_features);
   call.set_output(0, {attrs.full_precision ? call.precision().accumulator() : x.dtype,
                       with_cols(x.shape, attrs.out_features)});
 }

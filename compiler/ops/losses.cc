@@ -8,7 +8,8 @@ double input_flops(const OpCall& call) {
   double elements = 0;
   for (size_t i = 0; i < call.input_count(); ++i) {
     const int index = static_cast<int>(i);
-    if (call.has_input(index)) elements = std::max(elements, static_cast<double>(call.input(index).elements()));
+    if (call.has_input(index))
+      elements = std::max(elements, static_cast<double>(call.input(index).elements()));
   }
   return 4 * elements;
 }
@@ -19,8 +20,9 @@ void infer_cross_entropy(OpCall& call) {
   call.require(logits.dtype == call.precision().compute || logits.dtype == call.precision().accumulator(),
                "needs logits in {} or {}, not {}", dtype_name(call.precision().compute),
                dtype_name(call.precision().accumulator()), logits.to_string());
-  call.require(targets.dtype == fb::DType::I32 && !logits.shape.empty() && targets.elements() == logits.rows(),
-               "targets {} do not fit logits {}", targets.to_string(), logits.to_string());
+  call.require(
+      targets.dtype == fb::DType::I32 && !logits.shape.empty() && targets.elements() == logits.rows(),
+      "targets {} do not fit logits {}", targets.to_string(), logits.to_string());
   call.set_output(0, scalar_type(call));
   call.set_output(1, {call.precision().accumulator(), {logits.rows()}});
 }
@@ -34,7 +36,8 @@ void infer_second(OpCall& call) { call.set_output(0, call.input(1)); }
 void infer_aux_loss(OpCall& call) {
   call.require(!call.input(0).shape.empty() && call.input(0).dtype == call.precision().accumulator() &&
                    call.input(1).shape == std::vector<int64_t>{call.input(0).cols() + 1},
-               "offsets {} do not fit probabilities {}", call.input(1).to_string(), call.input(0).to_string());
+               "offsets {} do not fit probabilities {}", call.input(1).to_string(),
+               call.input(0).to_string());
   call.set_output(0, scalar_type(call));
 }
 
@@ -42,7 +45,8 @@ void aux_loss_rule(BackwardContext& b) { b.emit("aux_loss_bwd", {b.grad(0), b.in
 
 void infer_router_z_loss(OpCall& call) {
   call.require(!call.input(0).shape.empty() && call.input(0).dtype == call.precision().accumulator(),
-               "needs logits in {}, not {}", dtype_name(call.precision().accumulator()), call.input(0).to_string());
+               "needs logits in {}, not {}", dtype_name(call.precision().accumulator()),
+               call.input(0).to_string());
   call.set_output(0, scalar_type(call));
 }
 
@@ -64,25 +68,42 @@ std::vector<Sample> aux_loss_samples() {
 }
 
 std::vector<Sample> router_z_loss_samples() {
-  return {{"rows", {{"x", {3, 4, 5}}},
+  return {{"rows",
+           {{"x", {3, 4, 5}}},
            R"([{name: "y", inputs: ["x"], op_type: "RouterZLoss", op: {coefficient: 0.5}}])"}};
 }
 
 }  // namespace
 
-const OpDef cross_entropy = {.key = "cross_entropy", .attrs = fb::Op::CrossEntropy, .infer = infer_cross_entropy,
-                             .flops = input_flops, .in_models = true, .backward = cross_entropy_rule,
-                             .is_loss = true, .samples = cross_entropy_samples};
+const OpDef cross_entropy = {.key = "cross_entropy",
+                             .attrs = fb::Op::CrossEntropy,
+                             .infer = infer_cross_entropy,
+                             .flops = input_flops,
+                             .in_models = true,
+                             .backward = cross_entropy_rule,
+                             .is_loss = true,
+                             .samples = cross_entropy_samples};
 const OpDef cross_entropy_bwd = {
     .key = "cross_entropy_bwd", .attrs = fb::Op::CrossEntropy, .infer = infer_second, .flops = input_flops};
 
-const OpDef aux_loss = {.key = "aux_loss", .attrs = fb::Op::AuxLoss, .infer = infer_aux_loss, .flops = input_flops,
-                        .in_models = true, .backward = aux_loss_rule, .is_loss = true, .samples = aux_loss_samples};
+const OpDef aux_loss = {.key = "aux_loss",
+                        .attrs = fb::Op::AuxLoss,
+                        .infer = infer_aux_loss,
+                        .flops = input_flops,
+                        .in_models = true,
+                        .backward = aux_loss_rule,
+                        .is_loss = true,
+                        .samples = aux_loss_samples};
 const OpDef aux_loss_bwd = {.key = "aux_loss_bwd", .attrs = fb::Op::AuxLoss, .infer = infer_second};
 
-const OpDef router_z_loss = {.key = "router_z_loss", .attrs = fb::Op::RouterZLoss, .infer = infer_router_z_loss,
-                             .flops = input_flops, .in_models = true, .backward = router_z_loss_rule,
-                             .is_loss = true, .samples = router_z_loss_samples};
+const OpDef router_z_loss = {.key = "router_z_loss",
+                             .attrs = fb::Op::RouterZLoss,
+                             .infer = infer_router_z_loss,
+                             .flops = input_flops,
+                             .in_models = true,
+                             .backward = router_z_loss_rule,
+                             .is_loss = true,
+                             .samples = router_z_loss_samples};
 const OpDef router_z_loss_bwd = {
     .key = "router_z_loss_bwd", .attrs = fb::Op::RouterZLoss, .infer = infer_second, .flops = input_flops};
 

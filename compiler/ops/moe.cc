@@ -12,8 +12,8 @@ void infer_router(OpCall& call) {
   const TensorType& logits = call.input(0);
   const int64_t k = call.attrs<fb::RouterT>().top_k;
   call.require(logits.dtype == call.precision().accumulator(),
-               "needs logits in {} (a Linear with full_precision), not {}", dtype_name(call.precision().accumulator()),
-               logits.to_string());
+               "needs logits in {} (a Linear with full_precision), not {}",
+               dtype_name(call.precision().accumulator()), logits.to_string());
   call.require(!logits.shape.empty() && k >= 1 && k <= logits.cols(), "top_k {} does not fit logits {}", k,
                logits.to_string());
   const std::vector<int64_t> chosen = with_cols(logits.shape, k);
@@ -57,8 +57,8 @@ void infer_dispatch_bwd(OpCall& call) {
 void infer_grouped_linear(OpCall& call) {
   const TensorType& rows = call.input(0);
   const auto& attrs = call.attrs<fb::GroupedLinearT>();
-  call.require(rows.shape.size() == 2 && rows.dtype == call.precision().compute, "needs dispatched rows[R,I], not {}",
-               rows.to_string());
+  call.require(rows.shape.size() == 2 && rows.dtype == call.precision().compute,
+               "needs dispatched rows[R,I], not {}", rows.to_string());
   call.require(call.input(1).shape == std::vector<int64_t>{int64_t{attrs.experts} + 1},
                "offsets {} are not those of {} experts", call.input(1).to_string(), attrs.experts);
   call.set_output(0, {rows.dtype, with_cols(rows.shape, attrs.out_features)});
@@ -67,17 +67,21 @@ void infer_grouped_linear(OpCall& call) {
 std::vector<ParameterSpec> grouped_linear_parameters(const OpCall& call) {
   const auto& attrs = call.attrs<fb::GroupedLinearT>();
   call.require(attrs.experts > 0 && attrs.out_features > 0, "experts and out_features must be positive");
-  const double active = static_cast<double>(call.input(0).rows()) / static_cast<double>(call.tokens() * attrs.experts);
+  const double active =
+      static_cast<double>(call.input(0).rows()) / static_cast<double>(call.tokens() * attrs.experts);
   std::vector<ParameterSpec> specs = {{.name = "weight",
                                        .shape = {attrs.experts, attrs.out_features, call.input(0).cols()},
                                        .init_std = attrs.init_std,
                                        .active_fraction = active}};
   if (attrs.bias)
-    specs.push_back({.name = "bias", .shape = {attrs.experts, attrs.out_features}, .active_fraction = active});
+    specs.push_back(
+        {.name = "bias", .shape = {attrs.experts, attrs.out_features}, .active_fraction = active});
   return specs;
 }
 
-double grouped_linear_flops(const OpCall& call) { return grouped_flops(call.input(0), call.output(0).cols()); }
+double grouped_linear_flops(const OpCall& call) {
+  return grouped_flops(call.input(0), call.output(0).cols());
+}
 
 void grouped_linear_rule(BackwardContext& b) {
   b.emit("grouped_linear_bwd_input", {b.grad(0), b.input(1), b.input(2)}, {0});
@@ -90,10 +94,13 @@ void infer_grouped_linear_bwd_input(OpCall& call) {
 }
 
 void infer_grouped_linear_bwd_weight(OpCall& call) {
-  set_gradient(call, 0, {call.attrs<fb::GroupedLinearT>().experts, call.input(0).cols(), call.input(1).cols()});
+  set_gradient(call, 0,
+               {call.attrs<fb::GroupedLinearT>().experts, call.input(0).cols(), call.input(1).cols()});
 }
 
-double grouped_linear_bwd_weight_flops(const OpCall& call) { return grouped_flops(call.input(0), call.input(1).cols()); }
+double grouped_linear_bwd_weight_flops(const OpCall& call) {
+  return grouped_flops(call.input(0), call.input(1).cols());
+}
 
 void infer_grouped_bias_bwd(OpCall& call) {
   set_gradient(call, 0, {call.attrs<fb::GroupedLinearT>().experts, call.input(0).cols()});
@@ -104,8 +111,9 @@ double grouped_bias_bwd_flops(const OpCall& call) { return static_cast<double>(c
 void infer_combine(OpCall& call) {
   const TensorType& rows = call.input(0);
   const TensorType& weights = call.input(1);
-  call.require(rows.shape.size() == 2 && weights.elements() == rows.shape[0] && call.input(2).shape == weights.shape,
-               "routing {} does not fit rows {}", weights.to_string(), rows.to_string());
+  call.require(
+      rows.shape.size() == 2 && weights.elements() == rows.shape[0] && call.input(2).shape == weights.shape,
+      "routing {} does not fit rows {}", weights.to_string(), rows.to_string());
   call.set_output(0, {rows.dtype, with_cols(weights.shape, rows.cols())});
 }
 
@@ -123,14 +131,19 @@ void infer_combine_bwd(OpCall& call) {
 double combine_bwd_flops(const OpCall& call) { return 3 * static_cast<double>(call.input(1).elements()); }
 
 std::vector<Sample> router_samples() {
-  return {{"top 2 of 5", {{"x", {2, 3, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 2}}])"},
-          {"not renormalised", {{"x", {4, 6}}},
-           R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 3, renormalise: false}}])"},
-          {"all of them", {{"x", {4, 3}}}, R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 3}}])"},
-          {"one", {{"x", {4, 3}}}, R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 1}}])"}};
+  return {
+      {"top 2 of 5",
+       {{"x", {2, 3, 5}}},
+       R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 2}}])"},
+      {"not renormalised",
+       {{"x", {4, 6}}},
+       R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 3, renormalise: false}}])"},
+      {"all of them", {{"x", {4, 3}}}, R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 3}}])"},
+      {"one", {{"x", {4, 3}}}, R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 1}}])"}};
 }
 
-/// Expert choice, experts and combination together: with ties the slots of a token may swap, their sum may not.
+/// Expert choice, experts and combination together: with ties the slots of a token may swap, their sum may
+/// not.
 std::vector<Sample> combine_samples() {
   const std::string index = R"([
     {name: "index", inputs: ["experts"], op_type: "ExpertIndex", op: {experts: 4}},
@@ -145,7 +158,9 @@ std::vector<Sample> combine_samples() {
   return {{"an empty expert",
            {{"rows", {30, 6}}, {"weights", {3, 5, 2}}, {"experts", {3, 5, 2}, Fill::kDistinctExperts, 4}},
            index},
-          {"one choice", {{"rows", {7, 6}}, {"weights", {7, 1}}, {"experts", {7, 1}, Fill::kOneExpert, 4}}, index},
+          {"one choice",
+           {{"rows", {7, 6}}, {"weights", {7, 1}}, {"experts", {7, 1}, Fill::kOneExpert, 4}},
+           index},
           {"top-k ties", {{"x", {5, 3}}, {"logits", {5, 4}, Fill::kTies}}, layer}};
 }
 
@@ -169,33 +184,60 @@ std::vector<Sample> grouped_linear_samples() {
 
 }  // namespace
 
-const OpDef router = {.key = "router", .attrs = fb::Op::Router, .infer = infer_router, .flops = flops_per_element<8>,
-                      .in_models = true, .backward = router_rule, .gradient_outputs = 0b101, .samples = router_samples};
+const OpDef router = {.key = "router",
+                      .attrs = fb::Op::Router,
+                      .infer = infer_router,
+                      .flops = flops_per_element<8>,
+                      .in_models = true,
+                      .backward = router_rule,
+                      .gradient_outputs = 0b101,
+                      .samples = router_samples};
 const OpDef router_bwd = {
     .key = "router_bwd", .attrs = fb::Op::Router, .infer = infer_router_bwd, .flops = flops_per_element<6>};
 
-const OpDef expert_index = {.key = "expert_index", .attrs = fb::Op::ExpertIndex, .infer = infer_expert_index,
-                            .in_models = true, .backward = no_backward};
+const OpDef expert_index = {.key = "expert_index",
+                            .attrs = fb::Op::ExpertIndex,
+                            .infer = infer_expert_index,
+                            .in_models = true,
+                            .backward = no_backward};
 
-const OpDef dispatch = {.key = "dispatch", .attrs = fb::Op::Dispatch, .infer = infer_dispatch,
-                        .flops = flops_per_element<0>, .in_models = true, .backward = dispatch_rule,
+const OpDef dispatch = {.key = "dispatch",
+                        .attrs = fb::Op::Dispatch,
+                        .infer = infer_dispatch,
+                        .flops = flops_per_element<0>,
+                        .in_models = true,
+                        .backward = dispatch_rule,
                         .samples = dispatch_samples};
 const OpDef dispatch_bwd = {.key = "dispatch_bwd", .attrs = fb::Op::Dispatch, .infer = infer_dispatch_bwd};
 
-const OpDef grouped_linear = {.key = "grouped_linear", .attrs = fb::Op::GroupedLinear, .infer = infer_grouped_linear,
-                              .flops = grouped_linear_flops, .in_models = true,
-                              .parameters = grouped_linear_parameters, .backward = grouped_linear_rule,
+const OpDef grouped_linear = {.key = "grouped_linear",
+                              .attrs = fb::Op::GroupedLinear,
+                              .infer = infer_grouped_linear,
+                              .flops = grouped_linear_flops,
+                              .in_models = true,
+                              .parameters = grouped_linear_parameters,
+                              .backward = grouped_linear_rule,
                               .samples = grouped_linear_samples};
-const OpDef grouped_linear_bwd_input = {.key = "grouped_linear_bwd_input", .attrs = fb::Op::GroupedLinear,
-                                        .infer = infer_grouped_linear_bwd_input, .flops = grouped_linear_flops};
-const OpDef grouped_linear_bwd_weight = {.key = "grouped_linear_bwd_weight", .attrs = fb::Op::GroupedLinear,
+const OpDef grouped_linear_bwd_input = {.key = "grouped_linear_bwd_input",
+                                        .attrs = fb::Op::GroupedLinear,
+                                        .infer = infer_grouped_linear_bwd_input,
+                                        .flops = grouped_linear_flops};
+const OpDef grouped_linear_bwd_weight = {.key = "grouped_linear_bwd_weight",
+                                         .attrs = fb::Op::GroupedLinear,
                                          .infer = infer_grouped_linear_bwd_weight,
                                          .flops = grouped_linear_bwd_weight_flops};
-const OpDef grouped_bias_bwd = {.key = "grouped_bias_bwd", .attrs = fb::Op::GroupedLinear,
-                                .infer = infer_grouped_bias_bwd, .flops = grouped_bias_bwd_flops};
+const OpDef grouped_bias_bwd = {.key = "grouped_bias_bwd",
+                                .attrs = fb::Op::GroupedLinear,
+                                .infer = infer_grouped_bias_bwd,
+                                .flops = grouped_bias_bwd_flops};
 
-const OpDef combine = {.key = "combine", .attrs = fb::Op::Combine, .infer = infer_combine, .flops = combine_flops,
-                       .in_models = true, .backward = combine_rule, .samples = combine_samples};
+const OpDef combine = {.key = "combine",
+                       .attrs = fb::Op::Combine,
+                       .infer = infer_combine,
+                       .flops = combine_flops,
+                       .in_models = true,
+                       .backward = combine_rule,
+                       .samples = combine_samples};
 const OpDef combine_bwd = {
     .key = "combine_bwd", .attrs = fb::Op::Combine, .infer = infer_combine_bwd, .flops = combine_bwd_flops};
 

@@ -8,7 +8,8 @@ std::vector<int64_t> leading(const TensorType& x) { return {x.shape.begin(), x.s
 
 void require_rows(const OpCall& call) {
   call.require(!call.input(0).shape.empty() && call.input(0).dtype == call.precision().compute,
-               "needs x[...,D] in {}, not {}", dtype_name(call.precision().compute), call.input(0).to_string());
+               "needs x[...,D] in {}, not {}", dtype_name(call.precision().compute),
+               call.input(0).to_string());
 }
 
 void infer_rmsnorm(OpCall& call) {
@@ -56,14 +57,16 @@ void infer_layernorm_bwd(OpCall& call) {
 }
 
 std::vector<Sample> rmsnorm_samples() {
-  return {{"rows", {{"x", {2, 3, 8}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {eps: 0.001}}])"},
-          {"ragged, one row", {{"x", {1, 1, 37}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
-          {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"}};
+  return {
+      {"rows", {{"x", {2, 3, 8}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {eps: 0.001}}])"},
+      {"ragged, one row", {{"x", {1, 1, 37}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
+      {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"}};
 }
 
 std::vector<Sample> layernorm_samples() {
   return {{"with bias", {{"x", {2, 3, 8}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
-          {"without bias", {{"x", {3, 19}}},
+          {"without bias",
+           {{"x", {3, 19}}},
            R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {bias: false, eps: 0.01}}])"},
           {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"}};
 }
@@ -78,8 +81,10 @@ const OpDef rmsnorm = {.key = "rmsnorm",
                        .parameters = rmsnorm_parameters,
                        .backward = rmsnorm_rule,
                        .samples = rmsnorm_samples};
-const OpDef rmsnorm_bwd = {
-    .key = "rmsnorm_bwd", .attrs = fb::Op::RmsNorm, .infer = infer_rmsnorm_bwd, .flops = flops_per_element<9>};
+const OpDef rmsnorm_bwd = {.key = "rmsnorm_bwd",
+                           .attrs = fb::Op::RmsNorm,
+                           .infer = infer_rmsnorm_bwd,
+                           .flops = flops_per_element<9>};
 
 const OpDef layernorm = {.key = "layernorm",
                          .attrs = fb::Op::LayerNorm,
@@ -89,7 +94,9 @@ const OpDef layernorm = {.key = "layernorm",
                          .parameters = layernorm_parameters,
                          .backward = layernorm_rule,
                          .samples = layernorm_samples};
-const OpDef layernorm_bwd = {
-    .key = "layernorm_bwd", .attrs = fb::Op::LayerNorm, .infer = infer_layernorm_bwd, .flops = flops_per_element<12>};
+const OpDef layernorm_bwd = {.key = "layernorm_bwd",
+                             .attrs = fb::Op::LayerNorm,
+                             .infer = infer_layernorm_bwd,
+                             .flops = flops_per_element<12>};
 
 }  // namespace moec::ops

@@ -21,7 +21,8 @@ void infer_init_normal(OpCall& call) {
 void infer_seed_gradient(OpCall& call) { call.set_output(0, scalar_type(call)); }
 
 void infer_load_batch(OpCall& call) {
-  call.require(call.input(0).dtype == fb::DType::I32 && call.input(0).shape.size() == 1, "the token window must be i32[W]");
+  call.require(call.input(0).dtype == fb::DType::I32 && call.input(0).shape.size() == 1,
+               "the token window must be i32[W]");
 }
 
 double grad_norm_flops(const OpCall& call) {
@@ -54,15 +55,18 @@ const OpDef init_normal = {
 const OpDef fill = {.key = "fill", .attrs = fb::Op::Fill, .infer = [](OpCall&) {}, .flops = no_flops};
 const OpDef seed_gradient = {
     .key = "seed_gradient", .attrs = fb::Op::SeedGradient, .infer = infer_seed_gradient, .flops = no_flops};
-const OpDef load_batch = {.key = "load_batch", .attrs = fb::Op::LoadBatch, .infer = infer_load_batch, .flops = no_flops};
+const OpDef load_batch = {
+    .key = "load_batch", .attrs = fb::Op::LoadBatch, .infer = infer_load_batch, .flops = no_flops};
 const OpDef record_loss = {
     .key = "record_loss", .attrs = fb::Op::RecordLoss, .infer = infer_update<1>, .flops = no_flops};
 const OpDef lr_schedule = {
     .key = "lr_schedule", .attrs = fb::Op::LrSchedule, .infer = infer_update<1>, .flops = no_flops};
 const OpDef grad_norm = {
     .key = "grad_norm", .attrs = fb::Op::GradNorm, .infer = infer_update<1>, .flops = grad_norm_flops};
-const OpDef adamw = {.key = "adamw", .attrs = fb::Op::AdamW, .infer = infer_adamw, .flops = flops_per_element<14>};
-const OpDef end_step = {.key = "end_step", .attrs = fb::Op::EndStep, .infer = infer_update<2>, .flops = no_flops};
+const OpDef adamw = {
+    .key = "adamw", .attrs = fb::Op::AdamW, .infer = infer_adamw, .flops = flops_per_element<14>};
+const OpDef end_step = {
+    .key = "end_step", .attrs = fb::Op::EndStep, .infer = infer_update<2>, .flops = no_flops};
 const OpDef select_token = {
     .key = "select_token", .attrs = fb::Op::SelectToken, .infer = infer_select_token, .flops = no_flops};
 

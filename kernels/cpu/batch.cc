@@ -14,10 +14,10 @@ void load_batch(const KernelCall& call) {
   const TensorView &tokens = call.outputs[0], &targets = call.outputs[1];
   const int32_t* window = call.inputs[0].as<const int32_t>();
   const TrainState& state = *call.inputs[1].as<const TrainState>();
-  const fb::Sampling sampling = call.attrs<fb::LoadBatchT>().sampling;
+  const auto& attrs = call.attrs<fb::LoadBatchT>();
   const int64_t batch = tokens.rows(), seq_len = tokens.cols();
   for (int64_t b = 0; b < batch; ++b) {
-    const int32_t* first = window + sequence_start(state, sampling, batch, seq_len, b);
+    const int32_t* first = window + sequence_start(state, attrs.sampling, attrs.evaluate, batch, seq_len, b);
     std::copy_n(first, seq_len, tokens.as<int32_t>() + b * seq_len);
     std::copy_n(first + 1, seq_len, targets.as<int32_t>() + b * seq_len);
   }

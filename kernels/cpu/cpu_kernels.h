@@ -1,5 +1,5 @@
-// The kernels of the CPU device, one for every row of the catalog. They use all threads, and their results do not
-// depend on how many there are.
+// The kernels of the CPU device, one for every row of the catalog. They use all threads, and their results do
+// not depend on how many there are.
 #pragma once
 
 #include <string_view>

@@ -1,6 +1,6 @@
-// The threads behind parallel.h. A loop costs about a microsecond to start while threads are awake; they stay awake
-// for a short while after a loop, so that the many small loops of a step find them, and then sleep, so that
-// waiting takes no core from anybody.
+// The threads behind parallel.h. A loop costs about a microsecond to start while threads are awake; they stay
+// awake for a short while after a loop, so that the many small loops of a step find them, and then sleep, so
+// that waiting takes no core from anybody.
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -23,9 +23,10 @@ void relax() {
 #endif
 }
 
-/// Runs one loop at a time. `next_` holds the loop's number in its high and the next index in its low 32 bits; an
-/// index is claimed by advancing it. Before the fields of a loop change, `next_` is closed: a thread that has read
-/// a new field then fails to claim with an old `next_`, so a successful claim proves that all fields belong together.
+/// Runs one loop at a time. `next_` holds the loop's number in its high and the next index in its low 32
+/// bits; an index is claimed by advancing it. Before the fields of a loop change, `next_` is closed: a thread
+/// that has read a new field then fails to claim with an old `next_`, so a successful claim proves that all
+/// fields belong together.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads) {
@@ -57,7 +58,7 @@ class ThreadPool {
  private:
   static constexpr int kIndexBits = 32;
   static constexpr uint64_t kClosed = (uint64_t{1} << kIndexBits) - 1;  // an index above every count
-  static constexpr int kSpins = 4000;  // some 50 microseconds
+  static constexpr int kSpins = 4000;                                   // some 50 microseconds
 
   void wake() {
     epoch_.fetch_add(1, std::memory_order_seq_cst);
@@ -73,7 +74,8 @@ class ThreadPool {
       void* context = context_.load(std::memory_order_acquire);
       const auto index = static_cast<int64_t>(next & kClosed);
       if (index >= count_.load(std::memory_order_acquire)) break;
-      if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+        continue;
       body(context, index);
       done_.fetch_add(1, std::memory_order_release);
       next = next_.load(std::memory_order_acquire);

@@ -1,5 +1,6 @@
-// Causal softmax attention in tiles of queries and keys, so that no S x S matrix is ever stored: a running maximum and
-// sum per query (Milakov and Gimelshein 2018; Dao et al. 2022). See attention_bwd.cu for the backward.
+// Causal softmax attention in tiles of queries and keys, so that no S x S matrix is ever stored: a running
+// maximum and sum per query (Milakov and Gimelshein 2018; Dao et al. 2022). See attention_bwd.cu for the
+// backward.
 #include <limits>
 
 #include "kernels/cuda/attention.cuh"
@@ -22,7 +23,8 @@ struct Operands {
     return read_head(shape, qkv, shape.packed_heads(), batch, shape.heads + head / shape.group());
   }
   __device__ auto value(int batch, int head) const {
-    return read_head(shape, qkv, shape.packed_heads(), batch, shape.heads + shape.kv_heads + head / shape.group());
+    return read_head(shape, qkv, shape.packed_heads(), batch,
+                     shape.heads + shape.kv_heads + head / shape.group());
   }
 };
 
@@ -33,8 +35,8 @@ struct Max {
   }
 };
 
-/// What a block needs of a kernel: its tile of queries, one head per blockIdx.x, the last queries, which have the most
-/// keys, in the first blocks.
+/// What a block needs of a kernel: its tile of queries, one head per blockIdx.x, the last queries, which have
+/// the most keys, in the first blocks.
 struct BlockPlace {
   int batch, head, first_query;
 
@@ -44,8 +46,9 @@ struct BlockPlace {
         first_query(static_cast<int>(gridDim.y - 1 - blockIdx.y) * queries) {}
 };
 
-/// Calls scores(first key of a tile) and then outputs(), for all tiles of keys up to last_query, while the next tiles of
-/// keys and values are on their way. The caller has started to copy the first keys (one group of copies) and values.
+/// Calls scores(first key of a tile) and then outputs(), for all tiles of keys up to last_query, while the
+/// next tiles of keys and values are on their way. The caller has started to copy the first keys (one group
+/// of copies) and values.
 template <class CopyKeys, class CopyValues, class Scores, class Outputs>
 __device__ void for_each_key_tile(int tile, int last_query, CopyKeys&& copy_keys, CopyValues&& copy_values,
                                   Scores&& scores, Outputs&& outputs) {
@@ -151,15 +154,16 @@ __global__ void __launch_bounds__(SimtAttention<kDim>::kThreads) attend_simt(Ope
         for (int r = 0; r < Forward::kRows; ++r) {
           T* row = weights + (Products::lane_row() * Forward::kRows + r) * Forward::kWeightStride;
 #pragma unroll
-          for (int j = 0; j < Forward::kCols; ++j) row[Products::lane_col() + j * Products::kLaneCols] = scores[r][j];
+          for (int j = 0; j < Forward::kCols; ++j)
+            row[Products::lane_col() + j * Products::kLaneCols] = scores[r][j];
         }
       },
       [&] {
         Products::template add_weighted<Forward::kKeys>(weights, Forward::kWeightStride, values, forward.out);
       });
 
-  Products::store(write_head(shape, operands.y, shape.heads, place.batch, place.head), place.first_query, forward.out,
-                  [&](int r) { return 1 / forward.sum[r]; });
+  Products::store(write_head(shape, operands.y, shape.heads, place.batch, place.head), place.first_query,
+                  forward.out, [&](int r) { return 1 / forward.sum[r]; });
 #pragma unroll
   for (int r = 0; r < Forward::kRows; ++r) {
     const int position = place.first_query + Products::lane_row() * Forward::kRows + r;
@@ -183,8 +187,8 @@ struct MmaForward {
   float max[2] = {-INFINITY, -INFINITY};  // of the scores of the thread's two rows, unscaled
   float sum[2] = {};
 
-  /// Replaces scores by weights 2^((score - max) * scale), and brings the running values to the new maximum. `row` is
-  /// the query of the thread's first row, `masked` whether a key of the tile may come after it.
+  /// Replaces scores by weights 2^((score - max) * scale), and brings the running values to the new maximum.
+  /// `row` is the query of the thread's first row, `masked` whether a key of the tile may come after it.
   __device__ void fold(int row, int first_key, bool masked, float scale) {
     const int pair = static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll
@@ -258,8 +262,8 @@ __global__ void __launch_bounds__(MmaForward<kDim>::kBlockThreads) attend_mma(Op
       },
       [&] { Products::add_weighted(forward.scores, values, 0, forward.out); });
 
-  Products::store(write_head(shape, operands.y, shape.heads, place.batch, place.head), place.first_query + warp_row, 0,
-                  forward.out, 1 / forward.sum[0], 1 / forward.sum[1]);
+  Products::store(write_head(shape, operands.y, shape.heads, place.batch, place.head),
+                  place.first_query + warp_row, 0, forward.out, 1 / forward.sum[0], 1 / forward.sum[1]);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int position = first_row + half * 8;
@@ -275,7 +279,8 @@ cudaError_t launch_attention(const KernelCall& call, const CudaContext& context)
   const Operands<T> operands{shape, call.inputs[0].as<const T>(), call.outputs[0].as<T>(),
                              call.outputs[1].as<Accumulator<T>>()};
   const auto grid = [&](int queries) {
-    return dim3(static_cast<unsigned>(shape.batch * shape.heads), static_cast<unsigned>(ceil_div(shape.seq, queries)));
+    return dim3(static_cast<unsigned>(shape.batch * shape.heads),
+                static_cast<unsigned>(ceil_div(shape.seq, queries)));
   };
   return with_head_dim(shape.dim, [&]<int kDim>() {
     if constexpr (std::is_same_v<T, bf16>) {
@@ -284,8 +289,8 @@ cudaError_t launch_attention(const KernelCall& call, const CudaContext& context)
                          Forward::kSharedBytes, operands);
     } else {
       using Forward = SimtForward<T, kDim>;
-      return launch_grid(context, attend_simt<T, kDim>, grid(Forward::kQueries), SimtAttention<kDim>::kThreads,
-                         Forward::kSharedBytes, operands);
+      return launch_grid(context, attend_simt<T, kDim>, grid(Forward::kQueries),
+                         SimtAttention<kDim>::kThreads, Forward::kSharedBytes, operands);
     }
   });
 }

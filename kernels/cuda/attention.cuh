@@ -1,5 +1,5 @@
-// What the attention kernels share: where the heads of packed queries, keys and values lie, tiles of them in shared
-// memory, and products of such tiles by threads or by warps.
+// What the attention kernels share: where the heads of packed queries, keys and values lie, tiles of them in
+// shared memory, and products of such tiles by threads or by warps.
 #pragma once
 
 #include <cmath>
@@ -25,8 +25,8 @@ struct AttentionShape {
   __host__ __device__ double scale() const { return 1 / std::sqrt(static_cast<double>(dim)); }
 };
 
-/// Returns body.template operator()<kDim>() for the smallest supported width of at least `dim` elements. Tiles are
-/// padded to it with zeros, which change no product.
+/// Returns body.template operator()<kDim>() for the smallest supported width of at least `dim` elements.
+/// Tiles are padded to it with zeros, which change no product.
 template <class Body>
 cudaError_t with_head_dim(int dim, Body&& body) {
   if (dim <= 32) return body.template operator()<32>();
@@ -38,8 +38,8 @@ cudaError_t with_head_dim(int dim, Body&& body) {
 
 /// A head of rows[B,S,`heads` d], as a matrix [S,d] to read.
 template <class T>
-__device__ Factor<T, Along::kDepth> read_head(const AttentionShape& shape, const T* rows, int heads, int batch,
-                                              int head) {
+__device__ Factor<T, Along::kDepth> read_head(const AttentionShape& shape, const T* rows, int heads,
+                                              int batch, int head) {
   const int64_t stride = int64_t{heads} * shape.dim;
   const T* data = rows + batch * shape.seq * stride + int64_t{head} * shape.dim;
   return {data, stride, shape.seq, shape.dim, runs_aligned(data, stride) && runs_aligned(data, shape.dim)};
@@ -53,8 +53,8 @@ __device__ Result<T> write_head(const AttentionShape& shape, T* rows, int heads,
   return {data, stride, shape.seq, shape.dim, nullptr, false, runs_aligned(data, stride)};
 }
 
-/// kRows positions of a head in shared memory, padded to kDim elements and 16 bytes more, so that eight rows, 16 bytes
-/// each, lie in different banks.
+/// kRows positions of a head in shared memory, padded to kDim elements and 16 bytes more, so that eight rows,
+/// 16 bytes each, lie in different banks.
 template <class T, int kRows, int kDim>
 struct HeadTile {
   static constexpr int kStride = kDim + 16 / static_cast<int>(sizeof(T));
@@ -71,13 +71,13 @@ struct HeadTile {
   }
 };
 
-/// Products of tiles by the 128 threads of a block, each of which owns the rows `lane_row() * kRows + r`. Its columns are
-/// lane_col() + 16 j of scores, and groups of neighbours of outputs. Rows lie within a half-warp.
+/// Products of tiles by the 128 threads of a block, each of which owns the rows `lane_row() * kRows + r`. Its
+/// columns are lane_col() + 16 j of scores, and groups of neighbours of outputs. Rows lie within a half-warp.
 template <int kDim>
 struct SimtAttention {
   static constexpr int kThreads = 128;
   static constexpr int kLaneRows = 8, kLaneCols = 16;
-  static constexpr int kOutCols = kDim / kLaneCols;            // outputs of a thread in a row
+  static constexpr int kOutCols = kDim / kLaneCols;  // outputs of a thread in a row
   static constexpr int kNeighbours = kOutCols < 4 ? kOutCols : 4;
 
   __device__ static int lane_row() { return static_cast<int>(threadIdx.x) / kLaneCols; }
@@ -118,7 +118,8 @@ struct SimtAttention {
   /// out[r] += the rows of `values`, a tile of kDepth positions of a head, weighted with row r of
   /// weights[..][weight_stride].
   template <int kDepth, int kRows, class T>
-  __device__ static void add_weighted(const T* weights, int weight_stride, const T* values, T (&out)[kRows][kOutCols]) {
+  __device__ static void add_weighted(const T* weights, int weight_stride, const T* values,
+                                      T (&out)[kRows][kOutCols]) {
     constexpr int kStride = HeadTile<T, 1, kDim>::kStride;
     weights += lane_row() * kRows * weight_stride;
 #pragma unroll 2
@@ -136,7 +137,8 @@ struct SimtAttention {
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-            for (int j = 0; j < kNeighbours; ++j) out[r][g * kNeighbours + j] += weight[r].value[x] * value.value[j];
+            for (int j = 0; j < kNeighbours; ++j)
+              out[r][g * kNeighbours + j] += weight[r].value[x] * value.value[j];
           }
         }
       }
@@ -145,7 +147,8 @@ struct SimtAttention {
 
   /// Writes this thread's outputs, times `factor(r)`, to the positions from `first` on.
   template <int kRows, class T, class Scale>
-  __device__ static void store(const Result<T>& head, int first, const T (&out)[kRows][kOutCols], Scale&& factor) {
+  __device__ static void store(const Result<T>& head, int first, const T (&out)[kRows][kOutCols],
+                               Scale&& factor) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -159,8 +162,8 @@ struct SimtAttention {
   }
 };
 
-/// Products of 16 rows of a tile by a warp, in fragments (see mma.cuh): sums[t] holds the columns 8 t to 8 t + 7. Head
-/// tiles have a width of kDim.
+/// Products of 16 rows of a tile by a warp, in fragments (see mma.cuh): sums[t] holds the columns 8 t to 8 t
+/// + 7. Head tiles have a width of kDim.
 template <int kDim>
 struct MmaAttention {
   static constexpr int kStride = HeadTile<bf16, 1, kDim>::kStride;
@@ -206,7 +209,8 @@ struct MmaAttention {
     }
   }
 
-  /// Writes 16 rows of outputs from (row, col) on; those of the upper and lower eight times `upper` and `lower`.
+  /// Writes 16 rows of outputs from (row, col) on; those of the upper and lower eight times `upper` and
+  /// `lower`.
   template <int kOutTiles>
   __device__ static void store(const Result<bf16>& head, int row, int col, const float (&out)[kOutTiles][4],
                                float upper, float lower) {

@@ -1,7 +1,8 @@
-// What the backward kernels of attention share. Weights are computed anew from lse, tile by tile. With P the weights, and
-// delta the row sums of dy * y: dV = P^T dY, dS = P * (dY V^T - delta) / sqrt(d), dQ = dS K, dK = dS^T Q (Dao et al.
-// 2022). A block owns a tile of keys of one key/value head, or of queries of one query head, and visits the tiles on the
-// other side in a fixed order, so that every gradient is a sum of one block.
+// What the backward kernels of attention share. Weights are computed anew from lse, tile by tile. With P the
+// weights, and delta the row sums of dy * y: dV = P^T dY, dS = P * (dY V^T - delta) / sqrt(d), dQ = dS K, dK
+// = dS^T Q (Dao et al. 2022). A block owns a tile of keys of one key/value head, or of queries of one query
+// head, and visits the tiles on the other side in a fixed order, so that every gradient is a sum of one
+// block.
 #pragma once
 
 #include "kernels/cuda/attention.cuh"
@@ -23,7 +24,9 @@ struct AttentionGradient {
   __device__ int key_head(int kv_head) const { return shape.heads + kv_head; }
   __device__ int value_head(int kv_head) const { return shape.heads + shape.kv_heads + kv_head; }
   /// A head of qkv, dqkv, dy or y.
-  __device__ auto packed(int batch, int head) const { return read_head(shape, qkv, shape.packed_heads(), batch, head); }
+  __device__ auto packed(int batch, int head) const {
+    return read_head(shape, qkv, shape.packed_heads(), batch, head);
+  }
   __device__ auto dpacked(int batch, int head) const {
     return write_head(shape, dqkv, shape.packed_heads(), batch, head);
   }
@@ -43,8 +46,8 @@ struct OwnedTile {
   int first;
 };
 
-/// Calls visit(query head, first position) for the tiles of kOther positions on the other side that see, or are seen by,
-/// some of kOwn positions.
+/// Calls visit(query head, first position) for the tiles of kOther positions on the other side that see, or
+/// are seen by, some of kOwn positions.
 template <bool kOwnsKeys, int kOwn, int kOther, class Visit>
 __device__ void for_each_other_tile(const AttentionShape& shape, const OwnedTile& own, Visit&& visit) {
   if constexpr (kOwnsKeys) {

@@ -1,13 +1,13 @@
-// Backward of bf16 attention on the tensor cores, summed in f32; see attention_bwd.cuh. Scores and their gradients stay
-// in registers, where sums of one product are factors of the next.
+// Backward of bf16 attention on the tensor cores, summed in f32; see attention_bwd.cuh. Scores and their
+// gradients stay in registers, where sums of one product are factors of the next.
 #include "kernels/cuda/attention_bwd.cuh"
 #include "kernels/cuda/grid.cuh"
 
 namespace moec::cuda {
 namespace {
 
-/// A warp owns 16 positions, and, where a row of sums would not fit in its registers, one of kSplits parts of their
-/// columns. Tiles are such that they fit in 68 KiB of shared memory.
+/// A warp owns 16 positions, and, where a row of sums would not fit in its registers, one of kSplits parts of
+/// their columns. Tiles are such that they fit in 68 KiB of shared memory.
 template <int kDim, bool kOwnsKeys>
 struct MmaBackward {
   using Products = MmaAttention<kDim>;
@@ -48,8 +48,9 @@ struct MmaBackward {
   }
 
   /// Turns scores and dweights of the warp's rows from `row` on into weights and dscores.
-  __device__ static void differentiate(const Shared& shared, int row, int own_first, int other_first, float scale,
-                                       float (&scores)[kOther / 8][4], float (&dweights)[kOther / 8][4]) {
+  __device__ static void differentiate(const Shared& shared, int row, int own_first, int other_first,
+                                       float scale, float (&scores)[kOther / 8][4],
+                                       float (&dweights)[kOther / 8][4]) {
     constexpr float kLog2E = 1.4426950408889634f;
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -58,7 +59,8 @@ struct MmaBackward {
       for (int i = 0; i < 4; ++i) {
         const int own = row + lane / 4 + i / 2 * 8, other = t * 8 + lane % 4 * 2 + i % 2;
         const int query = kOwnsKeys ? other : own;
-        const bool visible = kOwnsKeys ? own_first + own <= other_first + other : other_first + other <= own_first + own;
+        const bool visible =
+            kOwnsKeys ? own_first + own <= other_first + other : other_first + other <= own_first + own;
         const float weight = visible ? exp2f(scores[t][i] * (scale * kLog2E) - shared.lse[query]) : 0.0f;
         scores[t][i] = weight;
         dweights[t][i] = weight * (dweights[t][i] - shared.delta[query]) * scale;
@@ -69,7 +71,8 @@ struct MmaBackward {
   __device__ static void run(const AttentionGradient<bf16>& g, const OwnedTile& own, Shared& shared) {
     const AttentionShape& shape = g.shape;
     const int batch = own.batch, kv_head = kOwnsKeys ? own.head : own.head / shape.group();
-    const int warp = static_cast<int>(threadIdx.x) / 32, row = warp / kSplits * 16, col = warp % kSplits * kCols;
+    const int warp = static_cast<int>(threadIdx.x) / 32, row = warp / kSplits * 16,
+              col = warp % kSplits * kCols;
     const auto key = g.packed(batch, g.key_head(kv_head)), value = g.packed(batch, g.value_head(kv_head));
     const auto scale = static_cast<float>(shape.scale());
     float dfirst[kCols / 8][4] = {};  // of keys or queries

@@ -1,5 +1,5 @@
-// Backward of f32 and f64 attention in plain arithmetic; see attention_bwd.cuh. One launch for the gradients of keys,
-// values and queries, so that short sequences fill the device.
+// Backward of f32 and f64 attention in plain arithmetic; see attention_bwd.cuh. One launch for the gradients
+// of keys, values and queries, so that short sequences fill the device.
 #include "kernels/cuda/attention_bwd.cuh"
 #include "kernels/cuda/grid.cuh"
 
@@ -14,8 +14,8 @@ struct SimtBackward {
   static constexpr int kScoreStride = kTile + 4;
   using Tile = HeadTile<T, kTile, kDim>;
 
-  /// In shared memory: the owned tiles (keys and values, or queries and dy), the visited ones (queries and dy, or keys
-  /// and values), weights and dscores [own][other], and lse and delta of the queries.
+  /// In shared memory: the owned tiles (keys and values, or queries and dy), the visited ones (queries and
+  /// dy, or keys and values), weights and dscores [own][other], and lse and delta of the queries.
   struct Shared {
     alignas(16) T own[2][Tile::kElements];
     alignas(16) T other[2][Tile::kElements];
@@ -32,9 +32,10 @@ struct SimtBackward {
     commit_copies();
   }
 
-  /// Fills lse and delta for the queries from `first` on, whose dy is a tile in shared memory; 0 for those past the end.
-  __device__ static void load_statistics(const AttentionGradient<T>& g, int batch, int head, int first, const T* dy,
-                                         Shared& shared) {
+  /// Fills lse and delta for the queries from `first` on, whose dy is a tile in shared memory; 0 for those
+  /// past the end.
+  __device__ static void load_statistics(const AttentionGradient<T>& g, int batch, int head, int first,
+                                         const T* dy, Shared& shared) {
     constexpr int kLanes = Products::kThreads / kTile;
     const int row = static_cast<int>(threadIdx.x) / kLanes, lane = static_cast<int>(threadIdx.x) % kLanes;
     const auto y = g.output(g.y, batch, head);
@@ -63,7 +64,8 @@ struct SimtBackward {
       for (int j = 0; j < kCols; ++j) {
         const int col = Products::lane_col() + j * Products::kLaneCols;
         const int query = kOwnsKeys ? col : row;
-        const bool visible = kOwnsKeys ? own_first + row <= other_first + col : other_first + col <= own_first + row;
+        const bool visible =
+            kOwnsKeys ? own_first + row <= other_first + col : other_first + col <= own_first + row;
         const T weight = visible ? std::exp(scores[r][j] * scale - shared.lse[query]) : T{0};
         if (kOwnsKeys) shared.weights[row * kScoreStride + col] = weight;
         shared.dscores[row * kScoreStride + col] = weight * (dweights[r][j] - shared.delta[query]) * scale;
@@ -77,7 +79,7 @@ struct SimtBackward {
     const int batch = own.batch, kv_head = kOwnsKeys ? own.head : own.head / shape.group();
     const auto key = g.packed(batch, g.key_head(kv_head)), value = g.packed(batch, g.value_head(kv_head));
     const auto scale = static_cast<T>(shape.scale());
-    T dfirst[kRows][Products::kOutCols] = {};   // of keys or queries
+    T dfirst[kRows][Products::kOutCols] = {};  // of keys or queries
     T dvalues[kRows][Products::kOutCols] = {};
     if constexpr (kOwnsKeys) {
       copy(key, value, own.first, shared.own);
@@ -109,7 +111,8 @@ struct SimtBackward {
     const auto as_is = [](int) { return T{1}; };
     const int head = kOwnsKeys ? g.key_head(kv_head) : own.head;
     Products::store(g.dpacked(batch, head), own.first, dfirst, as_is);
-    if constexpr (kOwnsKeys) Products::store(g.dpacked(batch, g.value_head(kv_head)), own.first, dvalues, as_is);
+    if constexpr (kOwnsKeys)
+      Products::store(g.dpacked(batch, g.value_head(kv_head)), own.first, dvalues, as_is);
   }
 };
 
@@ -128,7 +131,8 @@ __global__ void __launch_bounds__(SimtAttention<kDim>::kThreads) differentiate_s
   } else {
     const int head = rest % query_heads;
     Backward::template run<false>(
-        g, {head / g.shape.heads, head % g.shape.heads, (tiles - 1 - rest / query_heads) * Backward::kTile}, shared);
+        g, {head / g.shape.heads, head % g.shape.heads, (tiles - 1 - rest / query_heads) * Backward::kTile},
+        shared);
   }
 }
 
@@ -147,7 +151,8 @@ cudaError_t launch_backward(const KernelCall& call, const CudaContext& context) 
 }  // namespace
 
 cudaError_t attention_bwd_simt(const KernelCall& call, const CudaContext& context) {
-  return with_accumulator_type(call.inputs[1].dtype, [&]<class T>() { return launch_backward<T>(call, context); });
+  return with_accumulator_type(call.inputs[1].dtype,
+                               [&]<class T>() { return launch_backward<T>(call, context); });
 }
 
 }  // namespace moec::cuda

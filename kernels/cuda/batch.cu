@@ -10,11 +10,11 @@ namespace {
 constexpr int kBlockTokens = 1024;
 
 __global__ void __launch_bounds__(kThreads)
-    load_batch_kernel(const int32_t* window, const TrainState* state, fb::Sampling sampling, int64_t batch,
-                      int64_t seq_len, int32_t* tokens, int32_t* targets) {
+    load_batch_kernel(const int32_t* window, const TrainState* state, fb::Sampling sampling, bool evaluate,
+                      int64_t batch, int64_t seq_len, int32_t* tokens, int32_t* targets) {
   const int64_t blocks = ceil_div(seq_len, kBlockTokens);
   const int64_t b = blockIdx.x / blocks, begin = blockIdx.x % blocks * kBlockTokens;
-  const int32_t* first = window + sequence_start(*state, sampling, batch, seq_len, b);
+  const int32_t* first = window + sequence_start(*state, sampling, evaluate, batch, seq_len, b);
   for (int64_t s = begin + threadIdx.x; s < min(seq_len, begin + kBlockTokens); s += kThreads) {
     tokens[b * seq_len + s] = first[s];
     targets[b * seq_len + s] = first[s + 1];
@@ -34,11 +34,11 @@ struct LastToken {
 /// The window holds at least seq_len + 1 valid tokens, as the runtime checks.
 cudaError_t load_batch(const KernelCall& call, const CudaContext& context) {
   const TensorView &tokens = call.outputs[0], &targets = call.outputs[1];
+  const auto& attrs = call.attrs<fb::LoadBatchT>();
   const int64_t batch = tokens.rows(), seq_len = tokens.cols();
   return launch(context, load_batch_kernel, batch * ceil_div(seq_len, kBlockTokens), kThreads,
-                call.inputs[0].as<const int32_t>(), call.inputs[1].as<const TrainState>(),
-                call.attrs<fb::LoadBatchT>().sampling, batch, seq_len, tokens.as<int32_t>(),
-                targets.as<int32_t>());
+                call.inputs[0].as<const int32_t>(), call.inputs[1].as<const TrainState>(), attrs.sampling,
+                attrs.evaluate, batch, seq_len, tokens.as<int32_t>(), targets.as<int32_t>());
 }
 
 cudaError_t select_token(const KernelCall& call, const CudaContext& context) {

@@ -10,8 +10,8 @@ constexpr int kSumCols = 16;
 constexpr int kSumLanes = 32;
 constexpr int kSumThreads = kSumCols * kSumLanes;
 
-/// Sum over the rows [begin, end) of in[.., cols] of column blockIdx.x * kSumCols + thread % kSumCols; valid in the
-/// first kSumCols threads of a block of kSumThreads.
+/// Sum over the rows [begin, end) of in[.., cols] of column blockIdx.x * kSumCols + thread % kSumCols; valid
+/// in the first kSumCols threads of a block of kSumThreads.
 template <class T>
 __device__ Accumulator<T> column_sum(const T* in, int64_t begin, int64_t end, int64_t cols) {
   using Acc = Accumulator<T>;

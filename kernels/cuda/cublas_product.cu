@@ -75,7 +75,8 @@ cublasStatus_t init_preference(cublasLtMatmulPreferenceOpaque_t& preference, con
                                const CudaContext& context) {
   const uint64_t workspace = context.cublas_workspace_bytes;
   const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
-  const uint32_t align_a = alignment(product.b), align_b = alignment(product.a), align_c = alignment(product.c);
+  const uint32_t align_a = alignment(product.b), align_b = alignment(product.a),
+                 align_c = alignment(product.c);
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
     return [&preference, attribute, &value] {
       return cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value));
@@ -112,24 +113,24 @@ cudaError_t multiply_cublas(const Product& product, const CudaContext& context) 
   int found = 0;
   const float alpha = 1, beta = product.accumulate ? 1.0f : 0.0f;
   void* out = const_cast<void*>(product.c.data);
-  return to_cuda_error(
-      Steps()
-          .then([&] { return init_desc(desc, product); })
-          .then([&] { return init_layout(a, product.a); })
-          .then([&] { return init_layout(b, product.b); })
-          .then([&] { return init_layout(c, product.c); })
-          .then([&] { return init_preference(preference, product, context); })
-          .then([&] {
-            return cublasLtMatmulAlgoGetHeuristic(context.cublas_lt, &desc, &b, &a, &c, &c, &preference, 1, &chosen,
-                                                  &found);
-          })
-          .then([&] { return found > 0 ? chosen.state : CUBLAS_STATUS_NOT_SUPPORTED; })
-          .then([&] {
-            return cublasLtMatmul(context.cublas_lt, &desc, &alpha, product.b.data, &b, product.a.data, &a, &beta, out,
-                                  &c, out, &c, &chosen.algo, context.cublas_workspace, context.cublas_workspace_bytes,
-                                  context.stream);
-          })
-          .status());
+  return to_cuda_error(Steps()
+                           .then([&] { return init_desc(desc, product); })
+                           .then([&] { return init_layout(a, product.a); })
+                           .then([&] { return init_layout(b, product.b); })
+                           .then([&] { return init_layout(c, product.c); })
+                           .then([&] { return init_preference(preference, product, context); })
+                           .then([&] {
+                             return cublasLtMatmulAlgoGetHeuristic(context.cublas_lt, &desc, &b, &a, &c, &c,
+                                                                   &preference, 1, &chosen, &found);
+                           })
+                           .then([&] { return found > 0 ? chosen.state : CUBLAS_STATUS_NOT_SUPPORTED; })
+                           .then([&] {
+                             return cublasLtMatmul(context.cublas_lt, &desc, &alpha, product.b.data, &b,
+                                                   product.a.data, &a, &beta, out, &c, out, &c, &chosen.algo,
+                                                   context.cublas_workspace, context.cublas_workspace_bytes,
+                                                   context.stream);
+                           })
+                           .status());
 }
 
 }  // namespace moec::cuda

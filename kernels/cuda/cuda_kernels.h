@@ -1,5 +1,6 @@
-// The kernels of the CUDA device, one for every row of the catalog. They only enqueue work on the context's stream:
-// no allocation, no synchronisation, no look at device data; so each of them can be captured in a graph.
+// The kernels of the CUDA device, one for every row of the catalog. They only enqueue work on the context's
+// stream: no allocation, no synchronisation, no look at device data; so each of them can be captured in a
+// graph.
 #pragma once
 
 #include <cublasLt.h>
@@ -23,14 +24,15 @@ struct CudaContext {
   size_t cublas_workspace_bytes = 0;
 };
 
-/// Returns the error of the first launch that failed; those of running kernels show at a later synchronisation.
-/// cudaErrorNotSupported: no variant for these types or sizes.
+/// Returns the error of the first launch that failed; those of running kernels show at a later
+/// synchronisation. cudaErrorNotSupported: no variant for these types or sizes.
 using CudaKernel = cudaError_t (*)(const KernelCall& call, const CudaContext& context);
 
 /// nullptr when the catalog has no such key.
 CudaKernel find_kernel(std::string_view key);
 
-#define KERNEL(key, signature, in_place, workspace) cudaError_t key(const KernelCall& call, const CudaContext& context);
+#define KERNEL(key, signature, in_place, workspace) \
+  cudaError_t key(const KernelCall& call, const CudaContext& context);
 #include "kernels/catalog.def"
 #undef KERNEL
 

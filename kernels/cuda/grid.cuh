@@ -13,11 +13,11 @@ __device__ inline void* dynamic_shared() {
   return memory;
 }
 
-/// Enqueues kernel(args...) with `shared` bytes of dynamic shared memory per block; an empty grid is no work. Fails
-/// where blocks of the device cannot have so much shared memory.
+/// Enqueues kernel(args...) with `shared` bytes of dynamic shared memory per block; an empty grid is no work.
+/// Fails where blocks of the device cannot have so much shared memory.
 template <class... Params, class... Args>
-cudaError_t launch_grid(const CudaContext& context, void (*kernel)(Params...), dim3 grid, int threads, size_t shared,
-                        const Args&... args) {
+cudaError_t launch_grid(const CudaContext& context, void (*kernel)(Params...), dim3 grid, int threads,
+                        size_t shared, const Args&... args) {
   constexpr size_t kDefaultLimit = 48 * 1024;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   if (shared > kDefaultLimit) {

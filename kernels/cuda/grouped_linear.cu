@@ -1,5 +1,5 @@
-// Affine maps with one weight per expert. Rows offsets[e] to offsets[e+1] belong to expert e; rows from the last
-// offset on are padding, which is neither read nor written.
+// Affine maps with one weight per expert. Rows offsets[e] to offsets[e+1] belong to expert e; rows from the
+// last offset on are padding, which is neither read nor written.
 #include <algorithm>
 
 #include "kernels/cuda/bias_gradient.cuh"
@@ -10,12 +10,12 @@
 namespace moec::cuda {
 namespace {
 
-/// A product of this many tiles fills a device; with fewer, tiles are smaller. A constant, so that results are the same
-/// on every device.
+/// A product of this many tiles fills a device; with fewer, tiles are smaller. A constant, so that results
+/// are the same on every device.
 constexpr int64_t kEnoughTiles = 128;
 
-/// The tiles of a result whose rows are grouped by expert, in the order of experts, columns, rows: blocks that run
-/// together share columns of the weight. Tiles are sought in ascending order.
+/// The tiles of a result whose rows are grouped by expert, in the order of experts, columns, rows: blocks
+/// that run together share columns of the weight. Tiles are sought in ascending order.
 template <int kM>
 class ExpertTiles {
  public:
@@ -56,8 +56,9 @@ class ExpertTiles {
   int place_ = 0;  // of the tile among those of the expert
 };
 
-/// c = rows times the weight of their expert (+ its bias). A fixed number of blocks take turns at the tiles, of which
-/// only the device knows how many there are. a.rows and c.rows are set per expert; b is the weight of the first one.
+/// c = rows times the weight of their expert (+ its bias). A fixed number of blocks take turns at the tiles,
+/// of which only the device knows how many there are. a.rows and c.rows are set per expert; b is the weight
+/// of the first one.
 template <class Tile, class A, class B, class C>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     multiply_rows(A a, B b, C c, const int32_t* offsets, int experts) {
@@ -75,7 +76,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
 }
 
 template <class Tile, class A, class B, class C>
-cudaError_t launch_rows(const A& a, const B& b, const C& c, const TensorView& offsets, const CudaContext& context) {
+cudaError_t launch_rows(const A& a, const B& b, const C& c, const TensorView& offsets,
+                        const CudaContext& context) {
   using Shape = typename Tile::Shape;
   const int64_t experts = offsets.elements() - 1;
   const int64_t most = (ceil_div(c.rows, Shape::kM) + experts) * ceil_div(c.cols, Shape::kN);
@@ -87,15 +89,18 @@ cudaError_t launch_rows(const A& a, const B& b, const C& c, const TensorView& of
 
 /// Chooses the engine by type and the tile by the most tiles there can be.
 template <class T, class A, class B, class C>
-cudaError_t launch_product(const A& a, const B& b, const C& c, const TensorView& offsets, const CudaContext& context) {
+cudaError_t launch_product(const A& a, const B& b, const C& c, const TensorView& offsets,
+                           const CudaContext& context) {
   const auto tiles = [&](int64_t size) { return ceil_div(c.rows, size) * ceil_div(c.cols, size); };
   if constexpr (std::is_same_v<T, bf16>) {
     return tiles(MmaLarge::kM) >= kEnoughTiles
                ? launch_rows<MmaTile<MmaLarge, A, B, C>>(a, b, c, offsets, context)
                : launch_rows<MmaTile<MmaSmall, A, B, C>>(a, b, c, offsets, context);
   } else {
-    if (std::is_same_v<T, float> && tiles(SimtMedium::kM) >= kEnoughTiles)
-      return launch_rows<SimtTile<SimtMedium, A, B, C>>(a, b, c, offsets, context);
+    if constexpr (std::is_same_v<T, float>) {
+      if (tiles(SimtMedium::kM) >= kEnoughTiles)
+        return launch_rows<SimtTile<SimtMedium, A, B, C>>(a, b, c, offsets, context);
+    }
     return launch_rows<SimtTile<SimtSmall, A, B, C>>(a, b, c, offsets, context);
   }
 }
@@ -137,14 +142,15 @@ cudaError_t grouped_linear(const KernelCall& call, const CudaContext& context) {
 
 cudaError_t grouped_linear_bwd_input(const KernelCall& call, const CudaContext& context) {
   return with_type(call.inputs[0].dtype, [&]<class T>() {
-    return multiply_experts<T, Along::kRows>(call.inputs[0], call.inputs[1], call.inputs[2], {}, call.outputs[0],
-                                             context);
+    return multiply_experts<T, Along::kRows>(call.inputs[0], call.inputs[1], call.inputs[2], {},
+                                             call.outputs[0], context);
   });
 }
 
 cudaError_t grouped_bias_bwd(const KernelCall& call, const CudaContext& context) {
   const TensorView &dy = call.inputs[0], &offsets = call.inputs[1], &dbias = call.outputs[0];
-  const dim3 grid(static_cast<unsigned>(ceil_div(dy.cols(), kSumCols)), static_cast<unsigned>(offsets.elements() - 1));
+  const dim3 grid(static_cast<unsigned>(ceil_div(dy.cols(), kSumCols)),
+                  static_cast<unsigned>(offsets.elements() - 1));
   return with_type(dy.dtype, [&]<class T>() {
     return with_gradient_type<T>(dbias.dtype, [&]<class G>() {
       return launch_grid(context, sum_expert_columns<T, G>, grid, kSumThreads, 0, dy.as<const T>(),

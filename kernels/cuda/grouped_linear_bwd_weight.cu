@@ -1,5 +1,5 @@
-// Gradient of the weights of experts: dweight[e] = dy^T rows over the rows of expert e, of which an expert may have
-// none. Only the device knows how deep each product is.
+// Gradient of the weights of experts: dweight[e] = dy^T rows over the rows of expert e, of which an expert
+// may have none. Only the device knows how deep each product is.
 #include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/mma_tile.cuh"
 #include "kernels/cuda/simt_tile.cuh"
@@ -10,8 +10,8 @@ namespace {
 /// As in grouped_linear.cu.
 constexpr int64_t kEnoughTiles = 128;
 
-/// Block (x, y) computes tile x, rows first, of the gradient of expert y; a and b are the factors of a product over all
-/// rows, c the gradient of the first expert.
+/// Block (x, y) computes tile x, rows first, of the gradient of expert y; a and b are the factors of a
+/// product over all rows, c the gradient of the first expert.
 template <class Tile, class A, class B, class C>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     multiply_depths(A a, B b, C c, const int32_t* offsets) {
@@ -27,16 +27,18 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
 }
 
 template <class Tile, class A, class B, class C>
-cudaError_t launch_depths(const A& a, const B& b, const C& c, const TensorView& offsets, const CudaContext& context) {
+cudaError_t launch_depths(const A& a, const B& b, const C& c, const TensorView& offsets,
+                          const CudaContext& context) {
   using Shape = typename Tile::Shape;
   const dim3 grid(static_cast<unsigned>(ceil_div(c.rows, Shape::kM) * ceil_div(c.cols, Shape::kN)),
                   static_cast<unsigned>(offsets.elements() - 1));
-  return launch_grid(context, multiply_depths<Tile, A, B, C>, grid, Tile::kThreads, Tile::kSharedBytes, a, b, c,
-                     offsets.as<const int32_t>());
+  return launch_grid(context, multiply_depths<Tile, A, B, C>, grid, Tile::kThreads, Tile::kSharedBytes, a, b,
+                     c, offsets.as<const int32_t>());
 }
 
 template <class T, class A, class B, class C>
-cudaError_t launch_product(const A& a, const B& b, const C& c, const TensorView& offsets, const CudaContext& context) {
+cudaError_t launch_product(const A& a, const B& b, const C& c, const TensorView& offsets,
+                           const CudaContext& context) {
   const auto tiles = [&](int64_t size) {
     return (offsets.elements() - 1) * ceil_div(c.rows, size) * ceil_div(c.cols, size);
   };
@@ -45,8 +47,10 @@ cudaError_t launch_product(const A& a, const B& b, const C& c, const TensorView&
                ? launch_depths<MmaTile<MmaLarge, A, B, C>>(a, b, c, offsets, context)
                : launch_depths<MmaTile<MmaSmall, A, B, C>>(a, b, c, offsets, context);
   } else {
-    if (std::is_same_v<T, float> && tiles(SimtMedium::kM) >= kEnoughTiles)
-      return launch_depths<SimtTile<SimtMedium, A, B, C>>(a, b, c, offsets, context);
+    if constexpr (std::is_same_v<T, float>) {
+      if (tiles(SimtMedium::kM) >= kEnoughTiles)
+        return launch_depths<SimtTile<SimtMedium, A, B, C>>(a, b, c, offsets, context);
+    }
     return launch_depths<SimtTile<SimtSmall, A, B, C>>(a, b, c, offsets, context);
   }
 }
@@ -54,7 +58,8 @@ cudaError_t launch_product(const A& a, const B& b, const C& c, const TensorView&
 }  // namespace
 
 cudaError_t grouped_linear_bwd_weight(const KernelCall& call, const CudaContext& context) {
-  const TensorView &dy = call.inputs[0], &rows = call.inputs[1], &offsets = call.inputs[2], &dweight = call.outputs[0];
+  const TensorView &dy = call.inputs[0], &rows = call.inputs[1], &offsets = call.inputs[2],
+                   &dweight = call.outputs[0];
   const auto capacity = static_cast<int>(rows.rows()), in = static_cast<int>(rows.cols());
   const auto out = static_cast<int>(dy.cols());
   return with_type(dy.dtype, [&]<class T>() {

@@ -1,4 +1,5 @@
-// Affine maps of the last dimension: y = x weight^T (+ bias). x[R,I] and y[R,O] stand for any leading dimensions.
+// Affine maps of the last dimension: y = x weight^T (+ bias). x[R,I] and y[R,O] stand for any leading
+// dimensions.
 #include <algorithm>
 
 #include "kernels/cuda/bias_gradient.cuh"
@@ -46,7 +47,9 @@ cudaError_t launch_bias_bwd(const KernelCall& call, const CudaContext& context) 
   }
   const int64_t range = ceil_div(rows, kColumnPartials), partials = ceil_div(rows, range);
   Acc* sums = call.workspace.as<Acc>();
-  const cudaError_t error = launch_grid(context, sum_columns<T, Acc>, dim3(static_cast<unsigned>(groups), static_cast<unsigned>(partials)), kSumThreads, 0, in, rows, cols, range, sums, false);
+  const cudaError_t error = launch_grid(context, sum_columns<T, Acc>,
+                                        dim3(static_cast<unsigned>(groups), static_cast<unsigned>(partials)),
+                                        kSumThreads, 0, in, rows, cols, range, sums, false);
   if (error != cudaSuccess) return error;
   return launch(context, sum_columns<Acc, TOut>, groups, kSumThreads, sums, partials, cols, partials, out,
                 accumulate);
@@ -55,8 +58,10 @@ cudaError_t launch_bias_bwd(const KernelCall& call, const CudaContext& context) 
 }  // namespace
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
-  const bool small = product.b.dtype == fb::DType::F32 && product.m() * product.n() * product.k() <= kSmallProduct;
-  return small || !cublas_supports(product) ? multiply_simt(product, context) : multiply_cublas(product, context);
+  const bool small =
+      product.b.dtype == fb::DType::F32 && product.m() * product.n() * product.k() <= kSmallProduct;
+  return small || !cublas_supports(product) ? multiply_simt(product, context)
+                                            : multiply_cublas(product, context);
 }
 
 cudaError_t linear(const KernelCall& call, const CudaContext& context) {

@@ -7,7 +7,8 @@
 
 namespace moec::cuda {
 
-/// A tile of kM x kN, a step of kK depths at a time, kStages of them in shared memory; each warp owns kWarpM x kWarpN.
+/// A tile of kM x kN, a step of kK depths at a time, kStages of them in shared memory; each warp owns kWarpM
+/// x kWarpN.
 template <int kTileM, int kTileN, int kWarpRows, int kWarpCols, int kMinBlocksPerSm>
 struct MmaShape {
   static constexpr int kM = kTileM, kN = kTileN, kK = 32;
@@ -19,8 +20,8 @@ struct MmaShape {
 using MmaLarge = MmaShape<128, 128, 64, 32, 2>;
 using MmaSmall = MmaShape<64, 64, 32, 32, 4>;
 
-/// A step of a factor in shared memory, laid out as in device memory. Runs along memory are padded by 16 bytes, so that
-/// eight of them, 16 bytes each, lie in different banks.
+/// A step of a factor in shared memory, laid out as in device memory. Runs along memory are padded by 16
+/// bytes, so that eight of them, 16 bytes each, lie in different banks.
 template <class F, int kRows, int kDepth, int kThreads>
 struct MmaStep {
   static constexpr int kRun = F::kDepthMajor ? kRows : kDepth;
@@ -75,7 +76,8 @@ class MmaTile {
     for (int step = 0; step < Shape::kStages - 1; ++step) copy_step(step);
     for (int step = 0; step < steps; ++step) {
       wait_copies<Shape::kStages - 2>();
-      __syncthreads();  // the step is there, and its predecessor, whose place is filled next, no longer needed
+      __syncthreads();  // the step is there, and its predecessor, whose place is filled next, no longer
+                        // needed
       copy_step(step + Shape::kStages - 1);
       const bf16* stage = stages + step % Shape::kStages * kStage;
       multiply_step(stage, stage + StepA::kElements, sums);
@@ -94,7 +96,8 @@ class MmaTile {
     return static_cast<int>(threadIdx.x) / 32 % (Shape::kN / Shape::kWarpN) * Shape::kWarpN;
   }
 
-  __device__ static void multiply_step(const bf16* tile_a, const bf16* tile_b, float (&sums)[kMmaM][kMmaN][4]) {
+  __device__ static void multiply_step(const bf16* tile_a, const bf16* tile_b,
+                                       float (&sums)[kMmaM][kMmaN][4]) {
 #pragma unroll
     for (int k = 0; k < Shape::kK; k += 16) {
       uint32_t a[kMmaM][4], b[kMmaN / 2][4];

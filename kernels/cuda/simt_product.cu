@@ -1,5 +1,5 @@
-// Matrix products without tensor cores. Products with few tiles are split along their depth into partial products in
-// scratch memory, which are then added in order.
+// Matrix products without tensor cores. Products with few tiles are split along their depth into partial
+// products in scratch memory, which are then added in order.
 #include <algorithm>
 
 #include "kernels/cuda/grid.cuh"
@@ -16,7 +16,8 @@ constexpr int64_t kMinSplitDepth = 128;
 
 /// One block per tile (x, rows first) and split (z); split z writes the z-th matrix of c.
 template <class Tile, class A, class B, class C>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) multiply_tiles(A a, B b, C c, int split_depth) {
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
+    multiply_tiles(A a, B b, C c, int split_depth) {
   const int begin = static_cast<int>(blockIdx.z) * split_depth;
   const int depth = min(split_depth, a.depth - begin);
   a.data = a.at(0, begin);
@@ -24,7 +25,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) multiply_t
   a.depth = b.depth = depth;
   c.data += blockIdx.z * c.stride * c.rows;
   const int row_tiles = (c.rows + Tile::Shape::kM - 1) / Tile::Shape::kM, tile = static_cast<int>(blockIdx.x);
-  Tile::run(a, b, c, tile % row_tiles * Tile::Shape::kM, tile / row_tiles * Tile::Shape::kN, dynamic_shared());
+  Tile::run(a, b, c, tile % row_tiles * Tile::Shape::kM, tile / row_tiles * Tile::Shape::kN,
+            dynamic_shared());
 }
 
 /// Adds the `splits` matrices of `partials` to c, four columns per thread.
@@ -45,24 +47,27 @@ __global__ void add_partials(Partial partials, C c, int splits) {
 }
 
 template <class Shape, class A, class B, class C>
-cudaError_t launch_tiles(const A& a, const B& b, const C& c, int splits, int split_depth, const CudaContext& context) {
+cudaError_t launch_tiles(const A& a, const B& b, const C& c, int splits, int split_depth,
+                         const CudaContext& context) {
   using Tile = SimtTile<Shape, A, B, C>;
   const dim3 grid(static_cast<unsigned>(ceil_div(c.rows, Shape::kM) * ceil_div(c.cols, Shape::kN)), 1,
                   static_cast<unsigned>(splits));
-  return launch_grid(context, multiply_tiles<Tile, A, B, C>, grid, Tile::kThreads, Tile::kSharedBytes, a, b, c,
-                     split_depth);
+  return launch_grid(context, multiply_tiles<Tile, A, B, C>, grid, Tile::kThreads, Tile::kSharedBytes, a, b,
+                     c, split_depth);
 }
 
 template <class A, class B, class C>
 cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext& context) {
   using Acc = typename C::Acc;
   const auto tiles = [&](int64_t size) { return ceil_div(c.rows, size) * ceil_div(c.cols, size); };
-  if (tiles(SimtLarge::kM) >= kEnoughBlocks) return launch_tiles<SimtLarge>(a, b, c, 1, a.depth, context);
-  if (tiles(SimtMedium::kM) >= kEnoughBlocks) return launch_tiles<SimtMedium>(a, b, c, 1, a.depth, context);
+  if constexpr (std::is_same_v<Acc, float>) {
+    if (tiles(SimtMedium::kM) >= kEnoughBlocks) return launch_tiles<SimtMedium>(a, b, c, 1, a.depth, context);
+  }
 
   const int64_t elements = int64_t{c.rows} * c.cols;
   const auto room = static_cast<int64_t>(context.cublas_workspace_bytes / sizeof(Acc)) / elements;
-  const int64_t wanted = std::min({ceil_div(kEnoughBlocks, tiles(SimtSmall::kM)), a.depth / kMinSplitDepth, room});
+  const int64_t wanted =
+      std::min({ceil_div(kEnoughBlocks, tiles(SimtSmall::kM)), a.depth / kMinSplitDepth, room});
   if (wanted <= 1) return launch_tiles<SimtSmall>(a, b, c, 1, a.depth, context);
 
   const int64_t split_depth = ceil_div(ceil_div(a.depth, wanted), kMinSplitDepth) * kMinSplitDepth;
@@ -74,8 +79,8 @@ cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext
       launch_tiles<SimtSmall>(a, b, partial, splits, static_cast<int>(split_depth), context);
   if (error != cudaSuccess) return error;
   const Factor<Acc, Along::kDepth> partials{scratch, c.cols, c.rows, c.cols, aligned};
-  return launch(context, add_partials<Factor<Acc, Along::kDepth>, C>, ceil_div(c.rows * ceil_div(c.cols, 4), kThreads),
-                kThreads, partials, c, splits);
+  return launch(context, add_partials<Factor<Acc, Along::kDepth>, C>,
+                ceil_div(c.rows * ceil_div(c.cols, 4), kThreads), kThreads, partials, c, splits);
 }
 
 template <class T, Along kAlong>

@@ -8,8 +8,8 @@
 
 namespace moec::cuda {
 
-/// A tile of kM x kN, a step of kK depths at a time. Each thread owns kThreadM x kThreadN sums; kSlices groups of
-/// threads share out the depths of a step, so that small products still fill the device.
+/// A tile of kM x kN, a step of kK depths at a time. Each thread owns kThreadM x kThreadN sums; kSlices
+/// groups of threads share out the depths of a step, so that small products still fill the device.
 template <int kTileM, int kTileN, int kTileK, int kThreadRows, int kThreadCols, int kDepthSlices>
 struct SimtShape {
   static constexpr int kM = kTileM, kN = kTileN, kK = kTileK;
@@ -18,12 +18,11 @@ struct SimtShape {
   static constexpr int kSliceThreads = kM / kThreadM * (kN / kThreadN);
   static constexpr int kThreads = kSliceThreads * kSlices;
 };
-using SimtLarge = SimtShape<128, 128, 16, 8, 8, 1>;
 using SimtMedium = SimtShape<64, 64, 32, 8, 4, 2>;
 using SimtSmall = SimtShape<32, 32, 64, 8, 4, 8>;
 
-/// Place of element (i, k) in a tile [depths][kRows] of shared memory. Groups of four rows are permuted by depth, so
-/// that columns of four depths can be written without bank conflicts.
+/// Place of element (i, k) in a tile [depths][kRows] of shared memory. Groups of four rows are permuted by
+/// depth, so that columns of four depths can be written without bank conflicts.
 template <int kRows>
 __device__ inline int swizzled(int i, int k) {
   return k * kRows + (i ^ (k & ~3 & 31));
@@ -78,9 +77,9 @@ class SimtTile {
   using Shape = TileShape;
   using Acc = typename C::Acc;
   static constexpr int kThreads = Shape::kThreads;
-  static constexpr int kBlocksPerSm = sizeof(Acc) == 4 ? 2 : 1;  // that registers must leave room for
+  static constexpr int kBlocksPerSm = sizeof(Acc) == 4 ? 2 : 1;  // at least, as far as registers go
   static constexpr size_t kSharedBytes =
-      sizeof(Acc) * std::max(2 * kStep, Shape::kSlices > 1 ? Shape::kSlices * Shape::kM * Shape::kN : 0);
+      sizeof(Acc) * std::max(2 * kStep, Shape::kSlices* Shape::kM* Shape::kN);
 
   /// The tile from (row, col) on; `shared` is free before and after.
   __device__ static void run(const A& a, const B& b, const C& c, int row, int col, void* shared) {
@@ -111,11 +110,8 @@ class SimtTile {
       current = other;
       other = swap;
     }
-    if constexpr (Shape::kSlices == 1) {
-      store_own(sums, [&](int i, int j, const Vector<Acc, 4>& pack) { c.store(row + i, col + j, pack); });
-    } else {
-      add_slices(sums, memory, [&](int i, int j, const Vector<Acc, 4>& pack) { c.store(row + i, col + j, pack); });
-    }
+    add_slices(sums, memory,
+               [&](int i, int j, const Vector<Acc, 4>& pack) { c.store(row + i, col + j, pack); });
   }
 
  private:
@@ -132,7 +128,8 @@ class SimtTile {
     return group * (Shape::kN / (Shape::kThreadN / 4)) + thread * 4;
   }
 
-  __device__ static void multiply_step(const Acc* a, const Acc* b, Acc (&sums)[Shape::kThreadM][Shape::kThreadN]) {
+  __device__ static void multiply_step(const Acc* a, const Acc* b,
+                                       Acc (&sums)[Shape::kThreadM][Shape::kThreadN]) {
     constexpr int kDepths = Shape::kK / Shape::kSlices;
 #pragma unroll
     for (int i = 0; i < kDepths; ++i) {
@@ -170,7 +167,8 @@ class SimtTile {
 
   /// Adds the sums of all slices, in order, and calls put(row, col, four sums).
   template <class Put>
-  __device__ static void add_slices(const Acc (&sums)[Shape::kThreadM][Shape::kThreadN], Acc* memory, Put&& put) {
+  __device__ static void add_slices(const Acc (&sums)[Shape::kThreadM][Shape::kThreadN], Acc* memory,
+                                    Put&& put) {
     constexpr int kPacks = Shape::kM * Shape::kN / 4;
     auto* partial = reinterpret_cast<Vector<Acc, 4>*>(memory);
     store_own(sums, [&](int i, int j, const Vector<Acc, 4>& pack) {

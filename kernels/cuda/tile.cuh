@@ -1,5 +1,5 @@
-// Matrix products c[m,n] = sum_k a(m,k) b(n,k) cut into tiles: how a tile reads its factors and writes its result. The
-// engines in simt_tile.cuh and mma_tile.cuh compute one tile with one block.
+// Matrix products c[m,n] = sum_k a(m,k) b(n,k) cut into tiles: how a tile reads its factors and writes its
+// result. The engines in simt_tile.cuh and mma_tile.cuh compute one tile with one block.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +24,9 @@ __host__ __device__ bool runs_aligned(const T* data, int64_t stride) {
 /// The index of a factor that runs along memory.
 enum class Along { kDepth, kRows };
 
-/// A factor of a product: element (i, k) of rows x depth is at data[i * stride + k] along depth, at data[k * stride +
-/// i] along rows. Elements outside read as 0. `aligned`: runs_aligned(), and the extent along memory is whole runs of 16
-/// bytes (which load4 does not need).
+/// A factor of a product: element (i, k) of rows x depth is at data[i * stride + k] along depth, at data[k *
+/// stride + i] along rows. Elements outside read as 0. `aligned`: runs_aligned(), and the extent along memory
+/// is whole runs of 16 bytes (which load4 does not need).
 template <class T, Along kAlongT>
 struct Factor {
   using Element = T;
@@ -83,8 +83,8 @@ struct Factor {
   }
 };
 
-/// Where a product goes: rows x cols, to which a row of `bias` is added if there is one, and the old contents if
-/// `accumulate`. Elements outside are not written. `aligned`: runs_aligned().
+/// Where a product goes: rows x cols, to which a row of `bias` is added if there is one, and the old contents
+/// if `accumulate`. Elements outside are not written. `aligned`: runs_aligned().
 template <class T, class TBias = T>
 struct Result {
   using Acc = Accumulator<T>;

@@ -1,5 +1,5 @@
-// The example models: sizes known beforehand, arenas near the lower bound, plans that the validator accepts and whose
-// mutations it rejects.
+// The example models: sizes known beforehand, arenas near the lower bound, plans that the validator accepts
+// and whose mutations it rejects.
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
@@ -18,7 +18,8 @@ fb::ModelT example(const std::string& name) {
 }
 
 uint64_t arena_size(const fb::PlanT& plan, fb::ArenaKind kind) {
-  const auto it = std::find_if(plan.arenas.begin(), plan.arenas.end(), [&](const auto& arena) { return arena->kind == kind; });
+  const auto it = std::find_if(plan.arenas.begin(), plan.arenas.end(),
+                               [&](const auto& arena) { return arena->kind == kind; });
   return (*it)->size;
 }
 
@@ -35,8 +36,8 @@ struct Known {
 };
 
 constexpr Known kExamples[] = {
-    {"moe-tiny", 542'528, 345'920},         {"moe-6.9b", 6'882'678'528, 1'786'599'168},
-    {"char-gpt", 819'018, 819'018},         {"char-moe", 481'981'631, 141'966'527},
+    {"moe-tiny", 542'528, 345'920},          {"moe-6.9b", 6'882'678'528, 1'786'599'168},
+    {"char-gpt", 819'018, 819'018},          {"char-moe", 481'981'631, 141'966'527},
     {"gpt2-124m", 124'439'808, 124'439'808}, {"qwen2.5-0.5b", 494'032'768, 494'032'768},
 };
 

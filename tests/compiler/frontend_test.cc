@@ -1,11 +1,12 @@
 // Specs that are wrong: each is refused with one line that names the place.
+#include "compiler/frontend.h"
+
 #include <doctest/doctest.h>
 
 #include <fstream>
 
 #include "compiler/compile.h"
 #include "compiler/error.h"
-#include "compiler/frontend.h"
 
 namespace moec::test {
 namespace {
@@ -14,11 +15,13 @@ namespace {
 std::string spec(const std::string& nodes, const std::string& recipe = "batch_size: 2, seq_len: 4") {
   return R"({name: "m", context: 8, blocks: [
     {name: "embedding", nodes: [{name: "x", inputs: ["tokens"], op_type: "Embedding", op: {vocab_size: 5, dim: 4}}]},
-    {name: "body", nodes: [)" + nodes + R"(]},
+    {name: "body", nodes: [)" +
+         nodes + R"(]},
     {name: "head", nodes: [
       {name: "logits", inputs: ["y"], op_type: "Linear", op: {out_features: 5}},
       {name: "loss", inputs: ["logits", "targets"], op_type: "CrossEntropy", op: {}}]}],
-    recipe: {)" + recipe + "}}";
+    recipe: {)" +
+         recipe + "}}";
 }
 
 const char kSilu[] = R"({name: "y", inputs: ["x"], op_type: "Silu", op: {}})";
@@ -58,40 +61,67 @@ TEST_CASE("wrong specs are refused with the place and the reason") {
       {"unknown op field", spec(R"({name: "y", inputs: ["x"], op_type: "Silu", op: {slope: 1}})"), "slope"},
       {"no op", spec(R"({name: "y", inputs: ["x"]})"), "required field"},
       {"no name", spec(R"({inputs: ["x"], op_type: "Silu", op: {}})"), "required field"},
-      {"compiler's op", spec(R"({name: "y", inputs: ["x"], op_type: "AdamW", op: {}})"), "body.y: AdamW is not an op"},
-      {"missing value", spec(R"({name: "y", inputs: ["nope"], op_type: "Silu", op: {}})"), "body.y: input 'nope' is not a value"},
-      {"cycle", spec(R"({name: "y", inputs: ["z"], op_type: "Silu", op: {}}, {name: "z", inputs: ["y"], op_type: "Silu", op: {}})"),
+      {"compiler's op", spec(R"({name: "y", inputs: ["x"], op_type: "AdamW", op: {}})"),
+       "body.y: AdamW is not an op"},
+      {"missing value", spec(R"({name: "y", inputs: ["nope"], op_type: "Silu", op: {}})"),
+       "body.y: input 'nope' is not a value"},
+      {"cycle",
+       spec(
+           R"({name: "y", inputs: ["z"], op_type: "Silu", op: {}}, {name: "z", inputs: ["y"], op_type: "Silu", op: {}})"),
        "body.y: input 'z' is part of a cycle"},
-      {"too few inputs", spec(R"({name: "y", inputs: ["x"], op_type: "Add", op: {}})"), "needs 2 inputs (a, b), not 1"},
+      {"too few inputs", spec(R"({name: "y", inputs: ["x"], op_type: "Add", op: {}})"),
+       "needs 2 inputs (a, b), not 1"},
       {"two of a name", spec(std::string(kSilu) + "," + kSilu), "body.y: the name stands twice"},
       {"shapes differ", spec(R"({name: "z", inputs: ["x"], op_type: "Linear", op: {out_features: 3}},
-                                {name: "y", inputs: ["x", "z"], op_type: "Add", op: {}})"), "body.y (add): f32[2,4,4] and f32[2,4,3] differ"},
-      {"heads do not divide", spec(R"({name: "y", inputs: ["x"], op_type: "Attention", op: {heads: 3, kv_heads: 2, head_dim: 2}})"),
+                                {name: "y", inputs: ["x", "z"], op_type: "Add", op: {}})"),
+       "body.y (add): f32[2,4,4] and f32[2,4,3] differ"},
+      {"heads do not divide",
+       spec(R"({name: "y", inputs: ["x"], op_type: "Attention", op: {heads: 3, kv_heads: 2, head_dim: 2}})"),
        "3 query heads cannot share 2"},
-      {"packed width", spec(R"({name: "y", inputs: ["x"], op_type: "Attention", op: {heads: 2, kv_heads: 2, head_dim: 2}})"),
+      {"packed width",
+       spec(R"({name: "y", inputs: ["x"], op_type: "Attention", op: {heads: 2, kv_heads: 2, head_dim: 2}})"),
        "needs qkv[B,S,12]"},
-      {"odd rotation", spec(R"({name: "y", inputs: ["x"], op_type: "Rope", op: {heads: 2, kv_heads: 1, head_dim: 1}})"), "odd"},
-      {"top_k above experts", spec(R"({name: "g", inputs: ["x"], op_type: "Linear", op: {out_features: 2, full_precision: true}},
-                                      {name: "y", inputs: ["g"], op_type: "Router", op: {top_k: 3}})"), "top_k 3"},
-      {"zero features", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {}})"), "out_features must be positive"},
-      {"sizes overflow", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4294967295}})",
-                              "batch_size: 4294967295, seq_len: 8"), "larger than any memory"},
-      {"tied to nothing", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4, tied_to: "q"}})"), "tied to 'q'"},
-      {"tied to another shape", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4, tied_to: "embedding.x.weight"}})"),
+      {"odd rotation",
+       spec(R"({name: "y", inputs: ["x"], op_type: "Rope", op: {heads: 2, kv_heads: 1, head_dim: 1}})"),
+       "odd"},
+      {"top_k above experts",
+       spec(R"({name: "g", inputs: ["x"], op_type: "Linear", op: {out_features: 2, full_precision: true}},
+                                      {name: "y", inputs: ["g"], op_type: "Router", op: {top_k: 3}})"),
+       "top_k 3"},
+      {"zero features", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {}})"),
+       "out_features must be positive"},
+      {"sizes overflow",
+       spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4294967295}})",
+            "batch_size: 4294967295, seq_len: 8"),
+       "larger than any memory"},
+      {"tied to nothing",
+       spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4, tied_to: "q"}})"),
+       "tied to 'q'"},
+      {"tied to another shape",
+       spec(
+           R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4, tied_to: "embedding.x.weight"}})"),
        "does not fit"},
-      {"number out of range", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 99999999999999}})"), "spec.json:3"},
-      {"negative size", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: -4}})"), "spec.json:3"},
-      {"dropout of all", spec(R"({name: "y", inputs: ["x"], op_type: "Dropout", op: {p: 1}})"), "p must be in [0, 1)"},
+      {"number out of range",
+       spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 99999999999999}})"),
+       "spec.json:3"},
+      {"negative size", spec(R"({name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: -4}})"),
+       "spec.json:3"},
+      {"dropout of all", spec(R"({name: "y", inputs: ["x"], op_type: "Dropout", op: {p: 1}})"),
+       "p must be in [0, 1)"},
       {"sequence above context", spec(kSilu, "batch_size: 1, seq_len: 9"), "longer than the model's context"},
       {"no batch", spec(kSilu, "batch_size: 0, seq_len: 4"), "at least 1"},
       {"unknown dtype", spec(kSilu, "dtype: \"F8\""), "F8"},
       {"unsupported dtype", spec(kSilu, "seq_len: 4, dtype: \"F16\""), "dtype must be"},
-      {"bad schedule", spec(kSilu, "seq_len: 4, schedule: {kind: \"Cosine\", warmup_steps: 5, total_steps: 5}"), "total_steps"},
+      {"bad schedule",
+       spec(kSilu, "seq_len: 4, schedule: {kind: \"Cosine\", warmup_steps: 5, total_steps: 5}"),
+       "total_steps"},
       {"bad betas", spec(kSilu, "seq_len: 4, adamw: {beta1: 1}"), "betas"},
       {"newer version", R"({version: 9, name: "m", blocks: []})", "model version 9"},
       {"no blocks", R"({name: "m", blocks: []})", "m: the model has no"},
-      {"repeat of nothing", R"({name: "m", blocks: [{name: "b", repeat: 0, nodes: []}]})", "repeat must be at least 1"},
-      {"carry of nothing", R"({name: "m", blocks: [{name: "b", carry: [{from: "x", to: "q"}], nodes: []}]})", "carries 'q'"},
+      {"repeat of nothing", R"({name: "m", blocks: [{name: "b", repeat: 0, nodes: []}]})",
+       "repeat must be at least 1"},
+      {"carry of nothing", R"({name: "m", blocks: [{name: "b", carry: [{from: "x", to: "q"}], nodes: []}]})",
+       "carries 'q'"},
   };
   for (const Fault& fault : faults) {
     CAPTURE(std::string(fault.what));

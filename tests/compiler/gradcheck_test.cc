@@ -11,8 +11,8 @@ namespace {
 
 constexpr Precision kDouble{fb::DType::F64, fb::DType::F64};
 
-/// The largest |analytic - numeric| over all elements of a tensor, relative to the tensor's largest |numeric|; the worst
-/// tensor. Central differences with step h err by O(h^2) and O(eps/h): about 1e-9 here.
+/// The largest |analytic - numeric| over all elements of a tensor, relative to the tensor's largest
+/// |numeric|; the worst tensor. Central differences with step h err by O(h^2) and O(eps/h): about 1e-9 here.
 double worst_error(OpHarness& harness, const Tensors& values, const Tensors& gradients) {
   constexpr double kStep = 1e-5, kSmallest = 1e-3;
   double worst = 0;
@@ -68,7 +68,8 @@ fb::OpUnion scale_by(float factor) {
 
 }  // namespace
 
-TEST_CASE("every op that models use has a backward rule or says that it has none, and samples if it has one") {
+TEST_CASE(
+    "every op that models use has a backward rule or says that it has none, and samples if it has one") {
   for (const OpDef* def : op_table()) {
     CAPTURE(def->key);
     CHECK((def->infer != nullptr));
@@ -121,8 +122,9 @@ TEST_CASE("planted faults in backward rules are found") {
     CHECK(error_of_rule(planted, scale_by(1.01f), {a}) > kTolerance);
   }
   SUBCASE("missing term of a product") {
-    const OpDef planted =
-        with_rule(find_op("mul"), [](BackwardContext& c) { c.emit("mul", {c.grad(0), c.input(1)}, {0}); });
+    const OpDef planted = with_rule(find_op("mul"), [](BackwardContext& c) {
+      c.emit("mul", {c.grad(0), c.input(1)}, {0});
+    });
     CHECK(error_of_rule(planted, make_attrs<fb::MulT>(), {a, b}) > kTolerance);
   }
   SUBCASE("missing term of the router's derivative") {

@@ -13,8 +13,8 @@ namespace {
 using runtime::HostTensor;
 using runtime::Session;
 
-/// A post-norm block with learned positions and GELU experts with biases, then a pre-norm MoE block with RoPE: between
-/// them most ops, dropout and both auxiliary losses included.
+/// A post-norm block with learned positions and GELU experts with biases, then a pre-norm MoE block with
+/// RoPE: between them most ops, dropout and both auxiliary losses included.
 constexpr char kModel[] = R"({
   name: "everything", context: 8,
   blocks: [
@@ -141,7 +141,8 @@ TEST_CASE("accumulated gradients are the mean over micro-batches") {
   objective(twice, start);
   for (const auto& parameter : once.plan().plan.parameters) {
     CAPTURE(parameter->name);
-    const HostTensor a = must(once.read_tensor(parameter->grad)), b = must(twice.read_tensor(parameter->grad));
+    const HostTensor a = must(once.read_tensor(parameter->grad)),
+                     b = must(twice.read_tensor(parameter->grad));
     for (size_t i = 0; i < a.as<double>().size(); ++i)
       CHECK(a.as<double>()[i] == doctest::Approx(b.as<double>()[i]).epsilon(1e-12));
   }

@@ -13,6 +13,7 @@
 namespace moec::test {
 namespace {
 
+using runtime::check_cuda_machine;
 using runtime::Execution;
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }

@@ -15,7 +15,9 @@ __global__ void read_without_a_barrier(float* x) {
   x[threadIdx.x] = shared[kThreads - 1 - threadIdx.x];
 }
 
-__global__ void sum_what_nobody_wrote(const float* unwritten, float* x) { x[threadIdx.x] = unwritten[threadIdx.x] + 1; }
+__global__ void sum_what_nobody_wrote(const float* unwritten, float* x) {
+  x[threadIdx.x] = unwritten[threadIdx.x] + 1;
+}
 
 __global__ void meet_by_half(float* x) {
   if (threadIdx.x < kThreads / 2) {

@@ -58,10 +58,11 @@ Tensor counting_window(int64_t valid) {
   return window;
 }
 
-Batch load(fb::Sampling sampling, const TrainState& state) {
+Batch load(fb::Sampling sampling, const TrainState& state, bool evaluate = false) {
   Batch batch;
   fb::LoadBatchT attrs;
   attrs.sampling = sampling;
+  attrs.evaluate = evaluate;
   run("load_batch", attrs, {counting_window(state.window_tokens), state_tensor(state)},
       {batch.tokens, batch.targets});
   for (int64_t i = 0; i < batch.tokens.elements(); ++i) {
@@ -103,16 +104,19 @@ TEST_CASE("an epoch visits every sequence once, across batch borders, in another
   CHECK(orders.size() > 3);
 }
 
-TEST_CASE("sequential batches follow the evaluation counter and wrap around") {
-  TrainState state;
-  state.window_tokens = 4 * kSeqLen + 1;
-  state.micro_batch = 99;
-  std::vector<double> starts;
-  for (state.eval_batch = 0; state.eval_batch < 2; ++state.eval_batch) {
-    const Batch batch = load(fb::Sampling::Sequential, state);
-    for (int64_t b = 0; b < kBatch; ++b) starts.push_back(batch.tokens.get(b * kSeqLen));
+TEST_CASE("sequential batches follow their own counter, in training and in evaluation, and wrap around") {
+  for (const bool evaluate : {false, true}) {
+    TrainState state;
+    state.window_tokens = 4 * kSeqLen + 1;
+    (evaluate ? state.micro_batch : state.eval_batch) = 99;
+    int64_t& counter = evaluate ? state.eval_batch : state.micro_batch;
+    std::vector<double> starts;
+    for (counter = 0; counter < 2; ++counter) {
+      const Batch batch = load(fb::Sampling::Sequential, state, evaluate);
+      for (int64_t b = 0; b < kBatch; ++b) starts.push_back(batch.tokens.get(b * kSeqLen));
+    }
+    CHECK(starts == std::vector<double>{0, 10, 20, 30, 0, 10});
   }
-  CHECK(starts == std::vector<double>{0, 10, 20, 30, 0, 10});
 }
 
 TEST_CASE("select_token takes the row of the last token of each sequence") {

@@ -23,7 +23,8 @@ fb::InstructionT& any_instruction(fb::PlanT& plan, Random& random) {
 /// An instruction of any program that reads something.
 fb::InstructionT& any_reader(fb::PlanT& plan, Random& random) {
   while (true)
-    if (fb::InstructionT& i = any(any(plan.programs, random).instructions, random); !i.inputs.empty()) return i;
+    if (fb::InstructionT& i = any(any(plan.programs, random).instructions, random); !i.inputs.empty())
+      return i;
 }
 
 bool transient(const fb::PlanT& plan, int tensor) {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <map>
 
 #include "runtime/file_io.h"
@@ -93,8 +92,7 @@ TEST_CASE("a log holds whole lines only") {
 HostTensor make_tensor(const char* name, fb::DType dtype, std::vector<uint64_t> shape,
                        const std::vector<uint8_t>& data) {
   HostTensor tensor{.info = {.name = name, .dtype = dtype, .shape = std::move(shape)}, .data = {}};
-  tensor.data.resize(data.size());
-  std::memcpy(tensor.data.data(), data.data(), data.size());
+  for (const uint8_t byte : data) tensor.data.push_back(std::byte{byte});
   return tensor;
 }
 
