@@ -31,11 +31,11 @@ install_packages() {
     "${missing[@]}" >/dev/null
 }
 
-# The preset of this machine: cuda where there are device kernels and a CUDA compiler, else cpu.
+# The preset of this machine: cuda where there are an NVIDIA GPU and a CUDA compiler, else cpu.
 choose_preset() {
   local nvcc
   nvcc=$(command -v nvcc || compgen -G '/usr/local/cuda/bin/nvcc' || true)
-  if [[ -n $nvcc ]] && compgen -G "$root/kernels/cuda/*.cu" >/dev/null; then
+  if [[ -n $nvcc && -e /dev/nvidiactl ]]; then
     export CUDACXX=$nvcc
     echo cuda
   else
