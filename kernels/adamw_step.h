@@ -10,7 +10,7 @@
 namespace moec {
 
 /// Constants of a step (Loshchilov and Hutter 2019), in the order of PyTorch's AdamW: decay, moments, bias
-/// correction with t = step + 1, eps added to the corrected root. Acc is the type of the moments and of the
+/// correction with t the number of updates, this one included (skipped steps are none), eps added to the corrected root. Acc is the type of the moments and of the
 /// arithmetic.
 template <class Acc>
 struct AdamWStep {
@@ -26,7 +26,7 @@ struct AdamWStep {
         beta2(static_cast<Acc>(adamw.beta2)),
         eps(static_cast<Acc>(adamw.eps)),
         grad_scale(static_cast<Acc>(state.grad_scale)) {
-    const auto t = static_cast<double>(state.step + 1);
+    const auto t = static_cast<double>(state.step + 1 - state.skipped_steps);
     keep = static_cast<Acc>(1 - state.lr * adamw.weight_decay);
     step_size = static_cast<Acc>(state.lr / (1 - std::pow(adamw.beta1, t)));
     rsqrt_bias2 = static_cast<Acc>(1 / std::sqrt(1 - std::pow(adamw.beta2, t)));

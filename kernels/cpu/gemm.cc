@@ -5,30 +5,35 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/cpu/gemm_panel.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/types.h"
 
 namespace moec::cpu {
 namespace {
 
-constexpr int64_t kLargestTile = 256;
-constexpr int64_t kSmallestTile = 64;
-constexpr int64_t kEnoughTiles = 32;
-/// Columns of a and rows of b that are converted at a time where they are not stored as computed.
+/// A tile of an output is kTileCols wide and, depending on how many there are, this high.
+constexpr int64_t kHighestTile = 256;
+constexpr int64_t kLowestTile = 64;
+constexpr int64_t kEnoughTiles = 16;
+constexpr int64_t kTileCols = 64;
+/// Columns of a and rows of b that are multiplied at a time: a packed panel of b fits the first cache.
 constexpr int64_t kDepth = 256;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t tile_count(const Matrix& c, int64_t edge) { return ceil_div(c.rows, edge) * ceil_div(c.cols, edge); }
+int64_t tile_count(const Matrix& c, int64_t height) {
+  return ceil_div(c.rows, height) * ceil_div(c.cols, kTileCols);
+}
 
-/// The largest edge (fewest copies in the BLAS) that leaves enough tiles for many threads.
-int64_t tile_edge(std::span<const Product> products) {
-  for (int64_t edge = kLargestTile; edge > kSmallestTile; edge /= 2) {
+/// The largest height (the fewest packed panels) that leaves enough tiles for many threads.
+int64_t tile_height(std::span<const Product> products) {
+  for (int64_t height = kHighestTile; height > kLowestTile; height /= 2) {
     int64_t tiles = 0;
-    for (const Product& product : products) tiles += tile_count(product.c, edge);
-    if (tiles >= kEnoughTiles) return edge;
+    for (const Product& product : products) tiles += tile_count(product.c, height);
+    if (tiles >= kEnoughTiles) return height;
   }
-  return kSmallestTile;
+  return kLowestTile;
 }
 
 /// OpenBLAS is never to start threads of its own.
@@ -37,12 +42,33 @@ void use_one_blas_thread() {
   (void)done;
 }
 
-/// The tile of at most edge x edge elements whose first is (row, col).
-void multiply_tile(const Product& product, int64_t row, int64_t col, int64_t edge) {
-  alignas(64) float a_scratch[kLargestTile * kDepth];
-  alignas(64) float b_scratch[kLargestTile * kDepth];
-  alignas(64) float c_scratch[kLargestTile * kLargestTile];
-  const int64_t rows = std::min(edge, product.c.rows - row), cols = std::min(edge, product.c.cols - col);
+/// c += a b, or c = a b unless `add`; c is at most kHighestTile high, a at most kDepth wide. b is stored as
+/// B.
+template <class B>
+void multiply_block(const Matrix& a, const Matrix& b, bool add, const Matrix& c) {
+  using T = Accumulator<B>;
+  alignas(kVectorBytes) float a_scratch[kHighestTile * kDepth];
+  alignas(kVectorBytes) T panel[kDepth * kPanelCols<T>];
+  const Matrix left = load(a, a_scratch);
+  for (int64_t col = 0; col < c.cols; col += kPanelCols<T>) {
+    const int64_t cols = std::min<int64_t>(kPanelCols<T>, c.cols - col);
+    const auto* source = static_cast<const B*>(b.block(0, col, b.rows, cols).data);
+    if (b.transposed) {
+      pack_transposed_panel(source, b.stride, b.rows, cols, panel);
+    } else {
+      pack_panel(source, b.stride, b.rows, cols, panel);
+    }
+    multiply_panel(static_cast<const T*>(left.data), left.transposed ? 1 : left.stride,
+                   left.transposed ? left.stride : 1, b.rows, panel, add, static_cast<T*>(c.data) + col,
+                   c.stride, c.rows, cols);
+  }
+}
+
+/// The tile of at most `height` x kTileCols elements whose first is (row, col).
+void multiply_tile(const Product& product, int64_t row, int64_t col, int64_t height) {
+  alignas(kVectorBytes) float c_scratch[kHighestTile * kTileCols];
+  const int64_t rows = std::min(height, product.c.rows - row),
+                cols = std::min(kTileCols, product.c.cols - col);
   const int64_t inner = product.a.cols;
   const Matrix target = product.c.block(row, col, rows, cols);
   const bool rounds = target.dtype == fb::DType::BF16;
@@ -56,17 +82,16 @@ void multiply_tile(const Product& product, int64_t row, int64_t col, int64_t edg
   } else if (product.accumulate && rounds) {
     copy(target, sum);
   }
-  double beta = biased || product.accumulate ? 1 : 0;
+  bool add = biased || product.accumulate;
 
-  const bool converts = product.a.dtype == fb::DType::BF16 || product.b.dtype == fb::DType::BF16;
-  const int64_t step = converts ? kDepth : std::max<int64_t>(inner, 1);
   int64_t k = 0;
   do {  // once even without any k, so that the sum is defined
-    const int64_t depth = std::min(step, inner - k);
-    gemm(1, load(product.a.block(row, k, rows, depth), a_scratch),
-         load(product.b.block(k, col, depth, cols), b_scratch), beta, sum);
-    beta = 1;
-    k += step;
+    const int64_t depth = std::min(kDepth, inner - k);
+    dispatch(product.b.dtype, [&]<class B>() {
+      multiply_block<B>(product.a.block(row, k, rows, depth), product.b.block(k, col, depth, cols), add, sum);
+    });
+    add = true;
+    k += depth;
   } while (k < inner);
   if (rounds) copy(sum, target);
 }
@@ -111,15 +136,15 @@ void gemm(double alpha, const Matrix& a, const Matrix& b, double beta, const Mat
 }
 
 void multiply(std::span<const Product> products) {
-  const int64_t edge = tile_edge(products);
+  const int64_t height = tile_height(products);
   std::vector<int64_t> first_tile = {0};
   for (const Product& product : products)
-    first_tile.push_back(first_tile.back() + tile_count(product.c, edge));
+    first_tile.push_back(first_tile.back() + tile_count(product.c, height));
   parallel_for(first_tile.back(), [&](int64_t tile) {
     const auto after = std::upper_bound(first_tile.begin(), first_tile.end(), tile);
     const Product& product = products[static_cast<size_t>(after - first_tile.begin() - 1)];
-    const int64_t index = tile - *(after - 1), across = ceil_div(product.c.cols, edge);
-    multiply_tile(product, index / across * edge, index % across * edge, edge);
+    const int64_t index = tile - *(after - 1), across = ceil_div(product.c.cols, kTileCols);
+    multiply_tile(product, index / across * height, index % across * kTileCols, height);
   });
 }
 

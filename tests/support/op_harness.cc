@@ -195,7 +195,8 @@ Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Bui
   std::map<std::string, ValueId> inputs;
   for (const SampleInput& input : sample.inputs) {
     // Router values are in the accumulation type; everything else is computed in the plan's type.
-    const bool router_value = input.fill == Fill::kTies || sample.nodes.find("Router") != std::string::npos ||
+    const std::string routed = "inputs: [\"" + input.name + "\"], op_type: \"Router";
+    const bool router_value = input.fill == Fill::kTies || sample.nodes.find(routed) != std::string::npos ||
                               input.name == "weights";
     const fb::DType real = router_value ? precision.accumulator() : precision.compute;
     const ValueId id =
