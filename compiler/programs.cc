@@ -9,24 +9,27 @@ namespace {
 /// Random streams of parameter initialisation start here; those of the model's dropouts start at 0.
 constexpr uint32_t kInitStreams = 1u << 20;
 
-struct Batch {
-  ValueId tokens, targets;
-};
-
-Batch load_batch(Graph& graph, const fb::RecipeT& recipe, bool evaluate, int64_t window_tokens,
-                 bool host_batches) {
+/// Loads a batch (unless the host writes it) and adds the model.
+ModelBuilder add_model(Graph& graph, const fb::ModelT& model, const fb::RecipeT& recipe, bool evaluate,
+                       int64_t window_tokens, bool host_batches) {
   const TensorType type{fb::DType::I32, {recipe.batch_size, recipe.seq_len}};
-  Batch batch{graph.persistent(kTokensName, type, Role::kIo),
-              graph.persistent(kTargetsName, type, Role::kIo)};
-  if (host_batches) return batch;
-  const ValueId window = graph.persistent(kWindowName, {fb::DType::I32, {window_tokens}}, Role::kIo);
-  batch = {graph.next_version(batch.tokens), graph.next_version(batch.targets)};
-  fb::LoadBatchT attrs;
-  attrs.sampling = evaluate ? fb::Sampling::Sequential : recipe.sampling;
-  attrs.evaluate = evaluate;
-  graph.add_node(find_op("load_batch"), make_attrs(attrs), "load_batch", {window, train_state(graph)},
-                 {batch.tokens, batch.targets});
-  return batch;
+  ValueId tokens = graph.persistent(kTokensName, type, Role::kIo);
+  ValueId targets = graph.persistent(kTargetsName, type, Role::kIo);
+  if (!host_batches) {
+    const ValueId window = graph.persistent(kWindowName, {fb::DType::I32, {window_tokens}}, Role::kIo);
+    tokens = graph.next_version(tokens);
+    targets = graph.next_version(targets);
+    fb::LoadBatchT attrs;
+    attrs.sampling = evaluate ? fb::Sampling::Sequential : recipe.sampling;
+    attrs.evaluate = evaluate;
+    graph.add_node(find_op("load_batch"), make_attrs(attrs), "load_batch", {window, train_state(graph)},
+                   {tokens, targets});
+  }
+  ModelBuilder builder(graph, evaluate ? Mode::kEvaluate : Mode::kTrain);
+  builder.define(kTokensName, tokens);
+  builder.define(kTargetsName, targets);
+  builder.add_model(model);
+  return builder;
 }
 
 void record_losses(Graph& graph, const ModelBuilder& builder, const fb::RecipeT& recipe, bool evaluate) {
@@ -66,11 +69,7 @@ Graph init_program(const std::vector<Parameter>& parameters, const Precision& pr
 Graph accumulate_program(const fb::ModelT& model, const fb::RecipeT& recipe, const Precision& precision,
                          int64_t window_tokens, bool host_batches, std::vector<Parameter>& parameters) {
   Graph graph(precision, int64_t{recipe.batch_size} * recipe.seq_len);
-  const Batch batch = load_batch(graph, recipe, false, window_tokens, host_batches);
-  ModelBuilder builder(graph, Mode::kTrain);
-  builder.define(kTokensName, batch.tokens);
-  builder.define(kTargetsName, batch.targets);
-  builder.add_model(model);
+  const ModelBuilder builder = add_model(graph, model, recipe, false, window_tokens, host_batches);
   if (builder.cross_entropies().empty())
     compile_error("{}: the model has no CrossEntropy to train", model.name);
   parameters = builder.parameters();
@@ -140,11 +139,7 @@ Graph apply_program(const Storage& storage, const fb::RecipeT& recipe, const Pre
 Graph evaluate_program(const fb::ModelT& model, const fb::RecipeT& recipe, const Precision& precision,
                        int64_t window_tokens, bool host_batches) {
   Graph graph(precision, int64_t{recipe.batch_size} * recipe.seq_len);
-  const Batch batch = load_batch(graph, recipe, true, window_tokens, host_batches);
-  ModelBuilder builder(graph, Mode::kEvaluate);
-  builder.define(kTokensName, batch.tokens);
-  builder.define(kTargetsName, batch.targets);
-  builder.add_model(model);
+  const ModelBuilder builder = add_model(graph, model, recipe, true, window_tokens, host_batches);
   record_losses(graph, builder, recipe, true);
   return graph;
 }

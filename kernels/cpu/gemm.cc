@@ -17,6 +17,8 @@ constexpr int64_t kHighestTile = 256;
 constexpr int64_t kLowestTile = 64;
 constexpr int64_t kEnoughTiles = 16;
 constexpr int64_t kTileCols = 64;
+/// Below this many rows, columns or terms in a sum, the small kernels of the BLAS are faster.
+constexpr int64_t kSmall = 8;
 /// Columns of a and rows of b that are multiplied at a time: a packed panel of b fits the first cache.
 constexpr int64_t kDepth = 256;
 
@@ -64,6 +66,13 @@ void multiply_block(const Matrix& a, const Matrix& b, bool add, const Matrix& c)
   }
 }
 
+/// The same for small products, which would leave most of a panel or of its rows empty.
+void multiply_small(const Matrix& a, const Matrix& b, bool add, const Matrix& c) {
+  alignas(kVectorBytes) float a_scratch[kHighestTile * kDepth];
+  alignas(kVectorBytes) float b_scratch[kDepth * kTileCols];
+  gemm(1, load(a, a_scratch), load(b, b_scratch), add ? 1 : 0, c);
+}
+
 /// The tile of at most `height` x kTileCols elements whose first is (row, col).
 void multiply_tile(const Product& product, int64_t row, int64_t col, int64_t height) {
   alignas(kVectorBytes) float c_scratch[kHighestTile * kTileCols];
@@ -84,12 +93,16 @@ void multiply_tile(const Product& product, int64_t row, int64_t col, int64_t hei
   }
   bool add = biased || product.accumulate;
 
+  const bool small = std::min({product.c.rows, product.c.cols, inner}) < kSmall;
   int64_t k = 0;
   do {  // once even without any k, so that the sum is defined
     const int64_t depth = std::min(kDepth, inner - k);
-    dispatch(product.b.dtype, [&]<class B>() {
-      multiply_block<B>(product.a.block(row, k, rows, depth), product.b.block(k, col, depth, cols), add, sum);
-    });
+    const Matrix a = product.a.block(row, k, rows, depth), b = product.b.block(k, col, depth, cols);
+    if (small) {
+      multiply_small(a, b, add, sum);
+    } else {
+      dispatch(b.dtype, [&]<class B>() { multiply_block<B>(a, b, add, sum); });
+    }
     add = true;
     k += depth;
   } while (k < inner);

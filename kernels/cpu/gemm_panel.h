@@ -43,13 +43,13 @@ struct Simd {
   /// The first `count` elements, converted; zeros after them.
   template <class From>
   static Vector convert(const From* from, int64_t count) {
-    alignas(kVectorBytes) T lanes[kLanes<T>] = {};
+    Vector v = {};
     if (count >= kLanes<T>) {
-      for (int lane = 0; lane < kLanes<T>; ++lane) lanes[lane] = static_cast<T>(from[lane]);
+      for (int lane = 0; lane < kLanes<T>; ++lane) v[lane] = static_cast<T>(from[lane]);
     } else {
-      for (int64_t lane = 0; lane < count; ++lane) lanes[lane] = static_cast<T>(from[lane]);
+      for (int lane = 0; lane < count; ++lane) v[lane] = static_cast<T>(from[lane]);
     }
-    return load(lanes);
+    return v;
   }
 
   /// Transposes a square of vectors: step by step, exchanges the off-diagonal quarters of all squares of
@@ -131,6 +131,7 @@ void multiply_rows(const T* a, int64_t row_step, int64_t depth_step, int64_t dep
     }
     return;
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r, c += stride) {
     T sums[kPanelCols<T>];
     Simd<T>::store(left[r], sums);
