@@ -55,13 +55,18 @@ void multiply_block(const Matrix& a, const Matrix& b, bool add, const Matrix& c)
   for (int64_t col = 0; col < c.cols; col += kPanelCols<T>) {
     const int64_t cols = std::min<int64_t>(kPanelCols<T>, c.cols - col);
     const auto* source = static_cast<const B*>(b.block(0, col, b.rows, cols).data);
-    if (b.transposed) {
+    const T* right = panel;
+    int64_t step = kPanelCols<T>;
+    if (std::is_same_v<B, T> && !b.transposed && cols == kPanelCols<T>) {
+      right = reinterpret_cast<const T*>(source);
+      step = b.stride;
+    } else if (b.transposed) {
       pack_transposed_panel(source, b.stride, b.rows, cols, panel);
     } else {
       pack_panel(source, b.stride, b.rows, cols, panel);
     }
     multiply_panel(static_cast<const T*>(left.data), left.transposed ? 1 : left.stride,
-                   left.transposed ? left.stride : 1, b.rows, panel, add, static_cast<T*>(c.data) + col,
+                   left.transposed ? left.stride : 1, b.rows, right, step, add, static_cast<T*>(c.data) + col,
                    c.stride, c.rows, cols);
   }
 }

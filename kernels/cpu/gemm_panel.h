@@ -110,11 +110,11 @@ void pack_transposed_panel(const From* source, int64_t stride, int64_t depth, in
 /// c[kRows, cols] = a[kRows, depth] panel, plus the old c if `add`. Element (r, k) of a is at
 /// a[r * row_step + k * depth_step].
 template <class T, int kRows>
-void multiply_rows(const T* a, int64_t row_step, int64_t depth_step, int64_t depth, const T* panel, bool add,
+void multiply_rows(const T* a, int64_t row_step, int64_t depth_step, int64_t depth, const T* panel, int64_t panel_step, bool add,
                    T* c, int64_t stride, int64_t cols) {
   using Vector = typename Simd<T>::Vector;
   Vector left[kRows] = {}, right[kRows] = {};
-  for (int64_t k = 0; k < depth; ++k, a += depth_step, panel += kPanelCols<T>) {
+  for (int64_t k = 0; k < depth; ++k, a += depth_step, panel += panel_step) {
     const Vector b_left = Simd<T>::load(panel), b_right = Simd<T>::load(panel + kLanes<T>);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -142,7 +142,7 @@ void multiply_rows(const T* a, int64_t row_step, int64_t depth_step, int64_t dep
 
 /// multiply_rows for any number of rows.
 template <class T>
-void multiply_panel(const T* a, int64_t row_step, int64_t depth_step, int64_t depth, const T* panel, bool add,
+void multiply_panel(const T* a, int64_t row_step, int64_t depth_step, int64_t depth, const T* panel, int64_t panel_step, bool add,
                     T* c, int64_t stride, int64_t rows, int64_t cols) {
   constexpr auto kernels = []<int... kRow>(std::integer_sequence<int, kRow...>) {
     return std::array{&multiply_rows<T, kRow + 1>...};
@@ -150,7 +150,7 @@ void multiply_panel(const T* a, int64_t row_step, int64_t depth_step, int64_t de
   (std::make_integer_sequence<int, kPanelRows>());
   for (int64_t row = 0; row < rows; row += kPanelRows) {
     const auto count = static_cast<size_t>(std::min<int64_t>(kPanelRows, rows - row));
-    kernels[count - 1](a + row * row_step, row_step, depth_step, depth, panel, add, c + row * stride, stride,
+    kernels[count - 1](a + row * row_step, row_step, depth_step, depth, panel, panel_step, add, c + row * stride, stride,
                        cols);
   }
 }

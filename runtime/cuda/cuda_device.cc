@@ -104,7 +104,7 @@ class CudaDevice final : public Device {
       static_cast<void>(cudaGetLastError());
       size_t free = 0, total = 0;
       MOEC_RETURN_IF_CUDA_ERROR(cudaMemGetInfo(&free, &total));
-      return failure(fmt::format("{} bytes are free of the GPU's {}", free, total));
+      return failure(fmt::format("{} bytes are left of the GPU's {}", free, total));
     }
     MOEC_RETURN_IF_ERROR(cuda_status(error, "cudaMalloc"));
     arenas_.emplace_back(static_cast<std::byte*>(data));
@@ -173,6 +173,7 @@ class CudaDevice final : public Device {
   /// Also what loads the kernels' code, which must not happen in a capture.
   Status run_eagerly(size_t program) {
     in_graph_ = false;
+    MOEC_RETURN_IF_ERROR(checked(progress_.mark(0, stream_.get()), "cudaMemcpyAsync"));
     for (size_t i = 0; i < programs()[program].calls.size(); ++i) {
       MOEC_RETURN_IF_ERROR(enqueue(program, i));
       MOEC_RETURN_IF_ERROR(mark_completed(program, i));
@@ -236,7 +237,7 @@ class CudaDevice final : public Device {
   std::string last_completed() const {
     if (in_graph_) return "it happened in a graph: eager execution names the last completed instruction";
     const uint32_t number = progress_.last();
-    if (number == 0) return "no instruction was completed";
+    if (number == 0) return "no instruction of the program under way was completed";
     const auto next = std::upper_bound(first_number_.begin(), first_number_.end(), number);
     const auto program = static_cast<size_t>(next - first_number_.begin() - 1);
     return "the last completed instruction is " + describe(program, number - first_number_[program]);
