@@ -59,6 +59,11 @@ void ModelBuilder::add_block(const fb::BlockT& block) {
     if (!names.contains(carry->to) && !names.contains(carry->to.substr(0, carry->to.find('.'))))
       compile_error("block '{}': carries '{}', which no node of it makes", block.name, carry->to);
 
+  for (const auto& carry : block.carry)
+    if (lookup(carry->from) == kNoValue)
+      compile_error("block '{}': carries into '{}', which is not a value before the block", block.name,
+                    carry->from);
+
   Scope outer = scope_;
   for (uint32_t i = 0; i < block.repeat; ++i) {
     const std::string prefix = block.repeat == 1 ? block.name + "." : fmt::format("{}.{}.", block.name, i);
@@ -148,6 +153,9 @@ void ModelBuilder::add_parameters(const fb::NodeT& node, const OpDef& def, const
 }
 
 void ModelBuilder::add_node(const fb::NodeT& node, const std::string& prefix) {
+  constexpr size_t kMaxNodes = 200'000;
+  if (graph_.nodes().size() >= kMaxNodes)
+    compile_error("{}{}: the unrolled model has more than {} nodes", prefix, node.name, kMaxNodes);
   const std::string label = prefix + node.name;
   const OpDef* def = find_model_op(node.op.type);
   if (def == nullptr)

@@ -27,8 +27,12 @@ void check_recipe(const fb::ModelT& model) {
           "dtype must be F32, F64 or BF16");
   require(recipe.grad_dtype == fb::DType::F32 || recipe.grad_dtype == recipe.dtype,
           "grad_dtype must be F32 or the same as dtype");
-  require(recipe.lr >= 0 && std::isfinite(recipe.lr), "lr must not be negative");
-  require(recipe.clip_norm >= 0 && std::isfinite(recipe.clip_norm), "clip_norm must not be negative");
+  constexpr uint32_t kMaxGradAccum = 1u << 16;
+  require(recipe.grad_accum <= kMaxGradAccum, "grad_accum must be at most 65,536");
+  constexpr double kMaxRate = 1e6;
+  require(recipe.lr >= 0 && recipe.lr <= kMaxRate, "lr must be a number from 0 to 1e6");
+  require(recipe.clip_norm >= 0 && std::isfinite(recipe.clip_norm),
+          "clip_norm must be a number that is not negative");
   const fb::AdamWT& adamw = *recipe.adamw;
   require(adamw.beta1 >= 0 && adamw.beta1 < 1 && adamw.beta2 >= 0 && adamw.beta2 < 1,
           "betas must be in [0, 1)");

@@ -92,6 +92,17 @@ Result<std::string> read_file(const std::string& path) {
   });
 }
 
+namespace {
+
+/// An input error where another path would do, a failure where the machine is at fault (a full disk, say).
+Error place_error(int code, std::string message) {
+  const bool place = code == ENOENT || code == ENOTDIR || code == EISDIR || code == EACCES || code == EPERM ||
+                     code == EROFS || code == EEXIST || code == ENAMETOOLONG;
+  return place ? input_error(std::move(message)) : failure(std::move(message));
+}
+
+}  // namespace
+
 Status write_file(const std::string& path, std::string_view content) {
   MOEC_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
   MOEC_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(content))));
@@ -101,7 +112,9 @@ Status write_file(const std::string& path, std::string_view content) {
 Status make_directories(const std::string& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);
-  if (error) return failure(fmt::format("{}: cannot make the directory: {}", path, error.message()));
+  if (error)
+    return place_error(error.value(),
+                       fmt::format("{}: cannot make the directory: {}", path, error.message()));
   return {};
 }
 
@@ -112,9 +125,12 @@ bool file_exists(const std::string& path) {
 
 Result<AtomicFile> AtomicFile::create(const std::string& path) {
   return guarded("writing " + path, [&]() -> Result<AtomicFile> {
+    std::error_code error;
+    if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error))
+      return input_error(fmt::format("{}: not a regular file: it cannot be replaced", path));
     std::string temporary = path + ".XXXXXX";
     const int fd = ::mkostemp(temporary.data(), O_CLOEXEC);
-    if (fd < 0) return failure(fmt::format("{}: cannot write here: {}", path, reason()));
+    if (fd < 0) return place_error(errno, fmt::format("{}: cannot write here: {}", path, reason()));
     ::fchmod(fd, 0644);  // mkostemp makes files that only their owner may read
     return AtomicFile(path, std::move(temporary), fd);
   });

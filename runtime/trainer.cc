@@ -80,6 +80,13 @@ class Trainer {
     const std::string& dir = options_.out_dir;
     if (options_.resume) {
       MOEC_ASSIGN_OR_RETURN(const RunConfig config, read_run_config(dir));
+      MOEC_ASSIGN_OR_RETURN(const auto plan, load_run_plan(dir));
+      if (plan->bytes != session_.plan().bytes)
+        return input_error(fmt::format("{}: the run was started with another plan than {}: continue with {}",
+                                       dir, session_.plan().source, plan->source));
+      if (config.step > options_.max_steps)
+        return input_error(fmt::format("{}: the run is at step {} already, beyond {}", dir, config.step,
+                                       options_.max_steps));
       MOEC_RETURN_IF_ERROR(load_checkpoint(dir, config, session_));
       if (options_.lr) MOEC_RETURN_IF_ERROR(session_.set_learning_rate(*options_.lr));
       saved_step_ = config.step;

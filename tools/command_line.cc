@@ -96,7 +96,7 @@ int report(const std::string& tool, const std::string& message, ExitCode code) {
 int run_command(const std::string& tool, const Command& command) {
   try {
     const Status status = command.run();
-    if (status.ok() && std::fflush(stdout) == 0) return kDone;
+    if (status.ok() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return kDone;
     if (status.ok()) return report(tool, "standard output cannot be written", kFailed);
     const Error& error = status.error();
     return report(tool, error.message, error.kind == ErrorKind::kInput ? kWrongUse : kFailed);
@@ -183,7 +183,8 @@ int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const C
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& asked) {
-      return app.exit(asked, std::cout, std::cerr);
+      const int code = app.exit(asked, std::cout, std::cerr);
+      return std::cout.flush() ? code : report(tool, "standard output cannot be written", kFailed);
     } catch (const CLI::ParseError& error) {
       const CLI::App& command = chosen(app);
       return report(&command == &app ? tool : tool + " " + command.get_name(), describe(error, app),

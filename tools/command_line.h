@@ -40,7 +40,8 @@ template <class T>
 CLI::Validator number(T low, std::optional<T> high = {}) {
   return {[low, high](const std::string& text) {
             T value{};
-            if (CLI::detail::lexical_cast(text, value) && value >= low && !(high && value > *high))
+            const bool wraps = std::is_unsigned_v<T> && text.starts_with('-');
+            if (!wraps && CLI::detail::lexical_cast(text, value) && value >= low && !(high && value > *high))
               return std::string();
             return number_fault(text, std::is_integral_v<T>, fmt::format("{}", low),
                                 high ? fmt::format("{}", *high) : "");

@@ -90,20 +90,24 @@ std::string printable(std::string_view text) {
 
 void LiveOutput::line(std::string_view text) {
   clear();
-  fmt::print(stream_, "{}\n", text);
+  print(text);
+  print("\n");
   std::fflush(stream_);
 }
 
 void LiveOutput::status(std::string_view text) {
   if (!live_) return;
   clear();
-  fmt::print(stream_, "{}", text.substr(0, terminal_width(stream_) - 1));
+  print(text.substr(0, terminal_width(stream_) - 1));
   std::fflush(stream_);
   shown_ = true;
 }
 
+/// A stream that cannot be written keeps its error flag, which the tool reports at its end.
+void LiveOutput::print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stream_); }
+
 void LiveOutput::clear() {
-  if (shown_) fmt::print(stream_, "\r\x1b[K");
+  if (shown_) print("\r\x1b[K");
   shown_ = false;
 }
 

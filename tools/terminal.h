@@ -59,6 +59,7 @@ class LiveOutput {
   void status(std::string_view text);
 
  private:
+  void print(std::string_view text);
   void clear();
 
   std::FILE* stream_;

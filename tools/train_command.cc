@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -47,6 +48,8 @@ void stop_on_signals() {
   action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
+  action.sa_flags = 0;
+  ::sigaction(SIGPIPE, &action, nullptr);  // nobody reads the rows any more
 }
 
 bool is_spec(const std::string& path, const std::string& content) {
@@ -164,7 +167,17 @@ std::string result_text(const runtime::TrainResult& result, double seconds, cons
   return text;
 }
 
+/// What a run keeps from its start cannot be given again when it is continued.
+Status check_resume(const TrainFlags& flags) {
+  if (flags.options.out_dir.empty()) return input_error("--out-dir: needs a directory");
+  if (!flags.options.resume) return {};
+  const char* kept = flags.recipe.seed() ? "--seed" : flags.encoding.empty() ? nullptr : "--encoding";
+  if (kept == nullptr) return {};
+  return input_error(fmt::format("{} cannot change on --resume: the run keeps its own", kept));
+}
+
 Status train(const TrainFlags& flags) {
+  MOEC_RETURN_IF_ERROR(check_resume(flags));
   MOEC_ASSIGN_OR_RETURN(const auto plan, open_plan(flags));
   runtime::TrainOptions options = flags.options;
   MOEC_ASSIGN_OR_RETURN(options.max_steps, choose_max_steps(flags, *plan->plan.recipe));
@@ -189,6 +202,8 @@ Status train(const TrainFlags& flags) {
                         runtime::train(session, std::move(data), options, progress.observer()));
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   out.line(result_text(result, elapsed.count(), options.out_dir));
+  if (result.train_loss && !std::isfinite(*result.train_loss))
+    return failure(fmt::format("the training loss is not finite at step {}: lower --lr", result.step));
   return {};
 }
 

@@ -120,6 +120,12 @@ TEST_CASE("wrong specs are refused with the place and the reason") {
       {"no blocks", R"({name: "m", blocks: []})", "m: the model has no"},
       {"repeat of nothing", R"({name: "m", blocks: [{name: "b", repeat: 0, nodes: []}]})",
        "repeat must be at least 1"},
+      {"too much accumulation", spec(kSilu, "seq_len: 4, grad_accum: 4294967295"),
+       "grad_accum must be at most"},
+      {"absurd rate", spec(kSilu, "seq_len: 4, lr: 1e300"), "lr must be a number"},
+      {"carry into nothing", R"({name: "m", blocks: [{name: "b", repeat: 2, carry: [{from: "nope", to: "y"}],
+       nodes: [{name: "y", inputs: ["tokens"], op_type: "Embedding", op: {vocab_size: 5, dim: 4}}]}]})",
+       "carries into 'nope'"},
       {"carry of nothing", R"({name: "m", blocks: [{name: "b", carry: [{from: "x", to: "q"}], nodes: []}]})",
        "carries 'q'"},
   };
