@@ -135,11 +135,13 @@ Result<std::vector<int32_t>> tokenize(const std::vector<Source>& sources, const 
   return tokens;
 }
 
-Status check_length(std::string_view what, const std::vector<int32_t>& tokens, int64_t seq_len) {
+Status check_length(const std::string& file, std::string_view what, const std::vector<int32_t>& tokens,
+                    int64_t seq_len) {
   const auto found = static_cast<int64_t>(tokens.size());
   if (found > seq_len) return {};
-  return input_error(fmt::format("{} data: {} tokens are there, one sequence of {} and its targets need {}",
-                                 what, found, seq_len, seq_len + 1));
+  return input_error(
+      fmt::format("{}: {} data: {} tokens are there, one sequence of {} and its targets need {}", file, what,
+                  found, seq_len, seq_len + 1));
 }
 
 Status check_options(const DatasetOptions& options) {
@@ -176,9 +178,10 @@ Result<Dataset> load_dataset(const DatasetOptions& options) {
       data.validation.assign(boundary, data.train.end());
       data.train.erase(boundary, data.train.end());
     }
-    MOEC_RETURN_IF_ERROR(check_length("training", data.train, options.seq_len));
+    MOEC_RETURN_IF_ERROR(check_length(train[0].path, "training", data.train, options.seq_len));
     if (!held_out.empty() || options.validation_fraction > 0)
-      MOEC_RETURN_IF_ERROR(check_length("validation", data.validation, options.seq_len));
+      MOEC_RETURN_IF_ERROR(check_length(held_out.empty() ? train[0].path : held_out[0].path, "validation",
+                                        data.validation, options.seq_len));
     return data;
   });
 }
