@@ -5,6 +5,7 @@
 
 #include "compiler/autodiff.h"
 #include "compiler/builder.h"
+#include "compiler/dump.h"
 #include "compiler/lower.h"
 #include "compiler/programs.h"
 #include "compiler/storage.h"
@@ -131,7 +132,8 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
                                                                {fb::ProgramKind::Evaluate, &evaluate},
                                                                {fb::ProgramKind::Prefill, &prefill}};
   for (const auto& [kind, graph] : programs) {
-    if (options.on_stage) options.on_stage(fb::EnumNameProgramKind(kind), *graph);
+    if (options.on_stage)
+      options.on_stage(fmt::format("{}: graph", fb::EnumNameProgramKind(kind)), dump_graph(*graph));
     writer.add_program(kind, *graph);
   }
   fb::PlanT plan;
@@ -147,6 +149,10 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   lowered.model = std::make_unique<fb::ModelT>(model);
   lowered.recipe = std::make_unique<fb::RecipeT>(recipe);
   lowered.vocab_size = vocab_size(model, logits.cols());
+  if (options.on_stage)
+    for (const auto& program : lowered.programs)
+      options.on_stage(fmt::format("{}: instructions", fb::EnumNameProgramKind(program->kind)),
+                       dump_program(lowered, *program));
   check_plan(lowered);
   return lowered;
 }

@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "compiler/graph.h"
 #include "plan_generated.h"
 #include "schema/plan_file.h"  // IWYU pragma: export
 
@@ -17,8 +16,8 @@ struct CompileOptions {
   int64_t window_tokens = int64_t{1} << 21;
   /// The host writes tokens and targets before each run instead of the plan loading them from the window.
   bool host_batches = false;
-  /// Called with every stage's name and program ("forward+backward accumulate") and its graph.
-  std::function<void(const std::string& stage, const Graph& graph)> on_stage;
+  /// Called with the text of every stage of every program: its graph, then its instructions.
+  std::function<void(const std::string& stage, const std::string& text)> on_stage;
 };
 
 /// Compiles a model as its recipe says. Runs the independent validator on the result. Throws CompileError.

@@ -6,7 +6,6 @@
 #include <memory>
 #include <string_view>
 
-#include "compiler/dump.h"
 #include "planner/validate.h"
 #include "runtime/file_io.h"
 #include "runtime/plan.h"
@@ -34,8 +33,8 @@ Status compile_spec(const CompileFlags& flags) {
   std::string stages;
   CompileOptions options;
   if (!flags.dump.empty())
-    options.on_stage = [&](const std::string& stage, const Graph& graph) {
-      stages += fmt::format("== {}: {} nodes\n{}\n", stage, graph.nodes().size(), dump_graph(graph));
+    options.on_stage = [&](const std::string& stage, const std::string& text) {
+      stages += fmt::format("== {}\n{}\n", stage, text);
     };
   const auto start = std::chrono::steady_clock::now();
   MOEC_ASSIGN_OR_RETURN(const fb::PlanT plan, flags.recipe.compile_spec(flags.spec, options));
@@ -84,7 +83,9 @@ Command compile_command(CLI::App& app) {
   app.add_option("SPEC", flags->spec, "Model spec (FlatBuffers JSON, see schema/README.md)");
   app.add_option("-o,--output", flags->output, "Plan to write (default: SPEC's stem + .plan, here)")
       ->type_name("PLAN");
-  app.add_flag("--dump-stages{-}", flags->dump, "Write the graph of every program as text, to FILE or stdout")
+  app.add_flag("--dump-stages{-}", flags->dump,
+               "Write every program as text, to FILE or stdout: its graph, then its instructions and "
+               "where\ntheir operands lie")
       ->type_name("[=FILE]");
   flags->recipe.add_to(app);
   return {&app, [flags] { return compile_spec(*flags); }};
