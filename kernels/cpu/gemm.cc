@@ -3,6 +3,7 @@
 #include <cblas.h>
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/cpu/gemm_panel.h"
@@ -17,6 +18,7 @@ constexpr int64_t kHighestTile = 256;
 constexpr int64_t kLowestTile = 64;
 constexpr int64_t kEnoughTiles = 16;
 constexpr int64_t kTileCols = 64;
+constexpr int64_t kPageBytes = 4096;
 /// Below this many rows, columns or terms in a sum, the small kernels of the BLAS are faster.
 constexpr int64_t kSmall = 8;
 /// Columns of a and rows of b that are multiplied at a time: a packed panel of b fits the first cache.
@@ -44,30 +46,40 @@ void use_one_blas_thread() {
   (void)done;
 }
 
-/// c += a b, or c = a b unless `add`; c is at most kHighestTile high, a at most kDepth wide. b is stored as
-/// B.
+template <class T>
+Strided<T> strided(const Matrix& m) {
+  return {static_cast<const T*>(m.data), m.transposed ? 1 : m.stride, m.transposed ? m.stride : 1};
+}
+
+/// The panel b[depth, cols], stored as B, for `rows` rows of a: where it lies if it is fit for use, otherwise
+/// packed in `scratch`. Panel rows a page or more apart compete for the same lines of the first cache;
+/// packing them pays when many rows of a meet them.
+template <class B, class T = Accumulator<B>>
+Strided<T> load_panel(const Matrix& b, int64_t rows, T* scratch) {
+  const auto* source = static_cast<const B*>(b.data);
+  if constexpr (std::is_same_v<B, T>) {
+    const bool packs = b.stride * sizeof(T) >= kPageBytes && rows >= kLowestTile;
+    if (!b.transposed && b.cols == kPanelCols<T> && !packs) return strided<T>(b);
+  }
+  if (b.transposed) {
+    pack_transposed_panel(source, b.stride, b.rows, b.cols, scratch);
+  } else {
+    pack_panel(source, b.stride, b.rows, b.cols, scratch);
+  }
+  return {scratch, kPanelCols<T>};
+}
+
+/// c += a b, or c = a b unless `add`. c is at most kHighestTile high, a at most kDepth wide; B stores b.
 template <class B>
 void multiply_block(const Matrix& a, const Matrix& b, bool add, const Matrix& c) {
   using T = Accumulator<B>;
   alignas(kVectorBytes) float a_scratch[kHighestTile * kDepth];
-  alignas(kVectorBytes) T panel[kDepth * kPanelCols<T>];
-  const Matrix left = load(a, a_scratch);
+  alignas(kVectorBytes) T panel_scratch[kDepth * kPanelCols<T>];
+  const Strided<T> left = strided<T>(load(a, a_scratch));
   for (int64_t col = 0; col < c.cols; col += kPanelCols<T>) {
     const int64_t cols = std::min<int64_t>(kPanelCols<T>, c.cols - col);
-    const auto* source = static_cast<const B*>(b.block(0, col, b.rows, cols).data);
-    const T* right = panel;
-    int64_t step = kPanelCols<T>;
-    if (std::is_same_v<B, T> && !b.transposed && cols == kPanelCols<T>) {
-      right = reinterpret_cast<const T*>(source);
-      step = b.stride;
-    } else if (b.transposed) {
-      pack_transposed_panel(source, b.stride, b.rows, cols, panel);
-    } else {
-      pack_panel(source, b.stride, b.rows, cols, panel);
-    }
-    multiply_panel(static_cast<const T*>(left.data), left.transposed ? 1 : left.stride,
-                   left.transposed ? left.stride : 1, b.rows, right, step, add, static_cast<T*>(c.data) + col,
-                   c.stride, c.rows, cols);
+    const Strided<T> panel = load_panel<B>(b.block(0, col, b.rows, cols), c.rows, panel_scratch);
+    multiply_panel(left, panel, b.rows, add, static_cast<T*>(c.data) + col, c.stride, c.rows, cols);
   }
 }
 

@@ -1,6 +1,6 @@
-// Matrix products of the CPU device. OpenBLAS computes on one thread each tile of an output; the tiles, whose
-// size depends on the shapes alone, are shared out among our threads. So results do not depend on how many
-// there are.
+// Matrix products of the CPU device. The tiles of an output, whose size depends on the shapes alone, are
+// shared out among our threads, so results do not depend on how many there are. Tiles are computed by the
+// kernels of gemm_panel.h, small products by OpenBLAS on the calling thread.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,7 @@
 // The innermost part of a matrix product: a few rows of the result times a panel, a strip of the right
-// operand that is as wide as two vector registers. A panel is packed once, [depth, width] without gaps and in
-// the type of the sums, and then meets all rows of a tile. Each element of the result is summed over k in
-// order, wherever in a tile it lies.
+// operand that is as wide as two vector registers. A panel that is not stored as it is needed is packed once
+// and then meets all rows of a tile. Each element of the result is summed over k in order, wherever in a tile
+// it lies.
 #pragma once
 
 #include <algorithm>
@@ -77,8 +77,16 @@ struct Simd {
   }
 };
 
-/// Packs source[depth, cols], cols <= kPanelCols<T>, whose element (k, j) is at source[k * stride + j].
-/// Absent columns become zeros.
+/// The first element of a matrix of T in memory; element (i, j) is at data[i * row_step + j * col_step].
+template <class T>
+struct Strided {
+  const T* data;
+  int64_t row_step;
+  int64_t col_step = 1;
+};
+
+/// Packs source[depth, cols], cols <= kPanelCols<T>, to panel[depth, kPanelCols<T>]. Element (k, j) of the
+/// source is at source[k * stride + j]. Absent columns become zeros.
 template <class T, class From>
 void pack_panel(const From* source, int64_t stride, int64_t depth, int64_t cols, T* panel) {
   for (int64_t k = 0; k < depth; ++k, source += stride, panel += kPanelCols<T>) {
@@ -107,18 +115,20 @@ void pack_transposed_panel(const From* source, int64_t stride, int64_t depth, in
   }
 }
 
-/// c[kRows, cols] = a[kRows, depth] panel, plus the old c if `add`. Element (r, k) of a is at
-/// a[r * row_step + k * depth_step].
+/// c[kRows, cols] = a[kRows, depth] panel[depth, kPanelCols<T>], plus the old c if `add`; the panel's columns
+/// are contiguous. Columns from `cols` on are neither read nor written in c.
 template <class T, int kRows>
-void multiply_rows(const T* a, int64_t row_step, int64_t depth_step, int64_t depth, const T* panel, int64_t panel_step, bool add,
-                   T* c, int64_t stride, int64_t cols) {
+void multiply_rows(const Strided<T>& a, const Strided<T>& panel, int64_t depth, bool add, T* c,
+                   int64_t stride, int64_t cols) {
   using Vector = typename Simd<T>::Vector;
   Vector left[kRows] = {}, right[kRows] = {};
-  for (int64_t k = 0; k < depth; ++k, a += depth_step, panel += panel_step) {
-    const Vector b_left = Simd<T>::load(panel), b_right = Simd<T>::load(panel + kLanes<T>);
+  const T *a_col = a.data, *b_row = panel.data;
+  const int64_t a_step = a.col_step, b_step = panel.row_step, row_step = a.row_step;
+  for (int64_t k = 0; k < depth; ++k, a_col += a_step, b_row += b_step) {
+    const Vector b_left = Simd<T>::load(b_row), b_right = Simd<T>::load(b_row + kLanes<T>);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const T factor = a[r * row_step];
+      const T factor = a_col[r * row_step];
       left[r] += factor * b_left;
       right[r] += factor * b_right;
     }
@@ -142,16 +152,17 @@ void multiply_rows(const T* a, int64_t row_step, int64_t depth_step, int64_t dep
 
 /// multiply_rows for any number of rows.
 template <class T>
-void multiply_panel(const T* a, int64_t row_step, int64_t depth_step, int64_t depth, const T* panel, int64_t panel_step, bool add,
-                    T* c, int64_t stride, int64_t rows, int64_t cols) {
-  constexpr auto kernels = []<int... kRow>(std::integer_sequence<int, kRow...>) {
+void multiply_panel(Strided<T> a, const Strided<T>& panel, int64_t depth, bool add, T* c, int64_t stride,
+                    int64_t rows, int64_t cols) {
+  constexpr auto make_kernels = []<int... kRow>(std::integer_sequence<int, kRow...>) {
     return std::array{&multiply_rows<T, kRow + 1>...};
-  }
-  (std::make_integer_sequence<int, kPanelRows>());
+  };
+  constexpr auto kernels = make_kernels(std::make_integer_sequence<int, kPanelRows>());
   for (int64_t row = 0; row < rows; row += kPanelRows) {
     const auto count = static_cast<size_t>(std::min<int64_t>(kPanelRows, rows - row));
-    kernels[count - 1](a + row * row_step, row_step, depth_step, depth, panel, panel_step, add, c + row * stride, stride,
-                       cols);
+    kernels[count - 1](a, panel, depth, add, c, stride, cols);
+    a.data += kPanelRows * a.row_step;
+    c += kPanelRows * stride;
   }
 }
 
