@@ -46,6 +46,9 @@ std::string describe(const runtime::LoadedPlan& plan, const fb::InstructionT& in
   return text;
 }
 
+/// Before the measurement: code is loaded, then submission as a whole is prepared.
+constexpr int kWarmUpRuns = 2;
+
 struct Row {
   std::string name;
   std::shared_ptr<const runtime::LoadedPlan> plan;
@@ -53,6 +56,10 @@ struct Row {
   size_t index = 0;  // of the instruction in its program
 
   const fb::InstructionT& instruction() const { return *plan->program(program)->instructions[index]; }
+  Work work() const {
+    return {.flops = static_cast<double>(instruction().flops),
+            .bytes = static_cast<double>(instruction().bytes)};
+  }
 };
 
 std::vector<Row> rows_of(const Model& model) {
@@ -79,9 +86,9 @@ class Stage {
   Status run(benchmark::State& state, const Row& row) {
     lane_.enter();
     if (row.name != row_) MOEC_RETURN_IF_ERROR(prepare(row));
-    const Work work = {.flops = static_cast<double>(row.instruction().flops),
-                       .bytes = static_cast<double>(row.instruction().bytes)};
-    return measure(state, lane_, work, [this] { return kernel_->run(); }).status();
+    return measure(
+               state, lane_, row.work(), [this] { return kernel_->run(); }, kernel_->runs())
+        .status();
   }
 
  private:
@@ -93,9 +100,10 @@ class Stage {
       MOEC_ASSIGN_OR_RETURN(model_, LiveModel::create(row.plan, lane_));
     }
     MOEC_ASSIGN_OR_RETURN(const std::vector<Contents> inputs, model_->capture(row.program, row.index));
-    MOEC_ASSIGN_OR_RETURN(kernel_, SingleKernel::create(row.plan->plan, row.instruction(), lane_));
+    MOEC_ASSIGN_OR_RETURN(kernel_,
+                          SingleKernel::create(row.plan->plan, row.instruction(), row.work(), lane_));
     for (const Contents& input : inputs) MOEC_RETURN_IF_ERROR(kernel_->write(input.tensor, input.bytes));
-    MOEC_RETURN_IF_ERROR(kernel_->run().status());
+    for (int i = 0; i < kWarmUpRuns; ++i) MOEC_RETURN_IF_ERROR(kernel_->run().status());
     row_ = row.name;
     return {};
   }

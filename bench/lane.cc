@@ -5,17 +5,28 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <thread>
 #include <vector>
 
+#include "bench/cuda_ceilings.h"
 #include "kernels/cpu/cpu_kernels.h"
+#include "runtime/cuda/cuda_device.h"
 
 namespace moec::bench {
 namespace {
 
 constexpr int kRuns = 5;
+
+/// On a GPU: operands of successive runs together, more than twice its L2 cache; more copies than this are of
+/// operands so small that the launch is all the time. And a time in which one launch of a graph is lost.
+constexpr uint64_t kRotatedBytes = uint64_t{160} << 20;
+constexpr uint64_t kMostCopies = 128;
+constexpr double kSeconds = 2e-3;
+constexpr double kLaunchSeconds = 2e-6;
+constexpr int kMostRuns = 512;
 
 /// Seconds of the fastest of a few runs, after one to warm up.
 template <class Run>
@@ -68,14 +79,38 @@ Lane Lane::cpu(int threads) {
   return {used, {.flops = matmul_rate(used), .bytes = copy_rate(used)}};
 }
 
-std::string Lane::name() const { return fmt::format("cpu, {} thread{}", threads_, threads_ == 1 ? "" : "s"); }
-
-std::string Lane::best() const {
-  return fmt::format("{:.1f} GFLOP/s sgemm, {:.1f} GB/s copy", ceilings_.flops / 1e9, ceilings_.bytes / 1e9);
+Result<Lane> Lane::cuda() {
+  MOEC_ASSIGN_OR_RETURN(const Ceilings ceilings, measure_cuda_ceilings());
+  return Lane(0, ceilings);
 }
 
-std::unique_ptr<runtime::Device> Lane::make_device() const { return runtime::make_cpu_device(); }
+std::string Lane::name() const {
+  if (threads_ == 0) return "cuda";
+  return fmt::format("cpu, {} thread{}", threads_, threads_ == 1 ? "" : "s");
+}
 
-void Lane::enter() const { moec::cpu::set_threads(threads_); }
+std::string Lane::best() const {
+  return fmt::format("{:.1f} GFLOP/s {} matmul, {:.1f} GB/s copy", ceilings_.flops / 1e9,
+                     threads_ == 0 ? "bf16" : "f32", ceilings_.bytes / 1e9);
+}
+
+Result<std::unique_ptr<runtime::Device>> Lane::make_device() const {
+  if (threads_ == 0) return runtime::make_cuda_device();
+  return runtime::make_cpu_device();
+}
+
+void Lane::enter() const {
+  if (threads_ > 0) moec::cpu::set_threads(threads_);
+}
+
+Repetition Lane::repetition(const Work& work, uint64_t operand_bytes) const {
+  if (threads_ > 0) return {};
+  const uint64_t rotated = kRotatedBytes / std::max<uint64_t>(1, operand_bytes) + 1;
+  const int copies = static_cast<int>(std::min(kMostCopies, rotated));
+  const double seconds =
+      kLaunchSeconds + std::max(work.flops / ceilings_.flops, work.bytes / ceilings_.bytes);
+  const int runs = static_cast<int>(std::min<double>(kMostRuns, std::ceil(kSeconds / seconds)));
+  return {.copies = copies, .runs = std::max(copies, runs)};
+}
 
 }  // namespace moec::bench

@@ -29,7 +29,7 @@ std::vector<int32_t> random_tokens(int64_t count, int64_t vocab_size) {
 }
 
 Result<LiveModel> LiveModel::create(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane) {
-  auto device = lane.make_device();
+  MOEC_ASSIGN_OR_RETURN(auto device, lane.make_device());
   MOEC_RETURN_IF_ERROR(device->load(std::move(plan)));
   LiveModel model(std::move(device));
   MOEC_RETURN_IF_ERROR(model.start());

@@ -15,16 +15,16 @@ constexpr int64_t kSamples = 1 << 16;
 }  // namespace
 
 Result<Times> measure(benchmark::State& state, const Lane& lane, const Work& work,
-                      const std::function<Result<double>()>& run, const char* utilisation) {
+                      const std::function<Result<double>()>& run, int runs, const char* utilisation) {
   const int64_t stride = state.max_iterations / kSamples + 1;
   std::vector<double> samples;
   double fastest = std::numeric_limits<double>::infinity();
-  int64_t runs = 0;
-  for (auto _ : state) {
+  int64_t calls = 0;
+  while (state.KeepRunningBatch(runs)) {
     MOEC_ASSIGN_OR_RETURN(const double seconds, run());
-    state.SetIterationTime(seconds);
+    state.SetIterationTime(seconds * runs);
     fastest = std::min(fastest, seconds);
-    if (runs++ % stride == 0) samples.push_back(seconds);
+    if (calls++ % stride == 0) samples.push_back(seconds);
   }
   const auto middle = samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2);
   std::nth_element(samples.begin(), middle, samples.end());

@@ -13,6 +13,7 @@
 #include "compiler/compile.h"
 #include "compiler/error.h"
 #include "compiler/frontend.h"
+#include "runtime/cuda/cuda_device.h"
 #include "tools/command_line.h"
 #include "tools/units.h"
 
@@ -20,6 +21,7 @@ namespace moec::bench {
 namespace {
 
 struct Flags {
+  std::string device = "cpu";
   int threads = 0;
   double memory_gib = 1;
   std::string examples = MOEC_EXAMPLES;
@@ -76,19 +78,35 @@ Result<Examples> load_examples(const Flags& flags) {
   return examples;
 }
 
+/// Where the rows run.
+struct Lanes {
+  Lane table;
+  Lane models;  // kernels and steps
+};
+
+Result<Lanes> open_lanes(const Flags& flags) {
+  if (flags.device == "cuda" || (flags.device == "auto" && runtime::cuda_available().ok())) {
+    MOEC_ASSIGN_OR_RETURN(const Lane gpu, Lane::cuda());
+    return Lanes{gpu, gpu};
+  }
+  const Lane one_thread = Lane::cpu(1);
+  return Lanes{one_thread, flags.threads == 1 ? one_thread : Lane::cpu(flags.threads)};
+}
+
 Status run(const Flags& flags) {
   MOEC_ASSIGN_OR_RETURN(const Examples examples, load_examples(flags));
-  const Lane one_thread = Lane::cpu(1), lane = flags.threads == 1 ? one_thread : Lane::cpu(flags.threads);
-  benchmark::AddCustomContext("best of " + one_thread.name(), one_thread.best());
-  if (lane.name() != one_thread.name()) benchmark::AddCustomContext("best of " + lane.name(), lane.best());
+  MOEC_ASSIGN_OR_RETURN(const Lanes lanes, open_lanes(flags));
+  benchmark::AddCustomContext("best of " + lanes.table.name(), lanes.table.best());
+  if (lanes.models.name() != lanes.table.name())
+    benchmark::AddCustomContext("best of " + lanes.models.name(), lanes.models.best());
   if (!examples.left_out.empty())
     benchmark::AddCustomContext(fmt::format("needs more than --memory={}", flags.memory_gib),
                                 fmt::format("{}", fmt::join(examples.left_out, ", ")));
   Rows rows;
-  add_table_rows(rows, one_thread);
-  add_kernel_rows(rows, examples.whole, lane);
-  add_kernel_rows(rows, examples.one_of_each_block, lane);
-  for (const Model& model : examples.whole) add_step_row(rows, model, lane);
+  add_table_rows(rows, lanes.table);
+  add_kernel_rows(rows, examples.whole, lanes.models);
+  add_kernel_rows(rows, examples.one_of_each_block, lanes.models);
+  for (const Model& model : examples.whole) add_step_row(rows, model, lanes.models);
   if (benchmark::RunSpecifiedBenchmarks() == 0) return input_error("no row matches --benchmark_filter");
   if (rows.failed() > 0) return failure(fmt::format("{} rows failed", rows.failed()));
   return {};
@@ -96,6 +114,10 @@ Status run(const Flags& flags) {
 
 void describe(CLI::App& app, Flags& flags) {
   tools::describe_tool(app, "moebench", "Times kernels and whole steps against what the machine can do.");
+  app.add_option("--device", flags.device,
+                 "Where rows run (default: cpu; auto is the GPU where there is one)")
+      ->check(tools::one_of({"auto", "cpu", "cuda"}))
+      ->type_name("auto|cpu|cuda");
   app.add_option("--threads", flags.threads, "CPU threads of kernel and step rows (default: all cores)")
       ->check(tools::number<int>(1, 4096))
       ->type_name("N");
@@ -117,7 +139,8 @@ void describe(CLI::App& app, Flags& flags) {
 
 /// "unknown flag '--thread'; did you mean '--threads'?"
 std::string unknown_flag(const std::string& argument) {
-  const std::string flags[] = {"--threads",
+  const std::string flags[] = {"--device",
+                               "--threads",
                                "--memory",
                                "--examples",
                                "--help",

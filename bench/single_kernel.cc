@@ -1,6 +1,7 @@
 #include "bench/single_kernel.h"
 
 #include <algorithm>
+#include <chrono>
 #include <set>
 
 #include "kernels/catalog.h"
@@ -25,46 +26,90 @@ uint32_t add_buffer(fb::PlanT& plan, const fb::TensorT& tensor) {
   return static_cast<uint32_t>(plan.buffers.size() - 1);
 }
 
-/// The tensors keep their ids; those that the instruction does not name are never looked at.
-fb::PlanT plan_of_one(const fb::PlanT& from, const fb::InstructionT& instruction) {
-  fb::PlanT plan;
-  plan.arenas.push_back(std::make_unique<fb::ArenaT>());
-  plan.arenas.front()->kind = fb::ArenaKind::Activations;
-  for (const auto& tensor : from.tensors) plan.tensors.push_back(std::make_unique<fb::TensorT>(*tensor));
-
+/// What the instruction names, each once.
+std::set<int> operands_of(const fb::InstructionT& instruction) {
   std::set<int> operands(instruction.inputs.begin(), instruction.inputs.end());
   operands.insert(instruction.outputs.begin(), instruction.outputs.end());
   operands.insert(instruction.workspace);
   operands.erase(-1);
-  for (const int id : operands) {
-    fb::TensorT& tensor = *plan.tensors[static_cast<size_t>(id)];
-    tensor.offset = 0;
-    tensor.buffer = add_buffer(plan, tensor);
+  return operands;
+}
+
+/// Operands of the instruction as new tensors of `plan`, by their ids in `from`.
+std::map<int, int> add_operands(fb::PlanT& plan, const fb::PlanT& from, const fb::InstructionT& instruction) {
+  std::map<int, int> ids;
+  for (const int id : operands_of(instruction)) {
+    auto tensor = std::make_unique<fb::TensorT>(*from.tensors[static_cast<size_t>(id)]);
+    tensor->offset = 0;
+    tensor->buffer = add_buffer(plan, *tensor);
+    ids[id] = static_cast<int>(plan.tensors.size());
+    plan.tensors.push_back(std::move(tensor));
   }
   for (const InPlace& pair : find_kernel(instruction.kernel)->in_place) {
     const int output = instruction.outputs[static_cast<size_t>(pair.output)];
     const int input = instruction.inputs[static_cast<size_t>(pair.input)];
     if (pair.required && output >= 0 && input >= 0)
-      plan.tensors[static_cast<size_t>(output)]->buffer = plan.tensors[static_cast<size_t>(input)]->buffer;
+      plan.tensors[static_cast<size_t>(ids[output])]->buffer =
+          plan.tensors[static_cast<size_t>(ids[input])]->buffer;
   }
-  plan.programs.push_back(std::make_unique<fb::ProgramT>());
-  plan.programs.front()->kind = kProgram;
-  plan.programs.front()->instructions.push_back(std::make_unique<fb::InstructionT>(instruction));
-  return plan;
+  return ids;
+}
+
+/// The instruction on other tensors.
+std::unique_ptr<fb::InstructionT> renamed(const fb::InstructionT& instruction,
+                                          const std::map<int, int>& ids) {
+  auto result = std::make_unique<fb::InstructionT>(instruction);
+  const auto rename = [&](int& id) {
+    if (id >= 0) id = ids.at(id);
+  };
+  std::ranges::for_each(result->inputs, rename);
+  std::ranges::for_each(result->outputs, rename);
+  rename(result->workspace);
+  return result;
+}
+
+uint64_t operand_bytes(const fb::PlanT& plan, const fb::InstructionT& instruction) {
+  fb::PlanT scratch;
+  scratch.arenas.push_back(std::make_unique<fb::ArenaT>());
+  add_operands(scratch, plan, instruction);
+  return scratch.arenas.front()->size;
 }
 
 }  // namespace
 
 Result<SingleKernel> SingleKernel::create(const fb::PlanT& plan, const fb::InstructionT& instruction,
-                                          const Lane& lane) {
+                                          const Work& work, const Lane& lane) {
+  const Repetition repetition = lane.repetition(work, operand_bytes(plan, instruction));
   auto loaded = std::make_shared<runtime::LoadedPlan>();
   loaded->source = instruction.kernel;
-  loaded->plan = plan_of_one(plan, instruction);
-  auto device = lane.make_device();
+  fb::PlanT& repeated = loaded->plan;
+  repeated.arenas.push_back(std::make_unique<fb::ArenaT>());
+  repeated.arenas.front()->kind = fb::ArenaKind::Activations;
+  std::vector<std::map<int, int>> copies;
+  for (int i = 0; i < repetition.copies; ++i) copies.push_back(add_operands(repeated, plan, instruction));
+  repeated.programs.push_back(std::make_unique<fb::ProgramT>());
+  repeated.programs.front()->kind = kProgram;
+  for (int i = 0; i < repetition.runs; ++i)
+    repeated.programs.front()->instructions.push_back(
+        renamed(instruction, copies[static_cast<size_t>(i % repetition.copies)]));
+  MOEC_ASSIGN_OR_RETURN(auto device, lane.make_device());
   MOEC_RETURN_IF_ERROR(device->load(std::move(loaded)));
-  return SingleKernel(std::move(device));
+  return SingleKernel(std::move(device), std::move(copies), repetition.runs);
 }
 
-Result<double> SingleKernel::run() { return device_->run_instruction(kProgram, 0); }
+Status SingleKernel::write(int tensor, std::span<const std::byte> bytes) {
+  for (const std::map<int, int>& ids : copies_)
+    MOEC_RETURN_IF_ERROR(device_->write(ids.at(tensor), 0, bytes));
+  return {};
+}
+
+Result<double> SingleKernel::run() {
+  if (runs_ == 1) return device_->run_instruction(kProgram, 0);
+  const auto start = std::chrono::steady_clock::now();
+  MOEC_RETURN_IF_ERROR(device_->run(kProgram));
+  MOEC_RETURN_IF_ERROR(device_->wait());
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  return elapsed.count() / runs_;
+}
 
 }  // namespace moec::bench

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "bench/lane.h"
 #include "plan_generated.h"
@@ -13,24 +15,31 @@
 
 namespace moec::bench {
 
-/// Every operand has memory of its own, except outputs that must update an input in place: what a kernel only
-/// reads stays as it was written, and every run does the same work.
+/// One kernel, run as often as the lane repeats it. Every operand has memory of its own, except outputs that
+/// must update an input in place: what a kernel only reads stays as it was written, and every run does the
+/// same work.
 class SingleKernel {
  public:
   /// `instruction` with the tensors of `plan`; its memory is zeroed.
   static Result<SingleKernel> create(const fb::PlanT& plan, const fb::InstructionT& instruction,
-                                     const Lane& lane);
+                                     const Work& work, const Lane& lane);
 
   /// Sets an operand; `tensor` is its id in the plan.
-  Status write(int tensor, std::span<const std::byte> bytes) { return device_->write(tensor, 0, bytes); }
+  Status write(int tensor, std::span<const std::byte> bytes);
 
-  /// Runs once; seconds on the device.
+  /// Runs of a call of run().
+  int runs() const { return runs_; }
+  /// Seconds of one of them: on the device, or, where there are several, of all from the call to completion
+  /// over their number.
   Result<double> run();
 
  private:
-  explicit SingleKernel(std::unique_ptr<runtime::Device> device) : device_(std::move(device)) {}
+  SingleKernel(std::unique_ptr<runtime::Device> device, std::vector<std::map<int, int>> copies, int runs)
+      : device_(std::move(device)), copies_(std::move(copies)), runs_(runs) {}
 
   std::unique_ptr<runtime::Device> device_;
+  std::vector<std::map<int, int>> copies_;  // per set of operands: tensors of the plan to those of the device
+  int runs_;
 };
 
 }  // namespace moec::bench

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <optional>
+#include <utility>
 
 #include "bench/live_model.h"
 #include "bench/measure.h"
@@ -16,18 +16,6 @@ using fb::ProgramKind;
 
 /// Tokens to train on: as many as a book has characters.
 constexpr int64_t kDataTokens = 1 << 18;
-/// Before the measurement: memory is touched, threads are up.
-constexpr int kWarmUpSteps = 3;
-
-Result<runtime::Session> start(const Model& model, const Lane& lane) {
-  MOEC_ASSIGN_OR_RETURN(runtime::Session session, runtime::Session::create(model.plan, lane.make_device()));
-  const fb::RecipeT& recipe = *model.plan->plan.recipe;
-  MOEC_RETURN_IF_ERROR(session.initialise(recipe.seed, recipe.lr));
-  MOEC_RETURN_IF_ERROR(session.set_data(random_tokens(kDataTokens, session.vocab_size()), {}));
-  for (int i = 0; i < kWarmUpSteps; ++i) MOEC_RETURN_IF_ERROR(session.train_step());
-  return session;
-}
-
 Work work_of_step(const runtime::LoadedPlan& plan) {
   const runtime::ProgramCost micro_batch = runtime::cost_of(*plan.program(ProgramKind::Accumulate));
   const runtime::ProgramCost update = runtime::cost_of(*plan.program(ProgramKind::Apply));
@@ -44,15 +32,35 @@ Result<double> timed_step(runtime::Session& session) {
   return elapsed.count();
 }
 
+/// A session whose memory has been touched and whose threads are up.
+struct Started {
+  runtime::Session session;
+  double second_step = 0;  // seconds
+};
+
+Result<Started> start(const Model& model, const Lane& lane) {
+  MOEC_ASSIGN_OR_RETURN(auto device, lane.make_device());
+  MOEC_ASSIGN_OR_RETURN(runtime::Session session, runtime::Session::create(model.plan, std::move(device)));
+  const fb::RecipeT& recipe = *model.plan->plan.recipe;
+  MOEC_RETURN_IF_ERROR(session.initialise(recipe.seed, recipe.lr));
+  MOEC_RETURN_IF_ERROR(session.set_data(random_tokens(kDataTokens, session.vocab_size()), {}));
+  MOEC_RETURN_IF_ERROR(timed_step(session).status());
+  MOEC_ASSIGN_OR_RETURN(const double second_step, timed_step(session));
+  MOEC_RETURN_IF_ERROR(timed_step(session).status());
+  return Started{std::move(session), second_step};
+}
+
 Status run_row(benchmark::State& state, const Model& model, const Lane& lane) {
   lane.enter();
-  MOEC_ASSIGN_OR_RETURN(runtime::Session session, start(model, lane));
+  MOEC_ASSIGN_OR_RETURN(Started started, start(model, lane));
+  runtime::Session& session = started.session;
   const Work work = work_of_step(*model.plan);
   MOEC_ASSIGN_OR_RETURN(const Times times,
                         measure(
-                            state, lane, work, [&] { return timed_step(session); }, "%MFU"));
+                            state, lane, work, [&] { return timed_step(session); }, 1, "%MFU"));
   const auto tokens = static_cast<double>(session.batch_size() * session.seq_len() * session.grad_accum());
   state.counters["tok/s"] = tokens / times.median;
+  if (lane.captures()) state.counters["capture_ms"] = 1e3 * (started.second_step - times.median);
   return {};
 }
 

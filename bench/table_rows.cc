@@ -61,6 +61,9 @@ std::vector<Problem> problems() {
   };
 }
 
+/// Before the measurement: code is loaded, then submission as a whole is prepared.
+constexpr int kWarmUpRuns = 2;
+
 struct Prepared {
   SingleKernel kernel;
   Work work;
@@ -94,7 +97,7 @@ Result<Prepared> prepare(const Problem& problem, const Lane& lane) {
 
   const std::vector<int> written = instruction.inputs;
   instruction.inputs.resize(written.size() + static_cast<size_t>(problem.absent_inputs), -1);
-  MOEC_ASSIGN_OR_RETURN(SingleKernel kernel, SingleKernel::create(plan, instruction, lane));
+  MOEC_ASSIGN_OR_RETURN(SingleKernel kernel, SingleKernel::create(plan, instruction, work, lane));
   std::mt19937 generator(1);
   std::normal_distribution<float> normal;
   for (const int id : written) {
@@ -108,8 +111,10 @@ Result<Prepared> prepare(const Problem& problem, const Lane& lane) {
 Status run_row(benchmark::State& state, const Problem& problem, const Lane& lane) {
   lane.enter();
   MOEC_ASSIGN_OR_RETURN(Prepared prepared, prepare(problem, lane));
-  MOEC_RETURN_IF_ERROR(prepared.kernel.run().status());
-  return measure(state, lane, prepared.work, [&] { return prepared.kernel.run(); }).status();
+  for (int i = 0; i < kWarmUpRuns; ++i) MOEC_RETURN_IF_ERROR(prepared.kernel.run().status());
+  return measure(
+             state, lane, prepared.work, [&] { return prepared.kernel.run(); }, prepared.kernel.runs())
+      .status();
 }
 
 }  // namespace

@@ -109,6 +109,7 @@ struct MmaBackward {
 
 /// delta of one position of one head per warp.
 __global__ void __launch_bounds__(kThreads) sum_rows(AttentionGradient<bf16> g) {
+  begin_kernel();
   const int64_t index = group_row<kWarp>();  // in [B,S,H]
   const int head = static_cast<int>(index % g.shape.heads);
   const int position = static_cast<int>(index / g.shape.heads % g.shape.seq);

@@ -119,6 +119,7 @@ struct SimtBackward {
 /// The first blocks own tiles of keys, the others tiles of queries; those with the most to visit come first.
 template <class T, int kDim>
 __global__ void __launch_bounds__(SimtAttention<kDim>::kThreads) differentiate_simt(AttentionGradient<T> g) {
+  begin_kernel();
   using Backward = SimtBackward<T, kDim>;
   auto& shared = *static_cast<typename Backward::Shared*>(dynamic_shared());
   const int tiles = (g.shape.seq + Backward::kTile - 1) / Backward::kTile;

@@ -12,6 +12,7 @@ constexpr int kBlockTokens = 1024;
 __global__ void __launch_bounds__(kThreads)
     load_batch_kernel(const int32_t* window, const TrainState* state, fb::Sampling sampling, bool evaluate,
                       int64_t batch, int64_t seq_len, int32_t* tokens, int32_t* targets) {
+  begin_kernel();
   const int64_t blocks = ceil_div(seq_len, kBlockTokens);
   const int64_t b = blockIdx.x / blocks, begin = blockIdx.x % blocks * kBlockTokens;
   const int32_t* first = window + sequence_start(*state, sampling, evaluate, batch, seq_len, b);

@@ -32,6 +32,7 @@ struct ColumnSum {
 template <class Acc, class Out>
 __global__ void sum_columns_kernel(ColumnSum<Acc, Out> first, ColumnSum<Acc, Out> second, int pieces,
                                    int64_t cols) {
+  begin_kernel();
   constexpr int kLanes = kThreads / kWarp;
   __shared__ Acc sums[kLanes][kWarp];
   const int64_t column_blocks = ceil_div(cols, kWarp);

@@ -8,12 +8,14 @@ namespace moec::cuda {
 /// A warp copies a row.
 template <class Unit, class Source>
 __global__ void copy_rows_kernel(const Unit* from, Unit* to, int64_t rows, int64_t units, Source source) {
+  begin_kernel();
   const int64_t row = group_row<kWarp>();
   if (row >= rows) return;
   const Unit* in = from + source(row) * units;
   Unit* out = to + row * units;
-#pragma unroll 4
-  for (int64_t i = group_lane<kWarp>(); i < units; i += kWarp) out[i] = in[i];
+  hold_places<kWarp>(units, [in](int64_t i) { return in[i]; }).for_each([out](int64_t i, const Unit& unit) {
+    out[i] = unit;
+  });
 }
 
 /// to[row] = from[source(row)] for the first `rows` rows of `to`; the views share their row length and are of

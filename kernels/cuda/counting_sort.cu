@@ -37,6 +37,7 @@ __device__ void clear_key_ranges(const CountingSort& sort) {
 }
 
 __global__ void __launch_bounds__(kBlock) count_kernel(const CountingSort sort) {
+  begin_kernel();
   extern __shared__ int32_t counts[];
   clear_key_ranges(sort);
   count_items(read_item(sort), counts, sort.buckets);
@@ -101,6 +102,7 @@ __device__ int take_place(const Item& item, int32_t* next) {
 
 /// A single block counts its items itself, more have been counted by count_kernel.
 __global__ void __launch_bounds__(kBlock) place_kernel(const CountingSort sort) {
+  begin_kernel();
   extern __shared__ int32_t totals[];
   int32_t* next = totals + sort.buckets;
   const Item item = read_item(sort);

@@ -2,6 +2,18 @@
 
 namespace moec::cuda {
 
+namespace {
+
+/// Compiled for the same architectures as every other kernel.
+__global__ void probe_kernel() {}
+
+}  // namespace
+
+bool kernels_can_overlap() {
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
 CudaKernel find_kernel(std::string_view key) {
 #define KERNEL(name, signature, in_place, workspace) \
   if (key == #name) return name;

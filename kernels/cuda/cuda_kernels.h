@@ -20,6 +20,7 @@ struct CudaContext {
   cublasHandle_t cublas = nullptr;
   cublasLtHandle_t cublas_lt = nullptr;
   int sm_count = 0;
+  bool kernels_overlap = false;  // a kernel may be started before the one in front of it has ended
   void* cublas_workspace = nullptr;
   size_t cublas_workspace_bytes = 0;
 };
@@ -27,6 +28,10 @@ struct CudaContext {
 /// Returns the error of the first launch that failed; those of running kernels show at a later
 /// synchronisation. cudaErrorNotSupported: no variant for these types or sizes.
 using CudaKernel = cudaError_t (*)(const KernelCall& call, const CudaContext& context);
+
+/// Whether this build's kernels for the current GPU wait themselves for what they read (compute capability
+/// 9.0), so that they may overlap.
+bool kernels_can_overlap();
 
 /// nullptr when the catalog has no such key.
 CudaKernel find_kernel(std::string_view key);

@@ -21,6 +21,7 @@ struct TokenOfSlot {
 template <class T, int kWidth>
 __global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const Accumulator<T>* weights, T* y,
                                    int64_t tokens, int k, int cols) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t token = group_row<kWarp>();
   if (token >= tokens) return;
@@ -57,6 +58,7 @@ template <class T, int kWidth>
 __global__ void combine_bwd_kernel(const T* dy, const T* rows, const Accumulator<T>* weights,
                                    const int32_t* permutation, T* drows, Accumulator<T>* dweights,
                                    int64_t slots, int k, int cols) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t slot = group_row<kWarp>();
   if (slot >= slots) return;

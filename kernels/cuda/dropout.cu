@@ -12,6 +12,7 @@ constexpr int kElements = 4;
 template <class T>
 __global__ void dropout_kernel(const T* x, const TrainState* state, T* y, int64_t n, bool aligned,
                                uint32_t stream, uint64_t threshold, Accumulator<T> kept) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t i = global_thread(), begin = i * kElements;
   if (begin >= n) return;

@@ -9,6 +9,7 @@ namespace {
 
 template <class T, int kWidth, class F>
 __global__ void map_kernel(const T* x, T* y, int64_t vectors, F f) {
+  begin_kernel();
   const int64_t i = global_thread();
   if (i >= vectors) return;
   auto v = load<kWidth>(x, i);
@@ -20,6 +21,7 @@ __global__ void map_kernel(const T* x, T* y, int64_t vectors, F f) {
 
 template <class T, int kWidth, class F>
 __global__ void map_pair_kernel(const T* a, const T* b, T* y, int64_t vectors, F f) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t i = global_thread();
   if (i >= vectors) return;
@@ -135,6 +137,7 @@ struct Scale {
 /// A thread turns two vectors of gates and ups into one of y.
 template <class T, int kWidth>
 __global__ void swiglu_kernel(const T* x, T* y, int64_t vectors) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t i = global_thread();
   if (i >= vectors) return;
@@ -151,6 +154,7 @@ __global__ void swiglu_kernel(const T* x, T* y, int64_t vectors) {
 
 template <class T, int kWidth>
 __global__ void swiglu_bwd_kernel(const T* dy, const T* x, T* dx, int64_t vectors) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t i = global_thread();
   if (i >= vectors) return;

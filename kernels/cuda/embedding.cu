@@ -52,6 +52,7 @@ __device__ void add_positions(const EmbeddingBwd<T, Grad>& bwd, int i, int first
 /// row, and all warps together those of tokens that occur more than kFrequent times.
 template <class T, class Grad, int kWidth>
 __global__ void __launch_bounds__(kThreads) embedding_bwd_kernel(const EmbeddingBwd<T, Grad> bwd) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   constexpr int kFrequent = 64, kRows = kThreads / kWarp;
   __shared__ int first[kRows], end[kRows];
@@ -129,6 +130,7 @@ cudaError_t sort_tokens(const KernelCall& call, const CudaContext& context, Toke
 template <class T, int kWidth>
 __global__ void position_embedding_kernel(const T* x, const T* weight, T* y, int64_t rows, int seq_len,
                                           int cols) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t row = group_row<kWarp>();
   if (row >= rows) return;
@@ -147,6 +149,7 @@ __global__ void position_embedding_kernel(const T* x, const T* weight, T* y, int
 template <class T, class Grad, int kWidth>
 __global__ void position_embedding_bwd_kernel(const T* dy, Grad* dweight, int64_t positions, int64_t batch,
                                               int seq_len, int cols, bool accumulate) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t position = group_row<kWarp>();
   if (position >= positions || (position >= seq_len && accumulate)) return;

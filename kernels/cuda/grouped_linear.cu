@@ -62,6 +62,7 @@ class ExpertTiles {
 template <class Tile, class A, class B, class C>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     multiply_rows(A a, B b, C c, const int32_t* offsets, int experts) {
+  begin_kernel();
   using Shape = typename Tile::Shape;
   ExpertTiles<Shape::kM> tiles(offsets, experts, (c.cols + Shape::kN - 1) / Shape::kN);
   for (int64_t tile = blockIdx.x; tiles.seek(tile); tile += gridDim.x) {
@@ -123,6 +124,7 @@ cudaError_t multiply_experts(const TensorView& rows, const TensorView& offsets, 
 template <class T, class TOut>
 __global__ void __launch_bounds__(kSumThreads)
     sum_expert_columns(const T* dy, const int32_t* offsets, int64_t cols, TOut* dbias, bool accumulate) {
+  begin_kernel();
   auto sum = column_sum(dy, offsets[blockIdx.y], offsets[blockIdx.y + 1], cols);
   const int64_t col = static_cast<int64_t>(blockIdx.x) * kSumCols + threadIdx.x;
   if (threadIdx.x >= kSumCols || col >= cols) return;

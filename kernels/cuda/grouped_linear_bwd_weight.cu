@@ -15,6 +15,7 @@ constexpr int64_t kEnoughTiles = 128;
 template <class Tile, class A, class B, class C>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     multiply_depths(A a, B b, C c, const int32_t* offsets) {
+  begin_kernel();
   using Shape = typename Tile::Shape;
   const int64_t expert = blockIdx.y;
   const int begin = offsets[expert];

@@ -10,6 +10,7 @@ namespace {
 template <class T>
 __global__ void init_normal_kernel(const TrainState* state, T* y, int64_t n, uint32_t stream, double mean,
                                    double std) {
+  begin_kernel();
   const int64_t i = global_thread();
   if (4 * i >= n) return;
   const NormalBlock normals = initial_normals(state->seed, stream, static_cast<uint64_t>(i));
@@ -20,6 +21,7 @@ __global__ void init_normal_kernel(const TrainState* state, T* y, int64_t n, uin
 
 template <class T, int kWidth>
 __global__ void fill_kernel(T* y, int64_t vectors, T value) {
+  begin_kernel();
   const int64_t i = global_thread();
   if (i >= vectors) return;
   Vector<T, kWidth> out;

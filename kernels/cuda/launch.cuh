@@ -14,14 +14,34 @@ constexpr int kThreads = 256;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// Enqueues kernel(args...) with `shared` bytes of dynamic shared memory; no blocks are no work.
+/// Lets the kernel behind this one in the stream be started, and waits until those before it are done and
+/// what they wrote is there to be read. The first statement of every kernel that launch() and launch_shared()
+/// enqueue.
+__device__ inline void begin_kernel() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+#endif
+}
+
+/// Enqueues kernel(args...), which starts with begin_kernel(), with `shared` bytes of dynamic shared memory;
+/// no blocks are no work.
 template <class... Params, class... Args>
 cudaError_t launch_shared(const CudaContext& context, void (*kernel)(Params...), int64_t blocks, int threads,
                           size_t shared, Args... args) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared, context.stream>>>(args...);
-  return cudaGetLastError();
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = static_cast<unsigned>(blocks);
+  config.blockDim = static_cast<unsigned>(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = context.stream;
+  config.attrs = &overlap;
+  config.numAttrs = context.kernels_overlap ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }
 
 template <class... Params, class... Args>

@@ -24,6 +24,7 @@ ProductMatrix as_matrix(const TensorView& tensor) {
 template <class T, class TOut>
 __global__ void __launch_bounds__(kSumThreads)
     sum_columns(const T* in, int64_t rows, int64_t cols, int64_t range, TOut* out, bool accumulate) {
+  begin_kernel();
   const int64_t begin = blockIdx.y * range;
   auto sum = column_sum(in, begin, min(begin + range, rows), cols);
   const int64_t col = static_cast<int64_t>(blockIdx.x) * kSumCols + threadIdx.x;
@@ -60,7 +61,7 @@ cudaError_t launch_bias_bwd(const KernelCall& call, const CudaContext& context) 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
   const bool small =
       product.b.dtype == fb::DType::F32 && product.m() * product.n() * product.k() <= kSmallProduct;
-  return small || !cublas_supports(product) ? multiply_simt(product, context)
+  return small || !cublas_supports(product) ? multiply_tiled(product, context)
                                             : multiply_cublas(product, context);
 }
 

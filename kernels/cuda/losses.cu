@@ -21,6 +21,7 @@ __device__ int count_valid(const int32_t* targets, int64_t rows) {
 template <class T, int kWidth, int kGroup>
 __global__ void cross_entropy_kernel(const T* logits, const int32_t* targets, Accumulator<T>* lse,
                                      double* row_losses, int64_t rows, int cols) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t row = group_row<kGroup>();
   if (row >= rows) return;
@@ -37,6 +38,7 @@ __global__ void cross_entropy_kernel(const T* logits, const int32_t* targets, Ac
 /// block.
 __global__ void mean_kernel(const double* terms, const int32_t* targets, int64_t rows, double factor,
                             Scalar loss) {
+  begin_kernel();
   double sum = 0;
 #pragma unroll 8
   for (int64_t row = threadIdx.x; row < rows; row += kThreads) sum += terms[row];
@@ -60,6 +62,7 @@ struct CrossEntropyBwd {
 /// and writes every element once. Each block counts the targets for itself.
 template <class T, int kWidth, int kGroup>
 __global__ void __launch_bounds__(kThreads) cross_entropy_bwd_kernel(const CrossEntropyBwd<T> bwd) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int valid = count_valid(bwd.targets, bwd.rows);
   const auto factor = static_cast<Acc>(bwd.dloss.read() / max(1, valid));
@@ -115,6 +118,7 @@ struct AuxLossFactor {
 template <class T>
 __global__ void sum_probs_kernel(const T* probs, double* sums, int64_t tokens, int64_t piece_tokens,
                                  int experts) {
+  begin_kernel();
   const int64_t begin = blockIdx.x * piece_tokens, end = min(tokens, begin + piece_tokens);
   for (int e = threadIdx.x / kWarp; e < experts; e += kThreads / kWarp) {
     double sum = 0;
@@ -128,6 +132,7 @@ __global__ void sum_probs_kernel(const T* probs, double* sums, int64_t tokens, i
 
 /// One block.
 __global__ void aux_loss_kernel(const double* sums, int pieces, AuxLossFactor factor, Scalar loss) {
+  begin_kernel();
   double total = 0;
   for (int e = threadIdx.x / kWarp; e < factor.experts; e += kThreads / kWarp) {
     double prob = 0;
@@ -142,6 +147,7 @@ __global__ void aux_loss_kernel(const double* sums, int pieces, AuxLossFactor fa
 /// The probabilities' own values do not enter: the loss is linear in them, and the counts have no derivative.
 template <class T>
 __global__ void aux_loss_bwd_kernel(Scalar dloss, AuxLossFactor factor, T* dprobs) {
+  begin_kernel();
   const int64_t i = global_thread();
   if (i >= factor.tokens * factor.experts) return;
   const double scale = dloss.read() * factor.value() / static_cast<double>(factor.tokens);
@@ -151,6 +157,7 @@ __global__ void aux_loss_bwd_kernel(Scalar dloss, AuxLossFactor factor, T* dprob
 /// A warp per row of logits of the accumulation type.
 template <class T>
 __global__ void squared_lse_kernel(const T* logits, double* squares, int64_t rows, int cols) {
+  begin_kernel();
   const int64_t row = group_row<kWarp>();
   if (row >= rows) return;
   const SoftmaxStats<T> stats = softmax_stats<1, kWarp>(logits + row * cols, cols);
@@ -162,6 +169,7 @@ __global__ void squared_lse_kernel(const T* logits, double* squares, int64_t row
 template <class T>
 __global__ void router_z_loss_bwd_kernel(Scalar dloss, const T* logits, T* dlogits, int64_t rows, int cols,
                                          double factor) {
+  begin_kernel();
   const int64_t row = group_row<kWarp>();
   if (row >= rows) return;
   const T* x = logits + row * cols;

@@ -1,9 +1,10 @@
-// What the bf16 matrix kernels ask of the hardware: asynchronous copies to shared memory, and products of the
+// What the matrix kernels ask of the hardware: asynchronous copies to shared memory, and products of the
 // fragments that a warp holds in registers. Blocks are one-dimensional.
 //
 // Fragments of a[16,16] and b[16,8] are 4 and 2 registers of two bf16; sums d[16,8] are 4 floats. With group
 // = lane / 4 and pair = 2 * (lane % 4), d[0], d[1] are at row group, columns pair and pair + 1; d[2], d[3]
-// eight rows below (PTX ISA, mma.m16n8k16).
+// eight rows below (PTX ISA, mma.m16n8k16). Fragments of a[16,8] and b[8,8] in TF32 hold one element per
+// register at the places of those pairs (mma.m16n8k8).
 #pragma once
 
 #include <cstdint>
@@ -58,6 +59,14 @@ __device__ inline void load_matrices(uint32_t (&to)[4], const bf16* row) {
                  : "r"(shared_address(row))
                  : "memory");
   }
+}
+
+/// Reads four 8x4 matrices of floats in the same way: a lane gets the element (lane / 4, lane % 4) of each.
+__device__ inline void load_matrices(float (&to)[4], const float* row) {
+  uint32_t bits[4];
+  load_matrices<false>(bits, reinterpret_cast<const bf16*>(row));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[i] = __uint_as_float(bits[i]);
 }
 
 #if __CUDA_ARCH__ >= 800
@@ -135,6 +144,49 @@ __device__ inline void load_b(uint32_t (&b)[4], const bf16* tile, int stride, in
   } else {
     load_matrices<false>(b, tile + (col + lane / 16 * 8 + lane % 8) * stride + depth + lane / 8 % 2 * 8);
   }
+}
+
+/// Fragment of a[16,8] from element (row, depth) on of a tile of floats, laid out as for load_a above.
+template <bool kDepthMajor>
+__device__ inline void load_a(float (&a)[4], const float* tile, int stride, int row, int depth) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if constexpr (kDepthMajor) {
+    const float* from = tile + (depth + lane % 4) * stride + row + lane / 4;
+    a[0] = from[0];
+    a[1] = from[8];
+    a[2] = from[4 * stride];
+    a[3] = from[4 * stride + 8];
+  } else {
+    load_matrices(a, tile + (row + lane % 16) * stride + depth + lane / 16 * 4);
+  }
+}
+
+/// Fragments of b[8,16], two of b[8,8] next to each other, of a tile of floats laid out as for load_b above.
+template <bool kDepthMajor>
+__device__ inline void load_b(float (&b)[4], const float* tile, int stride, int col, int depth) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if constexpr (kDepthMajor) {
+    const float* from = tile + (depth + lane % 4) * stride + col + lane / 4;
+    b[0] = from[0];
+    b[1] = from[4 * stride];
+    b[2] = from[8];
+    b[3] = from[4 * stride + 8];
+  } else {
+    load_matrices(b, tile + (col + lane / 16 * 8 + lane % 8) * stride + depth + lane / 8 % 2 * 4);
+  }
+}
+
+/// The nearest TF32 number, of those equally near the larger one, in the bits of a float. Overflows to
+/// infinity. (The hardware's conversion has a fraction of the throughput.)
+__device__ inline uint32_t round_tf32(float value) { return (__float_as_uint(value) + 0x1000u) & ~0x1fffu; }
+
+/// d += a b for fragments in TF32, of floats of which the hardware ignores the lower 13 bits (sm_80 and
+/// later).
+__device__ inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 }  // namespace moec::cuda

@@ -1,4 +1,5 @@
-// One tile of a matrix product of bf16 factors on the tensor cores, summed in f32.
+// One tile of a matrix product of bf16 factors on the tensor cores, summed in f32, and how steps of factors
+// come to tensor cores through shared memory.
 #pragma once
 
 #include <cstddef>
@@ -20,52 +21,60 @@ struct MmaShape {
 using MmaLarge = MmaShape<128, 128, 64, 32, 2>;
 using MmaSmall = MmaShape<64, 64, 32, 32, 4>;
 
-/// A step of a factor in shared memory, laid out as in device memory. Runs along memory are padded by 16
-/// bytes, so that eight of them, 16 bytes each, lie in different banks.
+/// A step of a factor in shared memory, laid out as in device memory. Runs along memory are padded so that
+/// what a warp reads at once lies in different banks: by 16 bytes for eight runs of 16 bytes (ldmatrix), by
+/// 32 bytes for four runs of eight floats.
 template <class F, int kRows, int kDepth, int kThreads>
 struct MmaStep {
+  using T = typename F::Element;
   static constexpr int kRun = F::kDepthMajor ? kRows : kDepth;
   static constexpr int kRuns = F::kDepthMajor ? kDepth : kRows;
-  static constexpr int kStride = kRun + 8;
+  static constexpr int kStride = kRun + (F::kDepthMajor ? 8 : 16 / sizeof(T));
   static constexpr int kElements = kRuns * kStride;
 
-  __device__ static void copy_async(const F& factor, int i, int k, bf16* tile) {
-    constexpr int kChunks = kRuns * kRun / 8;
-    static_assert(kChunks % kThreads == 0);
+  /// Starts to copy the elements from (i, k) on. Each thread copies the same place of some runs.
+  __device__ static void copy_async(const F& factor, int i, int k, T* tile) {
+    constexpr int kThreadsPerRun = kRun / F::kRun, kPass = kThreads / kThreadsPerRun;
+    static_assert(kThreads % kThreadsPerRun == 0 && kRuns % kPass == 0);
+    const int thread = static_cast<int>(threadIdx.x);
+    const int run = thread / kThreadsPerRun, place = thread % kThreadsPerRun * F::kRun;
+    i += F::kDepthMajor ? place : run;
+    k += F::kDepthMajor ? run : place;
+    T* to = tile + run * kStride + place;
+    const auto for_each_run = [&](auto&& copy) {
 #pragma unroll
-    for (int v = 0; v < kChunks / kThreads; ++v) {
-      const int chunk = static_cast<int>(threadIdx.x) + v * kThreads;
-      const int run = chunk / (kRun / 8), place = chunk % (kRun / 8) * 8;
-      bf16* to = tile + run * kStride + place;
-      if constexpr (F::kDepthMajor) {
-        factor.copy_async(i + place, k + run, to);
-      } else {
-        factor.copy_async(i + run, k + place, to);
-      }
+      for (int v = 0; v < kRuns; v += kPass)
+        copy(i + (F::kDepthMajor ? 0 : v), k + (F::kDepthMajor ? v : 0), v);
+    };
+    if (factor.aligned) {
+      const T* from = factor.at(i, k);
+      for_each_run([&](int row, int depth, int v) {
+        const bool valid = factor.left(row, depth) > 0;
+        copy16_async(to + v * kStride, valid ? from + v * factor.stride : factor.data, valid);
+      });
+    } else {
+      for_each_run([&](int row, int depth, int v) { factor.copy_async(row, depth, to + v * kStride); });
     }
   }
 };
 
-/// Computes tiles of the product of two bf16 factors A and B into a result C, with all threads of a block.
-template <class TileShape, class A, class B, class C>
-class MmaTile {
-  using StepA = MmaStep<A, TileShape::kM, TileShape::kK, TileShape::kThreads>;
-  using StepB = MmaStep<B, TileShape::kN, TileShape::kK, TileShape::kThreads>;
+/// Streams the steps of two factors of one type through shared memory, kStages of them at a time.
+template <class Shape, class A, class B>
+struct MmaPipeline {
+  using T = typename A::Element;
+  using StepA = MmaStep<A, Shape::kM, Shape::kK, Shape::kThreads>;
+  using StepB = MmaStep<B, Shape::kN, Shape::kK, Shape::kThreads>;
   static constexpr int kStage = StepA::kElements + StepB::kElements;
+  static constexpr size_t kSharedBytes = sizeof(T) * Shape::kStages * kStage;
 
- public:
-  using Shape = TileShape;
-  static constexpr int kThreads = Shape::kThreads;
-  static constexpr int kBlocksPerSm = Shape::kBlocksPerSm;
-  static constexpr size_t kSharedBytes = sizeof(bf16) * Shape::kStages * kStage;
-
-  /// The tile from (row, col) on; `shared` is free before and after.
-  __device__ static void run(const A& a, const B& b, const C& c, int row, int col, void* shared) {
-    auto* stages = static_cast<bf16*>(shared);
-    float sums[kMmaM][kMmaN][4] = {};
+  /// Calls multiply(step of a from `row` on, step of b from `col` on) for all depths in order; `shared` is
+  /// free before.
+  template <class Multiply>
+  __device__ static void run(const A& a, const B& b, int row, int col, void* shared, Multiply&& multiply) {
+    auto* stages = static_cast<T*>(shared);
     const int steps = (a.depth + Shape::kK - 1) / Shape::kK;
     const auto copy_step = [&](int step) {
-      bf16* stage = stages + step % Shape::kStages * kStage;
+      T* stage = stages + step % Shape::kStages * kStage;
       if (step < steps) {
         StepA::copy_async(a, row, step * Shape::kK, stage);
         StepB::copy_async(b, col, step * Shape::kK, stage + StepA::kElements);
@@ -79,10 +88,31 @@ class MmaTile {
       __syncthreads();  // the step is there, and its predecessor, whose place is filled next, no longer
                         // needed
       copy_step(step + Shape::kStages - 1);
-      const bf16* stage = stages + step % Shape::kStages * kStage;
-      multiply_step(stage, stage + StepA::kElements, sums);
+      const T* stage = stages + step % Shape::kStages * kStage;
+      multiply(stage, stage + StepA::kElements);
     }
     wait_copies<0>();
+  }
+};
+
+/// Computes tiles of the product of two bf16 factors A and B into a result C, with all threads of a block.
+template <class TileShape, class A, class B, class C>
+class MmaTile {
+  using Pipeline = MmaPipeline<TileShape, A, B>;
+  using StepA = typename Pipeline::StepA;
+  using StepB = typename Pipeline::StepB;
+
+ public:
+  using Shape = TileShape;
+  static constexpr int kThreads = Shape::kThreads;
+  static constexpr int kBlocksPerSm = Shape::kBlocksPerSm;
+  static constexpr size_t kSharedBytes = Pipeline::kSharedBytes;
+
+  /// The tile from (row, col) on; `shared` is free before and after.
+  __device__ static void run(const A& a, const B& b, const C& c, int row, int col, void* shared) {
+    float sums[kMmaM][kMmaN][4] = {};
+    Pipeline::run(a, b, row, col, shared,
+                  [&](const bf16* tile_a, const bf16* tile_b) { multiply_step(tile_a, tile_b, sums); });
     store(c, row, col, sums);
   }
 

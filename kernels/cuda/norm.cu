@@ -20,42 +20,38 @@ struct Norm {
   Acc eps;
 };
 
-/// A row is read again for the variance and for y, from the cache. The variance is of centred values: no
-/// cancellation.
+/// What of a row is not held is read again for the variance and for y, from the cache. The variance is of
+/// centred values: no cancellation.
 template <bool kCentred, class T, int kWidth, int kGroup>
 __global__ void norm_kernel(const Norm<T> norm) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t row = group_row<kGroup>();
   if (row >= norm.rows) return;
   const T* x = norm.x + row * norm.cols;
-  const int lane = group_lane<kGroup>(), vectors = norm.cols / kWidth;
+  const auto held = hold_places<kGroup>(norm.cols / kWidth, [x](int64_t i) { return load<kWidth>(x, i); });
   const auto cols = static_cast<Acc>(norm.cols);
 
   Acc mean = 0;
   if constexpr (kCentred) {
     Acc sum = 0;
-#pragma unroll 4
-    for (int i = lane; i < vectors; i += kGroup) {
-      const auto v = load<kWidth>(x, i);
+    held.for_each([&](int64_t, const Vector<T, kWidth>& v) {
 #pragma unroll
       for (const T value : v.value) sum += static_cast<Acc>(value);
-    }
+    });
     mean = group_reduce<kGroup>(sum) / cols;
   }
   Acc squares = 0;
-#pragma unroll 4
-  for (int i = lane; i < vectors; i += kGroup) {
-    const auto v = load<kWidth>(x, i);
+  held.for_each([&](int64_t, const Vector<T, kWidth>& v) {
 #pragma unroll
     for (const T value : v.value) {
       const Acc centred = static_cast<Acc>(value) - mean;
       squares += centred * centred;
     }
-  }
+  });
   const Acc rstd = 1 / std::sqrt(group_reduce<kGroup>(squares) / cols + norm.eps);
 
-  for (int i = lane; i < vectors; i += kGroup) {
-    auto v = load<kWidth>(x, i);
+  held.for_each([&](int64_t i, Vector<T, kWidth> v) {
     const auto weight = load<kWidth>(norm.weight, i);
     const auto bias = norm.bias ? load<kWidth>(norm.bias, i) : Vector<T, kWidth>{};
 #pragma unroll
@@ -65,8 +61,8 @@ __global__ void norm_kernel(const Norm<T> norm) {
           to_storage<T>(normal * static_cast<Acc>(weight.value[j]) + static_cast<Acc>(bias.value[j]));
     }
     store(norm.y + row * norm.cols, i, v);
-  }
-  if (lane == 0) {
+  });
+  if (group_lane<kGroup>() == 0) {
     if constexpr (kCentred) norm.mean[row] = mean;
     norm.rstd[row] = rstd;
   }

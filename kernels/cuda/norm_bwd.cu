@@ -28,6 +28,8 @@ struct BwdLayout {
   static constexpr int kGroup = kGroupSize, kVectors = kVectorsHeld;
   static constexpr int kBlock = kGroup == kWarp && kSums * kVectors * kWidth <= 32 ? 512 : kThreads;
   static constexpr int kGroups = kBlock / kGroup;
+  /// Whether there are registers for a second row, which is read while the threads work on the first.
+  static constexpr bool kReadsAhead = kGroup == kWarp && kSums * kVectors * kWidth <= 24;
 };
 
 /// sums[cols] = the sums over the block's groups, in their order, of what each holds for its columns.
@@ -50,19 +52,18 @@ __device__ void store_column_sums(const Acc (&held)[Layout::kVectors][kWidth], A
   }
 }
 
-/// A block goes through one piece of the rows, a group takes every kGroups-th of them.
-template <bool kCentred, class T, int kWidth, class Layout>
-__global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<T> norm) {
+/// What a thread reads of a row.
+template <class T, int kWidth, int kVectors>
+struct RowOperands {
   using Acc = Accumulator<T>;
-  constexpr int kGroup = Layout::kGroup, kVectors = Layout::kVectors;
-  const int lane = group_lane<kGroup>(), vectors = norm.cols / kWidth;
-  const auto cols = static_cast<Acc>(norm.cols);
-  const int64_t begin = blockIdx.x * norm.piece_rows, end = min(norm.rows, begin + norm.piece_rows);
+  Vector<T, kWidth> dy[kVectors] = {}, x[kVectors] = {};
+  Acc mean = 0, rstd = 0;
 
-  Acc dweight[kVectors][kWidth] = {}, dbias[kVectors][kWidth] = {};
-  for (int64_t row = begin + threadIdx.x / kGroup; row < end; row += Layout::kGroups) {
-    const Acc mean = kCentred ? norm.mean[row] : Acc{0}, rstd = norm.rstd[row];
-    Vector<T, kWidth> dy[kVectors] = {}, x[kVectors] = {};
+  template <bool kCentred, int kGroup>
+  __device__ void read(const NormBwd<T>& norm, int64_t row) {
+    const int lane = group_lane<kGroup>(), vectors = norm.cols / kWidth;
+    if constexpr (kCentred) mean = norm.mean[row];
+    rstd = norm.rstd[row];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int i = lane + v * kGroup;
@@ -70,6 +71,28 @@ __global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<
       dy[v] = load<kWidth>(norm.dy + row * norm.cols, i);
       x[v] = load<kWidth>(norm.x + row * norm.cols, i);
     }
+  }
+};
+
+/// A block goes through one piece of the rows, a group takes every kGroups-th of them.
+template <bool kCentred, class T, int kWidth, class Layout>
+__global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<T> norm) {
+  begin_kernel();
+  using Acc = Accumulator<T>;
+  constexpr int kGroup = Layout::kGroup, kVectors = Layout::kVectors;
+  const int lane = group_lane<kGroup>(), vectors = norm.cols / kWidth;
+  const auto cols = static_cast<Acc>(norm.cols);
+  const int64_t begin = blockIdx.x * norm.piece_rows, end = min(norm.rows, begin + norm.piece_rows);
+
+  Acc dweight[kVectors][kWidth] = {}, dbias[kVectors][kWidth] = {};
+  const int64_t first = begin + threadIdx.x / kGroup;
+  RowOperands<T, kWidth, kVectors> next;
+  if (Layout::kReadsAhead && first < end) next.template read<kCentred, kGroup>(norm, first);
+  for (int64_t row = first; row < end; row += Layout::kGroups) {
+    if (!Layout::kReadsAhead) next.template read<kCentred, kGroup>(norm, row);
+    auto [dy, x, mean, rstd] = next;
+    if (Layout::kReadsAhead && row + Layout::kGroups < end)
+      next.template read<kCentred, kGroup>(norm, row + Layout::kGroups);
     Acc sum = 0, dot = 0;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
@@ -115,6 +138,7 @@ template <int kSums, int kWidth, class Body>
 cudaError_t with_bwd_layout(int64_t vectors, Body&& body) {
   constexpr int kMost = kSums * kWidth > 8 ? 4 : 8;
   if (vectors <= kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, 1>>();
+  if (vectors <= 3 * kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, 3>>();
   if (vectors <= 4 * kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, 4>>();
   if (vectors <= kMost * kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, kMost>>();
   if (vectors <= kMost * kThreads)

@@ -15,6 +15,7 @@ constexpr int64_t kPieceElements = 4096;
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     sum_of_squares_kernel(const T* x, int64_t vectors, double* partials) {
+  begin_kernel();
   double sum = 0;
 #pragma unroll 4
   for (int64_t i = global_thread(); i < vectors; i += int64_t{gridDim.x} * kThreads) {
@@ -32,6 +33,7 @@ __global__ void __launch_bounds__(kThreads)
 /// One block.
 __global__ void finish_grad_norm_kernel(const double* partials, int64_t count, TrainState* state,
                                         double max_norm) {
+  begin_kernel();
   double sum = 0;
 #pragma unroll 4
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partials[i];
@@ -63,6 +65,7 @@ __device__ inline void split(float master, bf16& weight, uint16_t& remainder) {
 template <class T, class Grad, bool kMaster, int kWidth>
 __global__ void __launch_bounds__(kThreads, 4)
     adamw_kernel(const AdamWRange<T, Grad> range, const fb::AdamWT attrs, const TrainState* state) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   __shared__ AdamWStep<Acc> shared;
   if (state->non_finite) return;

@@ -34,8 +34,8 @@ struct Product {
   int64_t k() const { return form == ProductForm::kWeight ? a.rows : a.cols; }
 };
 
-/// Computes a product the way that its types and size suggest. f32 products are true f32. Uses the context's
-/// cuBLAS workspace as scratch memory.
+/// Computes a product the way that its types and size suggest. f32 products are as exact as sums in f32. Uses
+/// the context's cuBLAS workspace as scratch memory.
 cudaError_t multiply(const Product& product, const CudaContext& context);
 
 /// Whether multiply_cublas() computes products of these types.
@@ -44,8 +44,8 @@ bool cublas_supports(const Product& product);
 /// Any supported product, by cuBLASLt.
 cudaError_t multiply_cublas(const Product& product, const CudaContext& context);
 
-/// Any product but those of bf16 factors to a bf16 result, by our own kernels without tensor cores: good for
-/// small f32 products, for f64, and for factors of different types.
-cudaError_t multiply_simt(const Product& product, const CudaContext& context);
+/// Any product but those of bf16 factors to a bf16 result, by our own kernels: good for small f32 products,
+/// for f64, and for factors of different types.
+cudaError_t multiply_tiled(const Product& product, const CudaContext& context);
 
 }  // namespace moec::cuda

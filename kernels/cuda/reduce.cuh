@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/types.cuh"
@@ -22,6 +23,42 @@ __device__ inline int64_t group_row() {
 template <int kGroup>
 __device__ inline int group_lane() {
   return static_cast<int>(threadIdx.x) % kGroup;
+}
+
+/// This thread's places of a row of `count`: i = lane, lane + kGroup, ... The values of the first four are
+/// held, so that their loads are in flight together and a row that is short is read once.
+template <int kGroup, class Load>
+class HeldPlaces {
+ public:
+  __device__ HeldPlaces(int64_t count, Load load) : count_(count), load_(load) {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j)
+      if (place(j) < count_) held_[j] = load_(place(j));
+  }
+
+  /// use(i, load(i)) for all places in their order.
+  template <class Use>
+  __device__ void for_each(Use use) const {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j)
+      if (place(j) < count_) use(place(j), held_[j]);
+#pragma unroll 4
+    for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i));
+  }
+
+ private:
+  static constexpr int kHeld = 4;
+
+  __device__ static int64_t place(int j) { return group_lane<kGroup>() + j * kGroup; }
+
+  int64_t count_;
+  Load load_;
+  decltype(std::declval<Load>()(int64_t{})) held_[kHeld];
+};
+
+template <int kGroup, class Load>
+__device__ HeldPlaces<kGroup, Load> hold_places(int64_t count, Load load) {
+  return {count, load};
 }
 
 /// Returns body.template operator()<kGroup>() for rows of `vectors` vectors.

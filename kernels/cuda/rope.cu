@@ -34,6 +34,7 @@ __device__ inline void half_turn_sincos(double half_turns, float& sine, float& c
 /// other.
 template <class T, int kWidth, bool kInterleaved>
 __global__ void __launch_bounds__(kBlock) rope_kernel(const Rope<T> rope) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   extern __shared__ double shared[];
   const int pairs = rope.head_dim / 2;

@@ -48,6 +48,7 @@ __device__ Choice<T> next_choice(const T* logits, int experts, Choice<T> last) {
 template <class T>
 __global__ void router_kernel(const T* logits, T* weights, int32_t* experts, T* probs, int64_t tokens, int n,
                               int k, bool renormalise) {
+  begin_kernel();
   const int64_t token = group_row<kWarp>();
   if (token >= tokens) return;
   const int lane = group_lane<kWarp>();
@@ -88,6 +89,7 @@ struct RouterBwd {
 /// whose sum is zero, and w_e dw_e without.
 template <class T>
 __global__ void router_bwd_kernel(const RouterBwd<T> router) {
+  begin_kernel();
   const int64_t token = group_row<kWarp>();
   if (token >= router.tokens) return;
   const int lane = group_lane<kWarp>(), n = router.n, k = router.dweights ? router.k : 0;

@@ -7,6 +7,7 @@ namespace {
 /// y may be x.
 template <class T, int kWidth, int kGroup>
 __global__ void softmax_kernel(const T* x, T* y, int64_t rows, int cols) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t row = group_row<kGroup>();
   if (row >= rows) return;
@@ -27,6 +28,7 @@ __global__ void softmax_kernel(const T* x, T* y, int64_t rows, int cols) {
 /// dx = y * (dy - sum(dy * y)); dx may be dy.
 template <class T, int kWidth, int kGroup>
 __global__ void softmax_bwd_kernel(const T* dy, const T* y, T* dx, int64_t rows, int cols) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t row = group_row<kGroup>();
   if (row >= rows) return;

@@ -21,11 +21,13 @@ struct Losses {
 };
 
 __global__ void seed_gradient_kernel(const TrainState* state, double grad_accum, Scalar dloss) {
+  begin_kernel();
   dloss.write(state->loss_scale / grad_accum);
 }
 
 __global__ void record_loss_kernel(TrainState* state, const Losses losses, double grad_accum, bool evaluate,
                                    bool ends_batch) {
+  begin_kernel();
   double cross_entropies = 0, auxiliary = 0;
   for (int i = 0; i < losses.count; ++i)
     (i < losses.cross_entropies ? cross_entropies : auxiliary) += losses.loss[i].read();
@@ -40,10 +42,14 @@ __global__ void record_loss_kernel(TrainState* state, const Losses losses, doubl
 }
 
 __global__ void lr_schedule_kernel(TrainState* state, const fb::ScheduleT schedule) {
+  begin_kernel();
   state->lr = learning_rate(state->base_lr, schedule, state->step);
 }
 
-__global__ void end_step_kernel(TrainState* state, double* metrics) { finish_step(*state, metrics); }
+__global__ void end_step_kernel(TrainState* state, double* metrics) {
+  begin_kernel();
+  finish_step(*state, metrics);
+}
 
 }  // namespace
 

@@ -59,6 +59,7 @@ class CudaDevice final : public Device {
     MOEC_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
     MOEC_RETURN_IF_CUDA_ERROR(
         cudaDeviceGetAttribute(&context_.sm_count, cudaDevAttrMultiProcessorCount, device));
+    context_.kernels_overlap = cuda::kernels_can_overlap();
     cudaStream_t stream = nullptr;
     MOEC_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     stream_.reset(stream);

@@ -1,16 +1,19 @@
-// Matrix products without tensor cores. Products with few tiles are split along their depth into partial
-// products in scratch memory, which are then added in order.
+// Matrix products by our own tiles: of two f32 factors on the tensor cores, of others without them. Products
+// with few tiles are split along their depth into partial products in scratch memory, which are then added in
+// order.
 #include <algorithm>
 
 #include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/product.h"
-#include "kernels/cuda/simt_tile.cuh"
+#include "kernels/cuda/tf32_tile.cuh"
 
 namespace moec::cuda {
 namespace {
 
 /// A device is busy with this many blocks. A constant, so that sums are split the same way on every device.
 constexpr int64_t kEnoughBlocks = 128;
+/// Medium tiles from which they beat four times as many small ones.
+constexpr int64_t kEnoughMediumTiles = 96;
 /// Depths that a split has at least, and a multiple of which it starts at.
 constexpr int64_t kMinSplitDepth = 128;
 
@@ -18,6 +21,7 @@ constexpr int64_t kMinSplitDepth = 128;
 template <class Tile, class A, class B, class C>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     multiply_tiles(A a, B b, C c, int split_depth) {
+  begin_kernel();
   const int begin = static_cast<int>(blockIdx.z) * split_depth;
   const int depth = min(split_depth, a.depth - begin);
   a.data = a.at(0, begin);
@@ -32,6 +36,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
 /// Adds the `splits` matrices of `partials` to c, four columns per thread.
 template <class Partial, class C>
 __global__ void add_partials(Partial partials, C c, int splits) {
+  begin_kernel();
   const int packs = (c.cols + 3) / 4;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int row = static_cast<int>(index / packs), col = static_cast<int>(index % packs) * 4;
@@ -46,10 +51,10 @@ __global__ void add_partials(Partial partials, C c, int splits) {
   c.store(row, col, sum);
 }
 
-template <class Shape, class A, class B, class C>
+template <class Tile, class A, class B, class C>
 cudaError_t launch_tiles(const A& a, const B& b, const C& c, int splits, int split_depth,
                          const CudaContext& context) {
-  using Tile = SimtTile<Shape, A, B, C>;
+  using Shape = typename Tile::Shape;
   const dim3 grid(static_cast<unsigned>(ceil_div(c.rows, Shape::kM) * ceil_div(c.cols, Shape::kN)), 1,
                   static_cast<unsigned>(splits));
   return launch_grid(context, multiply_tiles<Tile, A, B, C>, grid, Tile::kThreads, Tile::kSharedBytes, a, b,
@@ -59,24 +64,27 @@ cudaError_t launch_tiles(const A& a, const B& b, const C& c, int splits, int spl
 template <class A, class B, class C>
 cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext& context) {
   using Acc = typename C::Acc;
+  using Small = SmallTile<A, B, C>;
+  using Medium = MediumTile<A, B, C>;
   const auto tiles = [&](int64_t size) { return ceil_div(c.rows, size) * ceil_div(c.cols, size); };
   if constexpr (std::is_same_v<Acc, float>) {
-    if (tiles(SimtMedium::kM) >= kEnoughBlocks) return launch_tiles<SimtMedium>(a, b, c, 1, a.depth, context);
+    if (tiles(Medium::Shape::kM) >= kEnoughMediumTiles)
+      return launch_tiles<Medium>(a, b, c, 1, a.depth, context);
   }
 
   const int64_t elements = int64_t{c.rows} * c.cols;
   const auto room = static_cast<int64_t>(context.cublas_workspace_bytes / sizeof(Acc)) / elements;
   const int64_t wanted =
-      std::min({ceil_div(kEnoughBlocks, tiles(SimtSmall::kM)), a.depth / kMinSplitDepth, room});
-  if (wanted <= 1) return launch_tiles<SimtSmall>(a, b, c, 1, a.depth, context);
+      std::min({ceil_div(kEnoughBlocks, tiles(Small::Shape::kM)), a.depth / kMinSplitDepth, room});
+  if (wanted <= 1) return launch_tiles<Small>(a, b, c, 1, a.depth, context);
 
   const int64_t split_depth = ceil_div(ceil_div(a.depth, wanted), kMinSplitDepth) * kMinSplitDepth;
   const auto splits = static_cast<int>(ceil_div(a.depth, split_depth));
   auto* scratch = static_cast<Acc*>(context.cublas_workspace);
   const bool aligned = runs_aligned(scratch, c.cols);
   const Result<Acc> partial{scratch, c.cols, c.rows, c.cols, nullptr, false, aligned};
-  const cudaError_t error =
-      launch_tiles<SimtSmall>(a, b, partial, splits, static_cast<int>(split_depth), context);
+  const cudaError_t error = launch_tiles<SmallTile<A, B, Result<Acc>>>(
+      a, b, partial, splits, static_cast<int>(split_depth), context);
   if (error != cudaSuccess) return error;
   const Factor<Acc, Along::kDepth> partials{scratch, c.cols, c.rows, c.cols, aligned};
   return launch(context, add_partials<Factor<Acc, Along::kDepth>, C>,
@@ -115,7 +123,7 @@ cudaError_t launch_form(const Product& product, const CudaContext& context) {
 
 }  // namespace
 
-cudaError_t multiply_simt(const Product& product, const CudaContext& context) {
+cudaError_t multiply_tiled(const Product& product, const CudaContext& context) {
   using enum fb::DType;
   const auto types = [&](fb::DType a, fb::DType b, fb::DType c) {
     return product.a.dtype == a && product.b.dtype == b && product.c.dtype == c;
