@@ -120,6 +120,7 @@ struct SimtForward {
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(SimtAttention<kDim>::kThreads) attend_simt(Operands<T> operands) {
+  begin_kernel();
   using Forward = SimtForward<T, kDim>;
   using Products = SimtAttention<kDim>;
   const AttentionShape& shape = operands.shape;
@@ -228,6 +229,7 @@ struct MmaForward {
 
 template <int kDim>
 __global__ void __launch_bounds__(MmaForward<kDim>::kBlockThreads) attend_mma(Operands<bf16> operands) {
+  begin_kernel();
   using Forward = MmaForward<kDim>;
   using Products = MmaAttention<kDim>;
   const AttentionShape& shape = operands.shape;
