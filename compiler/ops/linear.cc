@@ -4,6 +4,9 @@
 namespace moec::ops {
 namespace {
 
+/// Of an activation or its derivative, per element.
+constexpr double kEpilogueFlops = 8;
+
 double matmul_flops(int64_t rows, int64_t in, int64_t out) {
   return 2.0 * static_cast<double>(rows) * static_cast<double>(in) * static_cast<double>(out);
 }
@@ -67,29 +70,33 @@ void infer_fused_linear(OpCall& call) {
   call.require(x.dtype == call.precision().compute && x.cols() == weight.cols(),
                "weight {} does not fit x {}", weight.to_string(), x.to_string());
   const TensorType y = {x.dtype, with_cols(x.shape, weight.rows())};
-  call.require(!call.has_input(3) || call.input(3) == y, "residual {} is not like {}",
-               call.input(3).to_string(), y.to_string());
+  if (call.has_input(3))
+    call.require(call.input(3) == y, "residual {} is not like {}", call.input(3).to_string(), y.to_string());
   call.set_output(0, y);
   call.set_output(1, y);
 }
 
 double fused_linear_flops(const OpCall& call) {
-  constexpr double kEpilogue = 8;
-  return linear_flops(call) + kEpilogue * static_cast<double>(call.output(0).elements());
+  return linear_flops(call) + kEpilogueFlops * static_cast<double>(call.output(0).elements());
 }
 
-void infer_linear_bwd(OpCall& call) {
-  const TensorType &dy = call.input(0), &x = call.input(1);
-  call.require(!call.has_input(3) || call.input(3) == x, "preactivation {} is not like {}",
-               call.input(3).to_string(), x.to_string());
-  call.set_output(0, x);
-  set_gradient(call, 1, {dy.cols(), x.cols()});
-  set_gradient(call, 2, {dy.cols()});
+void infer_fused_linear_bwd_input(OpCall& call) {
+  infer_linear_bwd_input(call);
+  call.require(call.input(2) == call.output(0), "preactivation {} is not like dx {}",
+               call.input(2).to_string(), call.output(0).to_string());
 }
 
-double linear_bwd_flops(const OpCall& call) {
-  const TensorType &dy = call.input(0), &x = call.input(1);
-  return 2 * matmul_flops(dy.rows(), dy.cols(), x.cols()) + static_cast<double>(dy.elements());
+double fused_linear_bwd_input_flops(const OpCall& call) {
+  return linear_bwd_input_flops(call) + kEpilogueFlops * static_cast<double>(call.output(0).elements());
+}
+
+void infer_linear_bwd_parameters(OpCall& call) {
+  infer_linear_bwd_weight(call);
+  set_gradient(call, 1, {call.input(0).cols()});
+}
+
+double linear_bwd_parameters_flops(const OpCall& call) {
+  return linear_bwd_weight_flops(call) + bias_bwd_flops(call);
 }
 
 std::vector<Sample> linear_samples() {
@@ -156,8 +163,14 @@ const OpDef fused_linear = {.key = "fused_linear",
                             .infer = infer_fused_linear,
                             .flops = fused_linear_flops,
                             .samples = fused_linear_samples};
-const OpDef linear_bwd = {
-    .key = "linear_bwd", .attrs = fb::Op::FusedLinear, .infer = infer_linear_bwd, .flops = linear_bwd_flops};
+const OpDef fused_linear_bwd_input = {.key = "fused_linear_bwd_input",
+                                      .attrs = fb::Op::FusedLinear,
+                                      .infer = infer_fused_linear_bwd_input,
+                                      .flops = fused_linear_bwd_input_flops};
+const OpDef linear_bwd_parameters = {.key = "linear_bwd_parameters",
+                                     .attrs = fb::Op::Linear,
+                                     .infer = infer_linear_bwd_parameters,
+                                     .flops = linear_bwd_parameters_flops};
 const OpDef bias_bwd = {
     .key = "bias_bwd", .attrs = fb::Op::Linear, .infer = infer_bias_bwd, .flops = bias_bwd_flops};
 

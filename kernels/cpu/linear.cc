@@ -77,16 +77,17 @@ void linear_bwd_weight(const KernelCall& call) {
   multiply({.a = dy.t(), .b = x, .c = as_matrix(call.outputs[0]), .accumulate = call.inputs[2].present()});
 }
 
-/// The gradients of all operands; that of the input times the derivative of the activation that made it, if
-/// its argument is there.
-void linear_bwd(const KernelCall& call) {
-  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2], &z = call.inputs[3];
-  const TensorView &dx = call.outputs[0], &dbias = call.outputs[2];
-  linear_bwd_input({.inputs = {dy, weight}, .outputs = {dx}, .workspace = {}});
-  if (z.present()) differentiate(call.attrs<fb::FusedLinearT>().activation, dx, z, dx);
-  linear_bwd_weight({.inputs = {dy, x, call.inputs[4]}, .outputs = {call.outputs[1]}, .workspace = {}});
-  if (dbias.present())
-    bias_bwd({.inputs = {dy, call.inputs[5]}, .outputs = {dbias}, .workspace = call.workspace});
+void fused_linear_bwd_input(const KernelCall& call) {
+  const TensorView &z = call.inputs[2], &dx = call.outputs[0];
+  linear_bwd_input({.inputs = {call.inputs[0], call.inputs[1]}, .outputs = {dx}, .workspace = {}});
+  differentiate(call.attrs<fb::FusedLinearT>().activation, dx, z, dx);
+}
+
+void linear_bwd_parameters(const KernelCall& call) {
+  const TensorView& dy = call.inputs[0];
+  linear_bwd_weight(
+      {.inputs = {dy, call.inputs[1], call.inputs[2]}, .outputs = {call.outputs[0]}, .workspace = {}});
+  bias_bwd({.inputs = {dy, call.inputs[3]}, .outputs = {call.outputs[1]}, .workspace = call.workspace});
 }
 
 /// Ranges of rows are summed to partial sums [kColumnPartials, O] in f64, which are then added in order.

@@ -174,26 +174,22 @@ cudaError_t bias_bwd(const KernelCall& call, const CudaContext& context) {
   return bias_gradient(call.inputs[0], call.outputs[0], call.inputs[1].present(), call.workspace, context);
 }
 
-cudaError_t linear_bwd(const KernelCall& call, const CudaContext& context) {
-  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2], &z = call.inputs[3];
-  const TensorView &dx = call.outputs[0], &dweight = call.outputs[1], &dbias = call.outputs[2];
-  const bool accumulate_bias = call.inputs[5].present();
-  LinearGradients gradients = {.input = input_gradient(dy, weight, dx),
-                               .weight = weight_gradient(dy, x, dweight, call.inputs[4].present()),
-                               .dbias = dbias.as<float>(),
-                               .accumulate_bias = accumulate_bias};
-  if (z.present())
-    gradients.input.epilogue = {
-        .activation = call.attrs<fb::FusedLinearT>().activation, .backward = true, .preactivation = z.data};
-  const auto in_tiles = [](const Product& product) { return is_f32(product) && is_small(product); };
-  if (in_tiles(gradients.input) && in_tiles(gradients.weight) && dy.rows() <= kSinglePassRows)
-    return multiply_gradients(gradients, context);
+cudaError_t fused_linear_bwd_input(const KernelCall& call, const CudaContext& context) {
+  Product product = input_gradient(call.inputs[0], call.inputs[1], call.outputs[0]);
+  product.epilogue = {.activation = call.attrs<fb::FusedLinearT>().activation,
+                      .backward = true,
+                      .preactivation = call.inputs[2].data};
+  return multiply(product, context);
+}
 
-  cudaError_t error = multiply(gradients.input, context);
-  if (error == cudaSuccess) error = multiply(gradients.weight, context);
-  if (error == cudaSuccess && dbias.present())
-    error = bias_gradient(dy, dbias, accumulate_bias, call.workspace, context);
-  return error;
+cudaError_t linear_bwd_parameters(const KernelCall& call, const CudaContext& context) {
+  const TensorView &dy = call.inputs[0], &dweight = call.outputs[0], &dbias = call.outputs[1];
+  const bool accumulate_bias = call.inputs[3].present();
+  const Product product = weight_gradient(dy, call.inputs[1], dweight, call.inputs[2].present());
+  if (is_f32(product) && is_small(product) && dy.rows() <= kSinglePassRows)
+    return multiply_parameters(product, dbias.as<float>(), accumulate_bias, context);
+  const cudaError_t error = multiply(product, context);
+  return error == cudaSuccess ? bias_gradient(dy, dbias, accumulate_bias, call.workspace, context) : error;
 }
 
 }  // namespace moec::cuda

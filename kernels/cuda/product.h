@@ -54,15 +54,9 @@ bool tiled_applies_epilogue(const Product& product);
 /// for f64, and for factors of different types.
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context);
 
-/// The gradients of a linear layer; both products share the factor dy.
-struct LinearGradients {
-  Product input;
-  Product weight;
-  float* dbias = nullptr;  // [dy.cols], the sums of the columns of dy, unless null
-  bool accumulate_bias = false;
-};
-
-/// Gradients of f32 operands, of which all are small.
-cudaError_t multiply_gradients(const LinearGradients& gradients, const CudaContext& context);
+/// A small f32 weight gradient, and in the same launch dbias[m], the sums of the columns of its factor a,
+/// plus the old dbias if `accumulate_bias`.
+cudaError_t multiply_parameters(const Product& weight, float* dbias, bool accumulate_bias,
+                                const CudaContext& context);
 
 }  // namespace moec::cuda

@@ -105,7 +105,7 @@ struct ColumnSums {
   float* out;
   bool accumulate;
 
-  int blocks() const { return out ? static_cast<int>(ceil_div(cols, kSumCols)) : 0; }
+  int blocks() const { return static_cast<int>(ceil_div(cols, kSumCols)); }
 
   template <int kBlockThreads>
   __device__ void run(int block) const {
@@ -115,46 +115,29 @@ struct ColumnSums {
   }
 };
 
-/// The first blocks work on the input's gradient, for which the next kernel waits, then come those of the
-/// weight's and the bias's. `input_blocks` and `weight_blocks` are whole clusters.
-template <class Input, class Weight>
-__global__ void __launch_bounds__(Input::kThreads, Input::Engine::kBlocksPerSm)
-    multiply_gradient_tiles(const Input input, const Weight weight, const ColumnSums bias, int input_blocks,
-                            int weight_blocks) {
+/// The first `weight_blocks` blocks, whole clusters, work on the weight's gradient, the others on the bias's.
+template <class Weight>
+__global__ void __launch_bounds__(Weight::kThreads, Weight::Engine::kBlocksPerSm)
+    multiply_parameter_tiles(const Weight weight, const ColumnSums bias, int weight_blocks) {
   begin_kernel();
   const int block = static_cast<int>(blockIdx.x);
-  if (block < input_blocks) {
-    input.run(block, dynamic_shared());
-  } else if (block < input_blocks + weight_blocks) {
-    weight.run(block - input_blocks, dynamic_shared());
+  if (block < weight_blocks) {
+    weight.run(block, dynamic_shared());
   } else {
-    bias.template run<Input::kThreads>(block - input_blocks - weight_blocks);
+    bias.template run<Weight::kThreads>(block - weight_blocks);
   }
 }
 
 template <class Tiles>
-cudaError_t launch_gradients(const LinearGradients& gradients, const CudaContext& context) {
-  const Product &of_input = gradients.input, &of_weight = gradients.weight;
-  const auto input = cut_product<Tiles>(as_factor<float, Along::kDepth>(of_input.a),
-                                        as_factor<float, Along::kRows>(of_input.b),
-                                        as_result<float, float>(of_input), context);
-  const auto weight = cut_product<Tiles>(as_factor<float, Along::kRows>(of_weight.a),
-                                         as_factor<float, Along::kRows>(of_weight.b),
-                                         as_result<float, float>(of_weight), context);
-  const ProductMatrix& dy = of_input.a;
-  const ColumnSums bias = {static_cast<const float*>(dy.data), dy.rows, dy.cols, gradients.dbias,
-                           gradients.accumulate_bias};
-  static_assert(input.kThreads == weight.kThreads);
-  const int cluster = std::max(input.cut.splits, weight.cut.splits);
-  const auto whole_clusters = [&](int blocks) {
-    return static_cast<int>(ceil_div(blocks, cluster)) * cluster;
-  };
-  const int input_blocks = whole_clusters(input.cut.blocks()),
-            weight_blocks = whole_clusters(weight.cut.blocks());
-  return launch_clusters(context, multiply_gradient_tiles<decltype(input), decltype(weight)>,
-                         dim3(input_blocks + weight_blocks + whole_clusters(bias.blocks())), cluster,
-                         input.kThreads, std::max(input.kSharedBytes, weight.kSharedBytes), input, weight,
-                         bias, input_blocks, weight_blocks);
+cudaError_t launch_parameters(const Product& product, const ColumnSums& bias, const CudaContext& context) {
+  const auto weight =
+      cut_product<Tiles>(as_factor<float, Along::kRows>(product.a), as_factor<float, Along::kRows>(product.b),
+                         as_result<float, float>(product), context);
+  const int cluster = weight.cut.splits, weight_blocks = weight.cut.blocks();
+  const int bias_blocks = static_cast<int>(ceil_div(bias.blocks(), cluster)) * cluster;
+  return launch_clusters(context, multiply_parameter_tiles<decltype(weight)>,
+                         dim3(weight_blocks + bias_blocks), cluster, weight.kThreads, weight.kSharedBytes,
+                         weight, bias, weight_blocks);
 }
 
 }  // namespace
@@ -177,11 +160,13 @@ cudaError_t multiply_tiled(const Product& product, const CudaContext& context) {
   return cudaErrorNotSupported;
 }
 
-cudaError_t multiply_gradients(const LinearGradients& gradients, const CudaContext& context) {
-  const Product& weight = gradients.weight;
+cudaError_t multiply_parameters(const Product& weight, float* dbias, bool accumulate_bias,
+                                const CudaContext& context) {
+  const ProductMatrix& dy = weight.a;
+  const ColumnSums bias = {static_cast<const float*>(dy.data), dy.rows, dy.cols, dbias, accumulate_bias};
   return prefers_medium(weight.m(), weight.n(), weight.k(), context)
-             ? launch_gradients<MediumTiles>(gradients, context)
-             : launch_gradients<SmallTiles>(gradients, context);
+             ? launch_parameters<MediumTiles>(weight, bias, context)
+             : launch_parameters<SmallTiles>(weight, bias, context);
 }
 
 }  // namespace moec::cuda
