@@ -106,6 +106,13 @@ timings() {
   sed -n 's/^\(char-gpt F32 whole.*\)/note: \1/p' "$work/times"
 }
 
+# Errors of single kernels against fp64, next to those of PyTorch.
+errors() {
+  mkdir -p "$work/values"
+  MOEC_VALUES=$work/values "$bin/test_cuda" --no-skip -tc="kernel values" || return 1
+  python3 "$root/tests/oracle/kernel_errors.py" "$work/values"
+}
+
 peer() {
   python3 "$peer" | tee "$work/peer" || return 1
   tail -n 1 "$work/peer" | sed 's/^/note: /'
@@ -122,6 +129,11 @@ for tool in memcheck racecheck initcheck synccheck; do
   check "planted fault $tool" planted $tool
   check "sanitizer $tool" sanitize $tool
 done
+if python3 -c 'import torch' 2>/dev/null; then
+  check "errors beside PyTorch" errors
+else
+  echo "errors beside PyTorch: not checked, python3 has no PyTorch"
+fi
 [[ -z $text ]] || check "training char-gpt" training
 check "timings" timings
 [[ -z $peer ]] || check "peer" peer
