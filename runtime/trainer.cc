@@ -21,8 +21,8 @@ using nlohmann::json;
 
 /// How far the host is ahead of the device, at most: enough to never let it wait, little enough to stop soon.
 constexpr double kSecondsInFlight = 0.25;
-/// Between two looks at a step under way.
-constexpr double kLeastSleep = 20e-6, kMostSleep = 1e-3;
+/// Of the time in flight, for which the host sleeps when it is that far ahead; and bounds of that sleep.
+constexpr double kShareAsleep = 0.125, kLeastSleep = 20e-6, kMostSleep = 5e-3;
 
 Status check_options(const TrainOptions& options) {
   const std::pair<const char*, int64_t> counts[] = {
@@ -163,7 +163,7 @@ class Trainer {
         MOEC_RETURN_IF_ERROR(take_in(in_flight_.front()));
         in_flight_.pop_front();
       } else if (in_flight_.size() > most) {
-        std::this_thread::sleep_for(std::chrono::duration<double>(look_again_seconds_));
+        std::this_thread::sleep_for(std::chrono::duration<double>(sleep_seconds_));
       } else {
         return {};
       }
@@ -178,15 +178,17 @@ class Trainer {
     ++row_.steps;
     row_.skipped = row_.metrics.skipped_steps > skipped_steps_;
     skipped_steps_ = row_.metrics.skipped_steps;
-    most_in_flight_ = steps_in(kSecondsInFlight, seconds);
-    look_again_seconds_ = std::clamp(seconds / 8, kLeastSleep, kMostSleep);
+    run_ahead(seconds);
     const bool due = (step.step() + 1) % options_.log_every == 0;
     return due || row_.skipped ? log_row() : Status();
   }
 
-  static size_t steps_in(double seconds, double step_seconds) {
+  /// Sets how far the host may be ahead of a device that takes so long for a step.
+  void run_ahead(double step_seconds) {
     constexpr double kLeast = 2, kMost = Device::kMostLateReads - 1;
-    return static_cast<size_t>(std::clamp(seconds / std::max(step_seconds, 1e-9), kLeast, kMost));
+    const double steps = std::clamp(kSecondsInFlight / std::max(step_seconds, 1e-9), kLeast, kMost);
+    most_in_flight_ = static_cast<size_t>(steps);
+    sleep_seconds_ = std::clamp(kShareAsleep * steps * step_seconds, kLeastSleep, kMostSleep);
   }
 
   /// Of the steps taken in since the last row.
@@ -264,7 +266,7 @@ class Trainer {
   std::optional<StepTracer> tracer_;
   std::deque<LateMetrics> in_flight_;  // steps submitted and not taken in, oldest first
   size_t most_in_flight_ = 2;
-  double look_again_seconds_ = kLeastSleep;
+  double sleep_seconds_ = kLeastSleep;
   Row row_;
   int64_t skipped_steps_ = 0;  // by the steps taken in
   int64_t saved_step_ = -1;    // of the newest checkpoint

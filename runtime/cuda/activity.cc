@@ -4,8 +4,11 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <mutex>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -19,6 +22,7 @@ struct Cupti {
   decltype(&::cuptiActivityDisable) cuptiActivityDisable = nullptr;
   decltype(&::cuptiActivityFlushAll) cuptiActivityFlushAll = nullptr;
   decltype(&::cuptiActivityGetNextRecord) cuptiActivityGetNextRecord = nullptr;
+  decltype(&::cuptiGetCallbackName) cuptiGetCallbackName = nullptr;
   decltype(&::cuptiGetTimestamp) cuptiGetTimestamp = nullptr;
   decltype(&::cuptiGetResultString) cuptiGetResultString = nullptr;
 
@@ -37,6 +41,7 @@ struct Cupti {
     find("cuptiActivityDisable", cuptiActivityDisable);
     find("cuptiActivityFlushAll", cuptiActivityFlushAll);
     find("cuptiActivityGetNextRecord", cuptiActivityGetNextRecord);
+    find("cuptiGetCallbackName", cuptiGetCallbackName);
     find("cuptiGetTimestamp", cuptiGetTimestamp);
     find("cuptiGetResultString", cuptiGetResultString);
     return complete ? Status() : failure("CUPTI: the library lacks functions of the activity interface");
@@ -86,13 +91,30 @@ void add_node(Sink& to, const Record& record) {
   if (record.graphNodeId != 0) add(to, Activity::Kind::kNode, record);
 }
 
-/// Whether the host waits for a copy: one that was asked for as synchronous, or to pageable memory, or too
-/// much from it to be set aside.
+/// Whether the host waits for an asynchronous copy: of pageable memory, only little is set aside.
 bool waits(const CUpti_ActivityMemcpy5& copy) {
   constexpr uint64_t kSetAside = 64 << 10;
-  return (copy.flags & CUPTI_ACTIVITY_FLAG_MEMCPY_ASYNC) == 0 ||
-         copy.dstKind == CUPTI_ACTIVITY_MEMORY_KIND_PAGEABLE ||
+  return copy.dstKind == CUPTI_ACTIVITY_MEMORY_KIND_PAGEABLE ||
          (copy.srcKind == CUPTI_ACTIVITY_MEMORY_KIND_PAGEABLE && copy.bytes > kSetAside);
+}
+
+/// Whether the host waits in a call of the CUDA runtime: to synchronise, for a copy that is not asynchronous,
+/// or because memory that is allocated or freed may be in use.
+bool waits(const Cupti& cupti, const CUpti_ActivityAPI& call) {
+  const char* name = nullptr;
+  if (cupti.cuptiGetCallbackName(CUPTI_CB_DOMAIN_RUNTIME_API, call.cbid, &name) != CUPTI_SUCCESS)
+    return false;
+  const std::string_view function = name;
+  if (function.find("Async") != function.npos) return false;
+  constexpr std::string_view kWaiting[] = {"cudaDeviceSynchronize",
+                                           "cudaStreamSynchronize",
+                                           "cudaEventSynchronize",
+                                           "cudaMemcpy",
+                                           "cudaMalloc",
+                                           "cudaHostAlloc",
+                                           "cudaFree"};
+  return std::any_of(std::begin(kWaiting), std::end(kWaiting),
+                     [&](std::string_view start) { return function.starts_with(start); });
 }
 
 template <class Record>
@@ -105,10 +127,9 @@ void add_record(Sink& to, const CUpti_Activity* record) {
     case CUPTI_ACTIVITY_KIND_GRAPH_TRACE:
       add(to, Activity::Kind::kReplay, as<CUpti_ActivityGraphTrace>(record));
       break;
-    case CUPTI_ACTIVITY_KIND_SYNCHRONIZATION: {
-      const auto& wait = as<CUpti_ActivitySynchronization>(record);
-      if (wait.type != CUPTI_ACTIVITY_SYNCHRONIZATION_TYPE_STREAM_WAIT_EVENT)  // then a stream waits
-        add(to, Activity::Kind::kHostWait, wait);
+    case CUPTI_ACTIVITY_KIND_RUNTIME: {
+      const auto& call = as<CUpti_ActivityAPI>(record);
+      if (waits(to.cupti, call)) add(to, Activity::Kind::kHostWait, call);
       break;
     }
     case CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL:
@@ -145,8 +166,7 @@ class CuptiRecorder final : public ActivityRecorder {
 
   Status start(TimelineDetail detail) override {
     if (detail == TimelineDetail::kReplays)
-      kinds_ = {CUPTI_ACTIVITY_KIND_GRAPH_TRACE, CUPTI_ACTIVITY_KIND_SYNCHRONIZATION,
-                CUPTI_ACTIVITY_KIND_MEMCPY};
+      kinds_ = {CUPTI_ACTIVITY_KIND_GRAPH_TRACE, CUPTI_ACTIVITY_KIND_RUNTIME, CUPTI_ACTIVITY_KIND_MEMCPY};
     else
       kinds_ = {CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL, CUPTI_ACTIVITY_KIND_MEMSET,
                 CUPTI_ACTIVITY_KIND_MEMCPY};
