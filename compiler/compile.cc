@@ -122,7 +122,8 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   Graph evaluate = evaluate_program(model, recipe, precision, options.window_tokens, options.host_batches);
   Graph prefill = prefill_program(model, recipe, precision, logits);
   for (Graph* graph : {&accumulate, &evaluate, &prefill}) fuse(*graph);
-  const Storage storage = lay_out_storage(parameters, recipe, precision, options.window_tokens, logits);
+  const int64_t window_tokens = options.host_batches ? 0 : options.window_tokens;
+  const Storage storage = lay_out_storage(parameters, recipe, precision, window_tokens, logits);
   const Graph init = init_program(parameters, precision);
   const Graph apply = apply_program(storage, recipe, precision);
 

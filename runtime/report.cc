@@ -12,7 +12,8 @@ std::string format_row(const StepReport& report) {
                                 report.step, total.size(), total, report.metrics.loss,
                                 report.metrics.grad_norm, report.metrics.lr, report.milliseconds);
   if (report.mfu) row += fmt::format(" | {:.1f}% MFU", 100 * *report.mfu);
-  return row + fmt::format(" | {:.0f} tok/s", report.tokens_per_second);
+  row += fmt::format(" | {:.0f} tok/s", report.tokens_per_second);
+  return report.skipped ? row + " | skipped, the gradient is not finite" : row;
 }
 
 nlohmann::json to_json(const StepReport& report) {
@@ -24,6 +25,7 @@ nlohmann::json to_json(const StepReport& report) {
                          {"skipped_steps", report.metrics.skipped_steps},
                          {"ms", report.milliseconds},
                          {"tokens_per_second", report.tokens_per_second}};
+  if (report.skipped) line["skipped"] = true;
   if (report.mfu) line["mfu"] = *report.mfu;
   return line;
 }

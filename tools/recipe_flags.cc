@@ -132,4 +132,20 @@ Result<fb::PlanT> RecipeFlags::compile_spec(const std::string& path, CompileOpti
   }
 }
 
+Result<std::shared_ptr<const runtime::LoadedPlan>> open_plan_or_spec(const std::string& path,
+                                                                     const RecipeFlags& flags) {
+  MOEC_ASSIGN_OR_RETURN(std::string content, runtime::read_file(path));
+  const size_t first = content.find_first_not_of(" \t\r\n");
+  if (path.ends_with(".json") || (first != content.npos && content[first] == '{')) {
+    MOEC_ASSIGN_OR_RETURN(const fb::PlanT plan, flags.compile_spec(path));
+    const std::vector<uint8_t> bytes = serialize_plan(plan);
+    return runtime::parse_plan(std::string(bytes.begin(), bytes.end()), path);
+  }
+  if (!flags.compile_flag().empty())
+    return input_error(
+        fmt::format("{} is compiled into a plan: give it to moec, or train a SPEC instead of {}",
+                    flags.compile_flag(), path));
+  return runtime::parse_plan(std::move(content), path);
+}
+
 }  // namespace moec::tools

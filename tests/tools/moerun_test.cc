@@ -93,6 +93,19 @@ TEST_CASE("a resumed run, and one with another thread count, end with the same w
   CHECK(weights != model_bytes(setup.scratch.path("seed")));
 }
 
+TEST_CASE("a trace is a file that viewers of Chrome's format read, and planned memory is told") {
+  const Setup setup;
+  const std::string trace = setup.scratch.path("trace.json");
+  const Outcome outcome =
+      run("moerun", setup.train("run", {"--max-steps", "8", "--device", "cpu", "--trace", trace}));
+  REQUIRE_MESSAGE(outcome.exit_code == 0, outcome.err);
+  CHECK(has(outcome.out, "trace | instructions: instructions timed one by one"));
+  CHECK(has(outcome.out, "memory  planned: "));
+  CHECK(nlohmann::json::parse(read(trace)).at("traceEvents").size() > 100);
+  check_rejected(setup.train("brief", {"--max-steps", "2", "--device", "cpu", "--trace", trace}),
+                 "a trace needs a run of at least");
+}
+
 TEST_CASE("a spec is compiled with its flags, then trained") {
   const Setup setup;
   const Outcome outcome = run("moerun", {"train", example("moe-tiny"), "--batch-size", "2", "--seq-len", "32",
