@@ -30,7 +30,7 @@ fb::ModelT small_model(const std::string& name, fb::DType dtype) {
 }
 
 const char* const kModels[] = {"moe-tiny", "char-gpt"};
-constexpr fb::DType kTypes[] = {fb::DType::F32, fb::DType::BF16};
+constexpr fb::DType kTypes[] = {fb::DType::F32, fb::DType::BF16, fb::DType::F16};
 
 template <class T>
 void write_state(Session& session, size_t offset, T value) {

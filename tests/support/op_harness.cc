@@ -10,6 +10,7 @@
 #include "compiler/compile.h"
 #include "compiler/frontend.h"
 #include "compiler/lower.h"
+#include "kernels/float16.h"
 #include "kernels/train_state.h"
 
 namespace moec::test {
@@ -84,6 +85,7 @@ std::vector<std::byte> pack(fb::DType dtype, const std::vector<double>& values) 
   if (dtype == fb::DType::F64) return pack_as<double>(values);
   if (dtype == fb::DType::F32) return pack_as<float>(values);
   if (dtype == fb::DType::I32) return pack_as<int32_t>(values);
+  if (dtype == fb::DType::F16) return pack_as<f16>(values);
   std::vector<std::byte> bytes(values.size() * 2);
   for (size_t i = 0; i < values.size(); ++i) {
     const auto bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(values[i])) >> 16);
@@ -106,6 +108,11 @@ std::vector<double> unpack(fb::DType dtype, const std::vector<std::byte>& bytes)
         bits = uint32_t{high} << 16;
       }
       values[i] = static_cast<double>(std::bit_cast<float>(bits));
+    }
+    if (dtype == fb::DType::F16) {
+      f16 value;
+      std::memcpy(&value, bytes.data() + 2 * i, 2);
+      values[i] = value;
     }
     if (dtype == fb::DType::I32) {
       int32_t value = 0;
