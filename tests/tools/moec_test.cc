@@ -55,10 +55,12 @@ TEST_CASE("moec compiles the 6.9B model and counts its parameters") {
 TEST_CASE("recipe flags change the plan") {
   const Scratch scratch;
   const std::string plan = scratch.path("x.plan");
-  const Outcome outcome = run("moec", {example("moe-tiny"), "-o", plan, "--batch-size", "2", "--seq-len",
-                                       "32", "--grad-accum", "3", "--dtype", "bf16", "--grad-dtype", "same"});
+  const Outcome outcome =
+      run("moec", {example("moe-tiny"), "-o", plan, "--batch-size", "2", "--seq-len", "32", "--grad-accum",
+                   "3", "--dtype", "bf16", "--grad-dtype", "same", "--moment-dtype", "bf16"});
   CHECK(outcome.exit_code == 0);
-  CHECK(has(outcome.out, "2 x 32 tokens x 3 micro-batches a step, bf16 weights, bf16 gradients"));
+  CHECK(
+      has(outcome.out, "2 x 32 tokens x 3 micro-batches a step, bf16 weights, bf16 gradients, bf16 moments"));
 }
 
 TEST_CASE("the same spec gives the same plan, byte for byte") {
