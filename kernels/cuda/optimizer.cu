@@ -109,22 +109,15 @@ struct CopiedWeights {
   }
 };
 
-/// The words of noise for the elements of vector number `i`.
+/// The words of noise for the kWidth elements, 1 or 4, of vector number `i`.
 template <int kWidth>
-__device__ Vector<uint32_t, kWidth> words_of(const MomentNoise& noise, int64_t i) {
-  Vector<uint32_t, kWidth> words;
-  if constexpr (kWidth == 1) {
-    words.value[0] = noise.block(static_cast<uint64_t>(i / 4)).word[i % 4];
+__device__ RandomBlock words_of(const MomentNoise& noise, int64_t i) {
+  if constexpr (kWidth == 4) {
+    return noise.block(static_cast<uint64_t>(i));
   } else {
-    constexpr int kBlocks = kWidth / 4;
-#pragma unroll
-    for (int j = 0; j < kBlocks; ++j) {
-      const RandomBlock block = noise.block(static_cast<uint64_t>(i * kBlocks + j));
-#pragma unroll
-      for (int k = 0; k < 4; ++k) words.value[4 * j + k] = block.word[k];
-    }
+    static_assert(kWidth == 1);
+    return {{noise.block(static_cast<uint64_t>(i / 4)).word[i % 4]}};
   }
-  return words;
 }
 
 /// `noise` rounds bf16 moments, and only those.
@@ -161,14 +154,14 @@ __global__ void __launch_bounds__(kThreads, 4)
     auto weight = weights.template read<kWidth>(i);
     const auto grad = load<kWidth>(ranges.grad, i);
     auto moment1 = load<kWidth>(ranges.moment1, i), moment2 = load<kWidth>(ranges.moment2, i);
-    Vector<uint32_t, kWidth> words = {};
+    RandomBlock words = {};
     if constexpr (!std::is_same_v<Moment, Acc>) words = words_of<kWidth>(noise, i);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       auto m1 = static_cast<Acc>(moment1.value[j]), m2 = static_cast<Acc>(moment2.value[j]);
       weight.value[j] = step.update(weight.value[j], static_cast<Acc>(grad.value[j]), m1, m2);
-      moment1.value[j] = to_moment<Moment>(m1, words.value[j] & 0xffff);
-      moment2.value[j] = to_moment<Moment>(m2, words.value[j] >> 16);
+      moment1.value[j] = to_moment<Moment>(m1, words.word[j] & 0xffff);
+      moment2.value[j] = to_moment<Moment>(m2, words.word[j] >> 16);
     }
     weights.template write<kWidth>(i, weight);
     store(ranges.moment1, i, moment1);
