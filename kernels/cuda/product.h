@@ -44,8 +44,8 @@ bool cublas_supports(const Product& product);
 /// Any supported product, by cuBLASLt.
 cudaError_t multiply_cublas(const Product& product, const CudaContext& context);
 
-/// Any product but those of bf16 factors to a bf16 result, by our own kernels: good for small f32 products,
-/// for f64, and for factors of different types.
+/// Any product but those of 16-bit factors to a 16-bit result, by our own kernels: good for small f32
+/// products, for f64, and for factors of different types.
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context);
 
 }  // namespace moec::cuda
