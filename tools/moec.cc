@@ -12,6 +12,7 @@
 #include "schema/version.h"
 #include "tools/command_line.h"
 #include "tools/diff_command.h"
+#include "tools/place_command.h"
 #include "tools/plan_report.h"
 #include "tools/recipe_flags.h"
 #include "tools/units.h"
@@ -123,6 +124,6 @@ int main(int argc, char** argv) {
                    explain),
       plan_command(app, "verify", "Check a plan's structure and meaning with the independent validator",
                    verify),
-      diff_command(app)};
+      diff_command(app), place_command(app)};
   return run_tool(app, argc, argv, commands);
 }

@@ -24,7 +24,10 @@ cudaError_t to_cuda_error(cublasStatus_t status) {
   }
 }
 
-cudaDataType_t to_cuda_type(fb::DType dtype) { return dtype == fb::DType::BF16 ? CUDA_R_16BF : CUDA_R_32F; }
+cudaDataType_t to_cuda_type(fb::DType dtype) {
+  if (dtype == fb::DType::F16) return CUDA_R_16F;
+  return dtype == fb::DType::BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
 
 /// Runs steps until one fails, and remembers its status.
 class Steps {
@@ -99,8 +102,9 @@ bool cublas_supports(const Product& product) {
   const fb::DType factors = product.b.dtype, result = product.c.dtype;
   if (product.a.dtype != factors) return false;
   if (product.bias && result != factors) return false;
-  return (factors == fb::DType::F32 && result == fb::DType::F32) ||
-         (factors == fb::DType::BF16 && (result == fb::DType::BF16 || result == fb::DType::F32));
+  const bool half = factors == fb::DType::BF16 || factors == fb::DType::F16;
+  return (factors == fb::DType::F32 && result == factors) ||
+         (half && (result == factors || result == fb::DType::F32));
 }
 
 cudaError_t multiply_cublas(const Product& product, const CudaContext& context) {

@@ -60,8 +60,11 @@ cudaError_t launch_bias_bwd(const TensorView& dy, const TensorView& dbias, bool 
 cudaError_t bias_gradient(const TensorView& dy, const TensorView& dbias, bool accumulate,
                           const TensorView& workspace, const CudaContext& context) {
   return with_type(dy.dtype, [&]<class T>() {
-    return with_gradient_type<T>(dbias.dtype, [&]<class TOut>() {
-      return launch_bias_bwd<T, TOut>(dy, dbias, accumulate, workspace, context);
+    return with_type(dbias.dtype, [&]<class TOut>() -> cudaError_t {
+      if constexpr (std::is_same_v<Accumulator<T>, Accumulator<TOut>>)
+        return launch_bias_bwd<T, TOut>(dy, dbias, accumulate, workspace, context);
+      else
+        return cudaErrorNotSupported;
     });
   });
 }

@@ -25,18 +25,19 @@ struct Norm {
 
 /// a + b as it is stored.
 template <class T, int kWidth>
-__device__ Vector<T, kWidth> add(Vector<T, kWidth> a, const Vector<T, kWidth>& b) {
-  using Acc = Accumulator<T>;
+__device__ Vector<T, kWidth> add(const Vector<T, kWidth>& a, const Vector<T, kWidth>& b) {
+  Accumulator<T> sums[kWidth], addends[kWidth];
+  unpack(a, sums);
+  unpack(b, addends);
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j)
-    a.value[j] = to_storage<T>(static_cast<Acc>(a.value[j]) + static_cast<Acc>(b.value[j]));
-  return a;
+  for (int j = 0; j < kWidth; ++j) sums[j] += addends[j];
+  return pack<T>(sums);
 }
 
 /// What of a row is not held is read again for the variance and for y, from the cache. The variance is of
 /// centred values: no cancellation.
 template <bool kCentred, bool kSum, class T, int kWidth, int kGroup>
-__global__ void norm_kernel(const Norm<T> norm) {
+__global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
   begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t row = group_row<kGroup>();
@@ -45,7 +46,7 @@ __global__ void norm_kernel(const Norm<T> norm) {
   const T* addend = norm.addend + row * norm.cols;
   const auto held = hold_places<kGroup>(norm.cols / kWidth, [x, addend](int64_t i) {
     if constexpr (kSum)
-      return add(load<kWidth>(x, i), load<kWidth>(addend, i));
+      return add<T>(load<kWidth>(x, i), load<kWidth>(addend, i));
     else
       return load<kWidth>(x, i);
   });
@@ -55,32 +56,31 @@ __global__ void norm_kernel(const Norm<T> norm) {
   if constexpr (kCentred) {
     Acc sum = 0;
     held.for_each([&](int64_t, const Vector<T, kWidth>& v) {
+      Acc values[kWidth];
+      unpack(v, values);
 #pragma unroll
-      for (const T value : v.value) sum += static_cast<Acc>(value);
+      for (const Acc value : values) sum += value;
     });
     mean = group_reduce<kGroup>(sum) / cols;
   }
   Acc squares = 0;
   held.for_each([&](int64_t, const Vector<T, kWidth>& v) {
+    Acc values[kWidth];
+    unpack(v, values);
 #pragma unroll
-    for (const T value : v.value) {
-      const Acc centred = static_cast<Acc>(value) - mean;
-      squares += centred * centred;
-    }
+    for (const Acc value : values) squares += (value - mean) * (value - mean);
   });
   const Acc rstd = 1 / std::sqrt(group_reduce<kGroup>(squares) / cols + norm.eps);
 
-  held.for_each([&](int64_t i, Vector<T, kWidth> v) {
+  held.for_each([&](int64_t i, const Vector<T, kWidth>& v) {
     if constexpr (kSum) store(norm.sum + row * norm.cols, i, v);
-    const auto weight = load<kWidth>(norm.weight, i);
-    const auto bias = norm.bias ? load<kWidth>(norm.bias, i) : Vector<T, kWidth>{};
+    Acc values[kWidth], weights[kWidth], biases[kWidth] = {};
+    unpack(v, values);
+    unpack(load<kWidth>(norm.weight, i), weights);
+    if (kCentred && norm.bias) unpack(load<kWidth>(norm.bias, i), biases);
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      const Acc normal = (static_cast<Acc>(v.value[j]) - mean) * rstd;
-      v.value[j] =
-          to_storage<T>(normal * static_cast<Acc>(weight.value[j]) + static_cast<Acc>(bias.value[j]));
-    }
-    store(norm.y + row * norm.cols, i, v);
+    for (int j = 0; j < kWidth; ++j) values[j] = (values[j] - mean) * rstd * weights[j] + biases[j];
+    store(norm.y + row * norm.cols, i, pack<T>(values));
   });
   if (group_lane<kGroup>() == 0) {
     if constexpr (kCentred) norm.mean[row] = mean;

@@ -47,6 +47,9 @@ class OpHarness {
   /// sum of output * output gradient: the function whose gradient `backward` computes.
   double objective(const Tensors& values);
 
+  /// Type of an input, a parameter or a "seed:" of random_values().
+  const TensorType& type(const std::string& name) const { return memory_.at(name); }
+
   /// Whether a program calls this kernel.
   bool runs(std::string_view kernel) const;
 
