@@ -301,6 +301,7 @@ cudaError_t launch_attention(const KernelCall& call, const CudaContext& context)
 }  // namespace
 
 cudaError_t attention(const KernelCall& call, const CudaContext& context) {
+  if (fits_short_attention(call, call.inputs[0], context)) return attention_short(call, context);
   return with_type(call.inputs[0].dtype, [&]<class T>() { return launch_attention<T>(call, context); });
 }
 

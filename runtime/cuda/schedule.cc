@@ -75,4 +75,35 @@ std::vector<ScheduledCall> schedule_calls(std::span<const SequenceCall> calls) {
   return schedule;
 }
 
+cudaError_t ScheduledStreams::before(size_t call) {
+  const ScheduledCall& now = schedule_[call];
+  if (now.wait_for == ScheduledCall::kNone) return cudaSuccess;
+  return cudaStreamWaitEvent(streams_[now.beside], ended_[now.wait_for].get(), 0);
+}
+
+cudaError_t ScheduledStreams::after(size_t call) {
+  return schedule_[call].awaited ? record(call) : cudaSuccess;
+}
+
+/// Where the second stream ends.
+cudaError_t ScheduledStreams::join() {
+  for (size_t call = schedule_.size(); call-- > 0;) {
+    if (!schedule_[call].beside) continue;
+    if (ended_[call] == nullptr) {
+      const cudaError_t error = record(call);
+      if (error != cudaSuccess) return error;
+    }
+    return cudaStreamWaitEvent(streams_[0], ended_[call].get(), 0);
+  }
+  return cudaSuccess;
+}
+
+cudaError_t ScheduledStreams::record(size_t call) {
+  cudaEvent_t event = nullptr;
+  const cudaError_t error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  if (error != cudaSuccess) return error;
+  ended_[call].reset(event);
+  return cudaEventRecord(event, streams_[schedule_[call].beside]);
+}
+
 }  // namespace moec::runtime

@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kernels/kernel.h"
+#include "runtime/cuda/cuda_handles.h"
 
 namespace moec::runtime {
 
@@ -29,5 +31,25 @@ struct ScheduledCall {
 /// decide what must wait, so that memory which buffers share is as safe as in one stream. The first call, and
 /// so the start of the second stream, is in the first one.
 std::vector<ScheduledCall> schedule_calls(std::span<const SequenceCall> calls);
+
+/// Captures a schedule into two streams, of which the first is being captured: before(i), the call number i
+/// in its stream, after(i), for all calls in order, and join() at the end.
+class ScheduledStreams {
+ public:
+  ScheduledStreams(cudaStream_t stream, cudaStream_t beside, std::vector<ScheduledCall> schedule)
+      : streams_{stream, beside}, schedule_(std::move(schedule)), ended_(schedule_.size()) {}
+
+  bool beside(size_t call) const { return schedule_[call].beside; }
+  cudaError_t before(size_t call);
+  cudaError_t after(size_t call);
+  cudaError_t join();
+
+ private:
+  cudaError_t record(size_t call);
+
+  cudaStream_t streams_[2];
+  std::vector<ScheduledCall> schedule_;
+  std::vector<CudaEvent> ended_;  // of calls that another waits for
+};
 
 }  // namespace moec::runtime
