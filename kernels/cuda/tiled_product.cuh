@@ -57,14 +57,16 @@ struct TileCut {
   __host__ __device__ int blocks() const { return tiles * splits; }
 };
 
-/// Kinds of tiles, with the engine for factors of any types.
+/// Kinds of tiles, with the engine for factors of any types, and whether clusters may share one.
 struct SmallTiles {
   static constexpr int kM = 32, kN = 32;
+  static constexpr bool kSplits = true;
   template <class A, class B, class C>
   using Engine = SmallTile<A, B, C>;
 };
 struct MediumTiles {
   static constexpr int kM = 64, kN = 64;
+  static constexpr bool kSplits = false;
   template <class A, class B, class C>
   using Engine = MediumTile<A, B, C>;
 };
