@@ -24,25 +24,34 @@ std::vector<int> writers(const Problem& problem) {
 /// Writes the steps in order and puts repeats before the steps that need them.
 class Repeater {
  public:
-  Repeater(const RecomputeProblem& problem, const std::vector<int>& writer, const std::vector<bool>& dropped)
-      : problem_(problem), writer_(writer), dropped_(dropped), now_(problem.memory.sizes.size()) {
+  /// Writes over `result`, whose memory is used again.
+  Repeater(const RecomputeProblem& problem, const std::vector<int>& writer, const std::vector<bool>& dropped,
+           RepeatingProgram& result)
+      : problem_(problem),
+        writer_(writer),
+        dropped_(dropped),
+        now_(problem.memory.sizes.size()),
+        result_(result) {
     std::iota(now_.begin(), now_.end(), 0);
     result_.problem.sizes = problem.memory.sizes;
     result_.problem.live_out = problem.memory.live_out;
+    result_.step.clear();
+    result_.repeat.clear();
+    result_.extra_seconds = 0;
   }
 
-  RepeatingProgram run() {
+  void run() {
     for (int s = 0; s < static_cast<int>(problem_.memory.steps.size()); ++s) {
       if (s >= problem_.turn) fetch_inputs(s);
       append(s, false);
     }
-    return std::move(result_);
+    result_.problem.steps.resize(result_.step.size());
   }
 
  private:
   /// Repeats what step `s` reads and the backward pass has not got, and what that reads, depth first.
   void fetch_inputs(int s) {
-    for (const int value : step(s).reads) {
+    for (const int value : problem_.memory.steps[s].reads) {
       const int maker = writer_[value];
       const bool gone = maker != kNone && dropped_[maker] && now_[value] == value;
       if (!gone) continue;
@@ -52,38 +61,46 @@ class Repeater {
   }
 
   void append(int s, bool repeat) {
-    Step added = step(s);
+    const size_t at = result_.step.size();
+    std::vector<Step>& steps = result_.problem.steps;
+    if (at == steps.size()) steps.emplace_back();
+    Step& added = steps[at];
+    added = problem_.memory.steps[s];
     for (int& value : added.reads) value = now_[value];
     for (Share& share : added.shares) share.input = now_[share.input];
     if (repeat) {
-      for (const int value : added.writes) {
-        now_[value] = static_cast<int>(result_.problem.sizes.size());
+      for (int& value : added.writes) {
+        const int again = static_cast<int>(result_.problem.sizes.size());
         result_.problem.sizes.push_back(problem_.memory.sizes[value]);
+        value = now_[value] = again;
       }
-      for (int& value : added.writes) value = now_[value];
       for (Share& share : added.shares) share.output = now_[share.output];
       result_.extra_seconds += problem_.seconds[s];
     }
-    result_.problem.steps.push_back(std::move(added));
     result_.step.push_back(s);
     result_.repeat.push_back(repeat);
   }
-
-  const Step& step(int s) const { return problem_.memory.steps[s]; }
 
   const RecomputeProblem& problem_;
   const std::vector<int>& writer_;
   const std::vector<bool>& dropped_;
   std::vector<int> now_;  // per original value: the value that is read in its place
-  RepeatingProgram result_;
+  RepeatingProgram& result_;
+};
+
+/// Reads of an original value before the turn and after it.
+struct Reads {
+  int last_early = kNone;
+  int first_late = kNone;
 };
 
 /// What one choice of dropped steps comes to.
 struct Outcome {
-  RepeatingProgram program;
   uint64_t peak = 0;
   size_t peak_steps = 0;  // steps at which the peak is reached
   int peak_step = 0;      // the first of them
+  double extra_seconds = 0;
+  std::vector<Reads> reads;  // per original value
 
   bool better_than(const Outcome& other) const {
     return peak != other.peak ? peak < other.peak : peak_steps < other.peak_steps;
@@ -92,9 +109,9 @@ struct Outcome {
 
 uint64_t aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-void find_peak(Outcome& outcome) {
-  const Lifetimes lifetimes = derive_lifetimes(outcome.program.problem);
-  std::vector<uint64_t> change(outcome.program.problem.steps.size() + 1, 0);  // modulo 2^64, as is the sum
+void find_peak(const Problem& problem, Outcome& outcome) {
+  const Lifetimes lifetimes = derive_lifetimes(problem);
+  std::vector<uint64_t> change(problem.steps.size() + 1, 0);  // modulo 2^64, as is the sum
   for (const auto& [size, first, last] : lifetimes.buffers) {
     change[first] += aligned(size);
     change[last + size_t{1}] -= aligned(size);
@@ -110,12 +127,6 @@ void find_peak(Outcome& outcome) {
     outcome.peak_steps += live == outcome.peak;
   }
 }
-
-/// Reads of a value before the turn and after it.
-struct Reads {
-  int last_early = kNone;
-  int first_late = kNone;
-};
 
 /// Steps to drop together, so that one value need not be kept.
 struct Move {
@@ -152,22 +163,20 @@ class Search {
  private:
   static constexpr int kMostTries = 4000, kMostRejected = 100;
 
-  Outcome outcome() const {
-    Outcome outcome{.program = Repeater(problem_, writer_, dropped_).run()};
-    find_peak(outcome);
+  Outcome outcome() {
+    Repeater(problem_, writer_, dropped_, program_).run();
+    Outcome outcome{.extra_seconds = program_.extra_seconds, .reads = collect_reads()};
+    find_peak(program_.problem, outcome);
     return outcome;
   }
 
-  void record(const Outcome& outcome) {
-    found_.push_back({dropped_, outcome.peak, outcome.program.extra_seconds});
-  }
+  void record(const Outcome& outcome) { found_.push_back({dropped_, outcome.peak, outcome.extra_seconds}); }
 
-  /// When the values of the original program are read.
-  std::vector<Reads> collect_reads(const RepeatingProgram& program) const {
+  std::vector<Reads> collect_reads() const {
     std::vector<Reads> reads(problem_.memory.sizes.size());
-    for (int s = 0; s < static_cast<int>(program.problem.steps.size()); ++s)
-      for (const int value : program.problem.steps[s].reads) {
-        if (static_cast<size_t>(value) >= reads.size()) continue;
+    for (int s = 0; s < static_cast<int>(program_.problem.steps.size()); ++s)
+      for (const int value : program_.problem.steps[s].reads) {
+        if (value >= static_cast<int>(reads.size())) continue;
         Reads& r = reads[value];
         if (s < problem_.turn)
           r.last_early = s;
@@ -178,11 +187,10 @@ class Search {
   }
 
   std::optional<Move> best_move(const Outcome& now, const std::set<int>& rejected) const {
-    const std::vector<Reads> reads = collect_reads(now.program);
     std::optional<Move> best;
     for (int s = 0; s < problem_.turn; ++s) {
       if (dropped_[s] || !problem_.repeatable[s] || rejected.contains(s)) continue;
-      Move move = move_of(s, now.peak_step, reads);
+      Move move = move_of(s, now.peak_step, now.reads);
       if (move.bytes_per_second > 0 && (!best || move.bytes_per_second > best->bytes_per_second))
         best = std::move(move);
     }
@@ -242,13 +250,17 @@ class Search {
   const RecomputeProblem& problem_;
   std::vector<int> writer_;
   std::vector<bool> dropped_;
+  RepeatingProgram program_;  // of the last outcome
   std::vector<Alternative> found_;
 };
 
 }  // namespace
 
 RepeatingProgram repeat_dropped(const RecomputeProblem& problem, const std::vector<bool>& dropped) {
-  return Repeater(problem, writers(problem.memory), dropped).run();
+  RepeatingProgram result;
+  const std::vector<int> writer = writers(problem.memory);
+  Repeater(problem, writer, dropped, result).run();
+  return result;
 }
 
 std::vector<Alternative> recompute_alternatives(const RecomputeProblem& problem) {
