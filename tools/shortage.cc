@@ -23,10 +23,11 @@ struct Change {
 /// then those that store numbers in fewer bits, then shorter sequences.
 std::string cheapest_change(const fb::ModelT& model, const CompileOptions& options, uint64_t budget) {
   const fb::RecipeT& recipe = *model.recipe;
-  if (const uint32_t batch = largest_batch_size(model, budget, true, options);
+  if (uint32_t batch = largest_batch_size(model, budget, true, options);
       batch > 0 && batch < recipe.batch_size) {
-    const uint32_t grad_accum = (recipe.grad_accum * recipe.batch_size + batch - 1) / batch;
-    return fmt::format("--batch-size {} --grad-accum {}", batch, grad_accum);
+    const uint32_t sequences = recipe.batch_size * recipe.grad_accum;
+    while (sequences % batch != 0) --batch;
+    return fmt::format("--batch-size {} --grad-accum {}", batch, sequences / batch);
   }
   std::vector<Change> changes;
   if (recipe.dtype == fb::DType::BF16 && recipe.grad_dtype == fb::DType::F32)

@@ -143,7 +143,7 @@ TEST_CASE("five steps give the same bits under every budget") {
       model.recipe->dtype = dtype;
       const Run expected = train(model);
       const std::vector<FrontierPoint> points = frontier(model);
-      REQUIRE(points.size() > 4);
+      REQUIRE(points.size() > 2);
       for (const size_t i :
            {points.size() / 4, points.size() / 2, 3 * points.size() / 4, points.size() - 1}) {
         model.recipe->memory_budget = points[i].bytes;
