@@ -94,7 +94,7 @@ int LoadedPlan::parameter_index(std::string_view name) const {
 ProgramCost cost_of(const fb::ProgramT& program) {
   ProgramCost cost;
   for (const auto& instruction : program.instructions) {
-    cost.flops += instruction->flops;
+    if (!instruction->recompute) cost.flops += instruction->flops;
     cost.bytes += instruction->bytes;
   }
   return cost;
