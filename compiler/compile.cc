@@ -6,6 +6,7 @@
 #include "compiler/autodiff.h"
 #include "compiler/builder.h"
 #include "compiler/dump.h"
+#include "compiler/fuse.h"
 #include "compiler/lower.h"
 #include "compiler/programs.h"
 #include "compiler/storage.h"
@@ -116,11 +117,11 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
 
   std::vector<Parameter> parameters;
   TensorType logits;
-  const Graph accumulate =
+  Graph accumulate =
       accumulate_program(model, recipe, precision, options.window_tokens, options.host_batches, parameters);
-  const Graph evaluate =
-      evaluate_program(model, recipe, precision, options.window_tokens, options.host_batches);
-  const Graph prefill = prefill_program(model, recipe, precision, logits);
+  Graph evaluate = evaluate_program(model, recipe, precision, options.window_tokens, options.host_batches);
+  Graph prefill = prefill_program(model, recipe, precision, logits);
+  for (Graph* graph : {&accumulate, &evaluate, &prefill}) fuse(*graph);
   const Storage storage = lay_out_storage(parameters, recipe, precision, options.window_tokens, logits);
   const Graph init = init_program(parameters, precision);
   const Graph apply = apply_program(storage, recipe, precision);

@@ -88,6 +88,10 @@ class Graph {
   int add_node(const OpDef& def, const fb::OpUnion& attrs, std::string label, std::vector<ValueId> inputs,
                std::vector<ValueId> outputs = {}, Phase phase = Phase::kForward);
 
+  /// Makes `nodes` the graph's, in this order, which is how a pass ends. Throws CompileError when a value is
+  /// written twice or read before it is written, or is not of the type that its op infers.
+  void replace_nodes(std::vector<Node> nodes);
+
  private:
   Precision precision_;
   int64_t tokens_;

@@ -13,7 +13,8 @@ struct NormBwd {
   const T* weight;
   const Acc* mean;  // read for LayerNorm only
   const Acc* rstd;
-  T* dx;                 // may be dy
+  const T* dresidual;    // null where there is none
+  T* dx;                 // may be dy or dresidual
   Acc* weight_partials;  // [pieces, cols]
   Acc* bias_partials;    // likewise, for LayerNorm only
   int64_t rows;
@@ -117,11 +118,14 @@ __global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<
       const int i = lane + v * kGroup;
       if (i >= vectors) break;
       const auto weight = load<kWidth>(norm.weight, i);
+      const auto dresidual =
+          norm.dresidual ? load<kWidth>(norm.dresidual + row * norm.cols, i) : Vector<T, kWidth>{};
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         const Acc g = static_cast<Acc>(dy[v].value[j]) * static_cast<Acc>(weight.value[j]);
         const Acc normal = (static_cast<Acc>(x[v].value[j]) - mean) * rstd;
-        dy[v].value[j] = to_storage<T>(rstd * (g - constant - normal * along));
+        dy[v].value[j] =
+            to_storage<T>(static_cast<Acc>(dresidual.value[j]) + rstd * (g - constant - normal * along));
       }
       store(norm.dx + row * norm.cols, i, dy[v]);
     }
@@ -147,8 +151,8 @@ cudaError_t with_bwd_layout(int64_t vectors, Body&& body) {
 }
 
 struct NormBwdViews {
-  const TensorView &dy, &x, &weight, &mean, &rstd, &dweight_prev, &dbias_prev, &dx, &dweight, &dbias,
-      &workspace;
+  const TensorView &dy, &x, &weight, &mean, &rstd, &dweight_prev, &dbias_prev, &dresidual, &dx, &dweight,
+      &dbias, &workspace;
 };
 
 template <bool kCentred>
@@ -164,14 +168,15 @@ cudaError_t run_norm_bwd(const CudaContext& context, const NormBwdViews& views) 
                              views.weight.as<const T>(),
                              views.mean.as<const Acc>(),
                              views.rstd.as<const Acc>(),
+                             views.dresidual.as<const T>(),
                              views.dx.as<T>(),
                              weight_partials,
                              bias_partials,
                              rows,
                              pieces.rows,
                              static_cast<int>(cols)};
-    const cudaError_t status =
-        with_width<T>(cols, {&views.dy, &views.x, &views.weight, &views.dx}, [&]<int kWidth>() {
+    const cudaError_t status = with_width<T>(
+        cols, {&views.dy, &views.x, &views.weight, &views.dresidual, &views.dx}, [&]<int kWidth>() {
           return with_bwd_layout < kCentred ? 2 : 1,
                  kWidth > (cols / kWidth, [&]<class Layout>() {
                    return launch(context, norm_bwd_kernel<kCentred, T, kWidth, Layout>, pieces.count,
@@ -199,6 +204,7 @@ cudaError_t rmsnorm_bwd(const KernelCall& call, const CudaContext& context) {
                                        .rstd = call.inputs[3],
                                        .dweight_prev = call.inputs[4],
                                        .dbias_prev = absent,
+                                       .dresidual = call.inputs[5],
                                        .dx = call.outputs[0],
                                        .dweight = call.outputs[1],
                                        .dbias = absent,
@@ -213,6 +219,7 @@ cudaError_t layernorm_bwd(const KernelCall& call, const CudaContext& context) {
                                       .rstd = call.inputs[4],
                                       .dweight_prev = call.inputs[5],
                                       .dbias_prev = call.inputs[6],
+                                      .dresidual = call.inputs[7],
                                       .dx = call.outputs[0],
                                       .dweight = call.outputs[1],
                                       .dbias = call.outputs[2],
