@@ -47,6 +47,7 @@ constexpr std::pair<std::string_view, fb::Op> kOtherAttributes[] = {
     {"grouped_bias_bwd", fb::Op::GroupedLinear},
     {"add_rmsnorm", fb::Op::FusedNorm},
     {"add_layernorm", fb::Op::FusedNorm},
+    {"linear_cross_entropy", fb::Op::CrossEntropy},
 };
 
 bool attributes_fit(std::string_view kernel, fb::Op op) {
