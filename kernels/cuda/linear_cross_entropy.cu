@@ -40,7 +40,8 @@ struct Rows {
 };
 
 /// A block per row: its loss, and its logits become dloss / valid targets * (softmax - one at the target).
-/// Rows without a target have none. The second reading of the row is from the cache.
+/// Rows without a target have none. The second reading of the row is from the cache. Rows are whole vectors;
+/// what is behind the used columns becomes zero.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) cross_entropy_rows(const Rows rows) {
   begin_kernel();
@@ -48,38 +49,26 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_rows(const Rows rows) 
   const int64_t row = blockIdx.x;
   T* x = static_cast<T*>(rows.logits) + row * rows.stride;
   const int32_t target = rows.targets[row];
-  const int whole = rows.cols / kWidth, rest = whole * kWidth + static_cast<int>(threadIdx.x);
-  SoftmaxStats<Acc> stats = {std::numeric_limits<Acc>::lowest(), 0};
-  if (target >= 0) {
-    stats = softmax_stats<kWidth, kThreads>(x, whole);
-    if constexpr (kWidth > 1) {
-      SoftmaxStats<Acc> tail = {std::numeric_limits<Acc>::lowest(), 0};
-      if (rest < rows.cols) tail = {static_cast<Acc>(x[rest]), 1};
-      stats = MergeStats<T>{}(stats, group_reduce<kThreads>(tail, MergeStats<T>{}));
-    }
-  }
+  const bool differentiates = rows.dloss.data != nullptr;
+  const Acc factor = differentiates ? static_cast<Acc>(rows.dloss.read() / fmax(1.0, *rows.valid)) : 0;
+  const SoftmaxStats<Acc> stats = softmax_stats_of_first<kWidth, kThreads>(x, rows.cols);
   const Acc lse = stats.max + std::log(stats.sum);
   const Acc at_target = target < 0 ? Acc{0} : static_cast<Acc>(x[target]) - lse;
   if (threadIdx.x == 0) rows.losses[row] = target < 0 ? 0 : -static_cast<double>(at_target);
-  if (rows.dloss.data == nullptr) return;
+  if (!differentiates) return;
   __syncthreads();  // every thread has read the logit at the target
 
-  const auto factor = static_cast<Acc>(rows.dloss.read() / fmax(1.0, *rows.valid));
-  const auto gradient = [&](T logit, int col) {
-    const Acc distance = static_cast<Acc>(logit) - lse;
-    return to_storage<T>(factor * (col == target ? std::expm1(distance) : exponential<T>(distance)));
-  };
 #pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < whole; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < (rows.cols + kWidth - 1) / kWidth; i += kThreads) {
+    const auto v = load<kWidth>(x, i);
     Vector<T, kWidth> out = {};
-    if (target >= 0) {
-      out = load<kWidth>(x, i);
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) out.value[j] = gradient(out.value[j], i * kWidth + j);
-    }
+    for (int j = 0; j < kWidth; ++j)
+      if (target >= 0 && i * kWidth + j < rows.cols)
+        out.value[j] = to_storage<T>(factor * exponential<T>(static_cast<Acc>(v.value[j]) - lse));
     store(x, i, out);
+    if (target / kWidth == i && target >= 0) x[target] = to_storage<T>(factor * std::expm1(at_target));
   }
-  if (rest < rows.cols) x[rest] = target < 0 ? to_storage<T>(0.0f) : gradient(x[rest], rest);
 }
 
 cudaError_t launch_rows(const CudaContext& context, fb::DType dtype, const Rows& rows, int64_t count) {
