@@ -24,6 +24,7 @@ struct LogitsChunks {
   int64_t rows;    // of a chunk; the last one may have fewer
   int64_t stride;  // elements from a row of logits to the next; 16-bit rows start at multiples of 128 bytes
   int64_t logits_offset;  // bytes
+  int64_t weight_offset;  // bytes
   int64_t sums_offset;    // bytes
   bool sums;  // several chunks add to a 16-bit weight gradient, which is summed in f32 and rounded once
 };
