@@ -147,6 +147,7 @@ constexpr Rule kRules[] = {add_residual, add_then_norm};
 }  // namespace
 
 void fuse(Graph& graph) {
+  fuse_head(graph);
   Rewriter rewriter(graph);
   for (const Rule rule : kRules)
     for (int at = 0; at < rewriter.size(); ++at)

@@ -52,13 +52,14 @@ struct Node {
   Phase phase = Phase::kForward;
   std::vector<ValueId> inputs;  // in the kernel's order; kNoValue where an optional one is absent
   std::vector<ValueId> outputs;
+  bool recompute = false;  // makes again what an earlier node has made
 };
 
 /// Types that a whole graph is computed in.
 struct Precision {
   fb::DType compute = fb::DType::F32;   // parameters and activations
   fb::DType gradient = fb::DType::F32;  // parameter gradients
-  /// Statistics, router values, losses and optimizer moments.
+  /// Statistics, router values and losses.
   fb::DType accumulator() const { return compute == fb::DType::F64 ? fb::DType::F64 : fb::DType::F32; }
 };
 
