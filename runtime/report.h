@@ -23,9 +23,6 @@ struct StepReport {
 /// "step   12/1000 | loss 4.1234 | norm 1.234 | lr 3.00e-04 | 123.4 ms | 41.2% MFU | 12345 tok/s"
 std::string format_row(const StepReport& report);
 
-/// "step 12 | skipped: its gradient is not finite at loss scale 65536"
-std::string format_skip(const StepMetrics& metrics);
-
 /// One line of the log without its line feed; numbers that are not finite become null.
 nlohmann::json to_json(const StepReport& report);
 

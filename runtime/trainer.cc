@@ -97,9 +97,6 @@ class Trainer {
       MOEC_RETURN_IF_ERROR(
           session_.initialise(options_.seed.value_or(recipe.seed), options_.lr.value_or(recipe.lr)));
     }
-    MOEC_ASSIGN_OR_RETURN(const TrainState state, session_.read_train_state());
-    logged_step_ = state.step;
-    skipped_ = state.skipped_steps;
     if (dir.empty()) return {};
     MOEC_RETURN_IF_ERROR(make_directories(dir));
     MOEC_ASSIGN_OR_RETURN(LineFile log, open_log(log_path(dir), session_.step()));
@@ -127,25 +124,6 @@ class Trainer {
     return log_ ? log_->write_line(line.dump(-1, ' ', false, json::error_handler_t::replace)) : Status();
   }
 
-  /// Names the steps since the last row that were skipped, as far back as the device remembers.
-  Status log_skips(int64_t skipped_now) {
-    const int64_t end = session_.step();
-    int64_t step = std::exchange(logged_step_, end), before = std::exchange(skipped_, skipped_now);
-    if (before == skipped_now) return {};
-    if (step < end - kMetricsRows) {
-      step = end - kMetricsRows + 1;
-      MOEC_ASSIGN_OR_RETURN(const StepMetrics oldest, session_.read_metrics(step - 1));
-      before = oldest.skipped_steps;
-    }
-    for (; step < end; ++step) {
-      MOEC_ASSIGN_OR_RETURN(const StepMetrics metrics, session_.read_metrics(step));
-      if (std::exchange(before, metrics.skipped_steps) == metrics.skipped_steps) continue;
-      if (observer_.on_skip) observer_.on_skip(metrics);
-      MOEC_RETURN_IF_ERROR(log_line({{"step", step + 1}, {"skipped", true}}));
-    }
-    return {};
-  }
-
   Status log_step() {
     const int64_t step = session_.step();
     // Reading the metrics waits for the device, so the time is taken after it.
@@ -160,7 +138,6 @@ class Trainer {
                       .mfu = std::nullopt};
     if (options_.peak_flops) report.mfu = flops_per_step() / seconds / *options_.peak_flops;
     result_.train_loss = metrics.loss;
-    MOEC_RETURN_IF_ERROR(log_skips(metrics.skipped_steps));
     if (observer_.on_step) observer_.on_step(report);
     restart_timer();
     return log_line(to_json(report));
@@ -217,8 +194,6 @@ class Trainer {
   Clock::time_point timer_;
   int64_t timed_from_ = 0;   // step at timer_
   int64_t saved_step_ = -1;  // of the newest checkpoint
-  int64_t logged_step_ = 0;  // steps of the last row, and those of them that were skipped
-  int64_t skipped_ = 0;
 };
 
 }  // namespace

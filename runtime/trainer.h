@@ -43,8 +43,6 @@ struct TrainOptions {
 /// What happens while training; unset callbacks are not called.
 struct TrainObserver {
   std::function<void(const StepReport&)> on_step;
-  /// A step whose gradient was not finite; called before the row that follows it.
-  std::function<void(const StepMetrics& skipped)> on_skip;
   std::function<void(int64_t step, double validation_loss)> on_evaluation;
   std::function<void(int64_t step, std::string_view text)> on_sample;
   std::function<void(int64_t step)> on_checkpoint;

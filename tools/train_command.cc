@@ -124,19 +124,17 @@ class Progress {
   explicit Progress(LiveOutput& out) : out_(out), paint_(stdout) {}
 
   runtime::TrainObserver observer() {
-    return {
-        .on_step = [this](const runtime::StepReport& report) { show(report); },
-        .on_skip = [this](const runtime::StepMetrics& skipped) { out_.line(runtime::format_skip(skipped)); },
-        .on_evaluation =
-            [this](int64_t step, double loss) {
-              out_.line(paint_.bold(fmt::format("step {} | validation loss {:.4f}", step, loss)));
-            },
-        .on_sample =
-            [this](int64_t step, std::string_view text) {
-              out_.line(fmt::format("step {} | sample\n{}\n{}\n{}", step, paint_.dim(kRule), printable(text),
-                                    paint_.dim(kRule)));
-            },
-        .on_checkpoint = nullptr};
+    return {.on_step = [this](const runtime::StepReport& report) { show(report); },
+            .on_evaluation =
+                [this](int64_t step, double loss) {
+                  out_.line(paint_.bold(fmt::format("step {} | validation loss {:.4f}", step, loss)));
+                },
+            .on_sample =
+                [this](int64_t step, std::string_view text) {
+                  out_.line(fmt::format("step {} | sample\n{}\n{}\n{}", step, paint_.dim(kRule),
+                                        printable(text), paint_.dim(kRule)));
+                },
+            .on_checkpoint = nullptr};
   }
 
  private:

@@ -4,13 +4,8 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
-#include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "compiler/frontend.h"
-#include "runtime/run_dir.h"
-#include "runtime/trainer.h"
-#include "scratch_dir.h"
 #include "tests/support/must.h"
 #include "tests/support/training.h"
 
@@ -109,50 +104,6 @@ TEST_CASE("f16 starts with the recipe's loss scale and doubles it after the reci
   Session other = small_session({DType::BF16});
   must(other.train_step());
   CHECK(must(other.read_metrics(0)).loss_scale == 0);
-}
-
-TEST_CASE("the log of a run names every step that was skipped, those before a resume included") {
-  const ScratchDir dir;
-  Session session = small_session({DType::BF16});
-  runtime::TrainOptions options;
-  options.log_every = 4;
-  options.out_dir = dir.path();
-  std::vector<int64_t> named;
-  int64_t rows = 0;
-  const runtime::TrainObserver observer{
-      .on_step =
-          [&](const runtime::StepReport& report) {
-            ++rows;
-            // Before the next step: an infinite learning signal, taken back by the one after.
-            const double scale = report.step == 4 ? std::numeric_limits<double>::infinity() : 1.0;
-            must(session.device().write(session.plan().plan.io->train_state, offsetof(TrainState, loss_scale),
-                                        std::as_bytes(std::span(&scale, 1))));
-          },
-      .on_skip = [&](const runtime::StepMetrics& skipped) { named.push_back(skipped.step + 1); },
-      .on_evaluation = nullptr,
-      .on_sample = nullptr,
-      .on_checkpoint = nullptr};
-  const auto train = [&](int64_t max_steps, bool resume) {
-    options.max_steps = max_steps;
-    options.resume = resume;
-    const auto vocab = static_cast<int32_t>(session.vocab_size());
-    runtime::Dataset data{.train = learnable_tokens(5000, vocab, 1),
-                          .validation = {},
-                          .tokenizer = runtime::make_id_tokenizer(session.vocab_size())};
-    must(runtime::train(session, std::move(data), options, observer).status());
-  };
-  train(10, false);
-  CHECK(named == std::vector<int64_t>{5, 6, 7, 8});
-  train(12, true);
-  CHECK(named.size() == 4);
-  CHECK(rows == 4);
-
-  std::istringstream log(slurp(runtime::log_path(dir.path())));
-  std::vector<int64_t> logged;
-  for (std::string line; std::getline(log, line);)
-    if (const auto row = nlohmann::json::parse(line); row.contains("skipped"))
-      logged.push_back(row.at("step"));
-  CHECK(logged == named);
 }
 
 }  // namespace moec::test
