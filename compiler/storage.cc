@@ -136,7 +136,7 @@ Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::Reci
   const int64_t batch = recipe.batch_size, seq = recipe.seq_len;
   layout.add(kTrainStateName, {fb::DType::U8, {sizeof(TrainState)}}, Role::kState, Kind::Scalar);
   layout.add(kMetricsName, {fb::DType::F64, {kMetricsRows, kMetricsColumns}}, Role::kState, Kind::Io);
-  layout.add(kWindowName, {fb::DType::I32, {window_tokens}}, Role::kIo, Kind::Io);
+  if (window_tokens > 0) layout.add(kWindowName, {fb::DType::I32, {window_tokens}}, Role::kIo, Kind::Io);
   layout.add(kTokensName, {fb::DType::I32, {batch, seq}}, Role::kIo, Kind::Io);
   layout.add(kTargetsName, {fb::DType::I32, {batch, seq}}, Role::kIo, Kind::Io);
   layout.add(kPromptName, {fb::DType::I32, {1, seq}}, Role::kIo, Kind::Io);

@@ -44,7 +44,7 @@ std::string remainder_name(const std::string& parameter);
 std::string master_name(const std::string& parameter);
 
 /// Lays out the memory of a model that is trained with `recipe`; `window_tokens` is the size of the token
-/// window. `logits` is the type of the prefill's result.
+/// window, 0 for none. `logits` is the type of the prefill's result.
 Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::RecipeT& recipe,
                         const Precision& precision, int64_t window_tokens, const TensorType& logits);
 

@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <utility>
@@ -19,6 +20,23 @@ namespace {
 template <class T>
 std::span<const std::byte> bytes_of(const T& value) {
   return std::as_bytes(std::span(&value, 1));
+}
+
+using MetricsRow = std::array<double, kMetricsColumns>;
+
+/// Bytes from the start of the metrics ring.
+uint64_t row_offset(int64_t step) { return static_cast<uint64_t>(step % kMetricsRows) * sizeof(MetricsRow); }
+
+Result<StepMetrics> metrics_of(int64_t step, const MetricsRow& row) {
+  if (row[kMetricStep] != static_cast<double>(step))
+    return failure(fmt::format("the metrics of step {} are not on the device", step));
+  return StepMetrics{.step = step,
+                     .loss = row[kMetricLoss],
+                     .aux_loss = row[kMetricAuxLoss],
+                     .grad_norm = row[kMetricGradNorm],
+                     .lr = row[kMetricLr],
+                     .skipped_steps = static_cast<int64_t>(row[kMetricSkipped]),
+                     .loss_scale = row[kMetricLossScale]};
 }
 
 /// Values of a floating-point tensor as f32.
@@ -148,6 +166,8 @@ Status Session::set_data(std::vector<int32_t> train, std::vector<int32_t> valida
       return input_error(fmt::format("{} tokens of data, a sequence of {} and its targets need {}",
                                      tokens->size(), seq_len(), seq_len() + 1));
   }
+  MOEC_RETURN_IF_ERROR(device_->wait());  // a chunk of the old data may be on its way
+  staged_ = -1;
   train_ = std::move(train);
   validation_ = std::move(validation);
   chunk_ = -1;
@@ -164,9 +184,13 @@ Status Session::fill_window_for_step() {
   const WindowChunks chunks(train_, window_size(), seq_len());
   const int64_t chunk = step_ / chunks.steps_per_chunk(batch_size() * grad_accum()) % chunks.count();
   if (chunk == chunk_) return {};
-  MOEC_RETURN_IF_ERROR(fill_window(chunks.chunk(chunk)));
+  if (chunk != staged_) MOEC_RETURN_IF_ERROR(device_->stage(std::as_bytes(chunks.chunk(chunk))));
+  MOEC_RETURN_IF_ERROR(device_->write_staged(plan_->plan.io->window));
+  const auto tokens = static_cast<int64_t>(chunks.chunk(chunk).size());  // the same for all chunks
+  if (chunk_ < 0) MOEC_RETURN_IF_ERROR(write_state(&TrainState::window_tokens, tokens));
   chunk_ = chunk;
-  return {};
+  staged_ = (chunk + 1) % chunks.count();
+  return staged_ == chunk ? Status() : device_->stage(std::as_bytes(chunks.chunk(staged_)));
 }
 
 Status Session::write_batch(std::span<const int32_t> tokens, std::span<const int32_t> targets) {
@@ -233,19 +257,29 @@ Result<std::vector<float>> Session::prefill(std::span<const int32_t> tokens) {
 }
 
 Result<StepMetrics> Session::read_metrics(int64_t step) {
-  double row[kMetricsColumns];
-  const auto offset = static_cast<uint64_t>(step % kMetricsRows) * sizeof(row);
+  if (step < 0 || step >= step_)
+    return failure(fmt::format("step {} has not been taken ({} steps done)", step, step_));
+  MetricsRow row{};
   MOEC_RETURN_IF_ERROR(
-      device_->read(plan_->plan.io->metrics, offset, std::as_writable_bytes(std::span(row))));
-  if (step < 0 || step >= step_ || row[kMetricStep] != static_cast<double>(step))
-    return failure(fmt::format("the metrics of step {} are not on the device ({} steps done)", step, step_));
-  return StepMetrics{.step = step,
-                     .loss = row[kMetricLoss],
-                     .aux_loss = row[kMetricAuxLoss],
-                     .grad_norm = row[kMetricGradNorm],
-                     .lr = row[kMetricLr],
-                     .skipped_steps = static_cast<int64_t>(row[kMetricSkipped]),
-                     .loss_scale = row[kMetricLossScale]};
+      device_->read(plan_->plan.io->metrics, row_offset(step), std::as_writable_bytes(std::span(row))));
+  return metrics_of(step, row);
+}
+
+Result<LateMetrics> Session::read_metrics_later() {
+  if (step_ == 0) return failure("no step has been taken whose metrics could be read");
+  MOEC_ASSIGN_OR_RETURN(
+      auto row, device_->read_later(plan_->plan.io->metrics, row_offset(step_ - 1), sizeof(MetricsRow)));
+  return LateMetrics(step_ - 1, std::move(row));
+}
+
+Status Session::start_timer() {
+  return device_->read_later(plan_->plan.io->train_state, 0, sizeof(uint64_t)).status();
+}
+
+Result<StepMetrics> LateMetrics::metrics() const {
+  MetricsRow row{};
+  std::memcpy(row.data(), row_->bytes().data(), sizeof(row));
+  return metrics_of(step_, row);
 }
 
 Result<TrainState> Session::read_train_state() {

@@ -27,17 +27,41 @@ struct StepMetrics {
   double loss_scale = 0;      // of this step; 0 where it is not dynamic
 };
 
+/// Metrics of a step on their way to the host.
+class LateMetrics {
+ public:
+  LateMetrics(int64_t step, std::unique_ptr<LateRead> row) : step_(step), row_(std::move(row)) {}
+
+  /// The step, counting from 0.
+  int64_t step() const { return step_; }
+  /// Whether the step is done; does not wait.
+  Result<bool> ready() { return row_->ready(); }
+  /// Once ready() has said that the step is done.
+  Result<StepMetrics> metrics() const;
+  /// Seconds on the device's clock from the step whose metrics were asked for before, or from start_timer if
+  /// that was later, to the end of this one; likewise.
+  Result<double> seconds() { return row_->seconds(); }
+
+ private:
+  int64_t step_;
+  std::unique_ptr<LateRead> row_;
+};
+
 /// B sequences of S tokens per micro-batch, A micro-batches per step.
 ///
 /// Data longer than the plan's window W is cut into chunks (WindowChunks), each of which stays in the window
 /// for n / (A*B) steps, n being its number of sequences; the chunk of a step is a function of the step alone,
-/// so that a run that is continued sees the same data. Where A*B does not divide n, a pass over a chunk
+/// so that a run that is continued sees the same data. While one chunk is used the next one is on its way to
+/// the device, and no step waits for the host. Where A*B does not divide n, a pass over a chunk
 /// leaves out some sequences that the next pass may meet.
 class Session {
  public:
   /// Loads the plan on the device.
   static Result<Session> create(std::shared_ptr<const LoadedPlan> plan, std::unique_ptr<Device> device,
                                 MemoryOptions options = {});
+
+  Session(Session&&) = default;
+  Session& operator=(Session&&) = delete;
 
   const LoadedPlan& plan() const { return *plan_; }
   Device& device() { return *device_; }
@@ -72,8 +96,13 @@ class Session {
   /// Longest prompt; 0 when the plan has no Prefill program.
   int64_t prefill_length() const;
 
-  /// Metrics of a step that is among the last kMetricsRows.
+  /// Metrics of a step that is among the last kMetricsRows; waits for it.
   Result<StepMetrics> read_metrics(int64_t step);
+  /// Metrics of the last step, without waiting for it. To be read before kMetricsRows more steps are taken,
+  /// and to be dropped before the session.
+  Result<LateMetrics> read_metrics_later();
+  /// Lets the time of the next step whose metrics are read later begin when the device comes to here.
+  Status start_timer();
 
   Result<TrainState> read_train_state();
   /// Continues from a saved state; the window and its size stay those of this session's data.
@@ -113,11 +142,12 @@ class Session {
   Status fill_window_for_step();
 
   std::shared_ptr<const LoadedPlan> plan_;
-  std::unique_ptr<Device> device_;
   std::vector<int32_t> train_;
   std::vector<int32_t> validation_;
+  std::unique_ptr<Device> device_;  // reads train_ until it is destroyed
   int64_t step_ = 0;
-  int64_t chunk_ = -1;  // of train_ in the window, -1 for none
+  int64_t chunk_ = -1;   // of train_ in the window, -1 for none
+  int64_t staged_ = -1;  // chunk of train_ that was staged last, -1 for none
 };
 
 }  // namespace moec::runtime

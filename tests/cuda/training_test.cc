@@ -9,6 +9,7 @@
 #include <limits>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "tests/cuda/gpu.h"
 #include "tests/tools/process.h"
@@ -106,6 +107,33 @@ TEST_CASE("a step with an infinite gradient leaves weights and moments as they w
     CHECK(must(session.read_metrics(4)).skipped_steps == 1);
     CHECK(std::isfinite(must(session.read_metrics(4)).grad_norm));
   }
+}
+
+TEST_CASE("data longer than the window passes through it behind the steps, with the same bits") {
+  constexpr int64_t kWindow = 8 * 64 + 1;  // a step of 4 x 64 x 2 tokens: every step has another chunk
+  const fb::ModelT model = small_model("moe-tiny", fb::DType::F32);
+  Session cpu = must(training_session(model, runtime::make_cpu_device(), kWindow));
+  Session waiting = must(training_session(model, cuda_device(Execution::kEager), kWindow));
+  Session hurrying = must(training_session(model, cuda_device(), kWindow));
+  std::vector<runtime::LateMetrics> late;
+  for (int step = 0; step < 200; ++step) {
+    must(hurrying.train_step());
+    late.push_back(must(hurrying.read_metrics_later()));
+  }
+  for (int64_t step = 0; step < 200; ++step) {
+    must(waiting.train_step());
+    must(waiting.device().wait());
+    const double loss = must(waiting.read_metrics(step)).loss;
+    runtime::LateMetrics& same = late[static_cast<size_t>(step)];
+    while (!must(same.ready())) {
+    }
+    CHECK(must(same.metrics()).loss == loss);
+    if (step > 0) CHECK(must(same.seconds()) > 0);
+    if (step >= 20) continue;
+    must(cpu.train_step());
+    CHECK(loss == doctest::Approx(must(cpu.read_metrics(step)).loss).epsilon(0.01));
+  }
+  CHECK(must(waiting.state_hash()) == must(hurrying.state_hash()));
 }
 
 TEST_CASE("training reaches the CPU's losses") {

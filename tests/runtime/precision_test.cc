@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "compiler/frontend.h"
+#include "scratch_dir.h"
 #include "tests/support/must.h"
 #include "tests/support/training.h"
 

@@ -9,6 +9,7 @@
 #include "compiler/builder.h"
 #include "compiler/compile.h"
 #include "compiler/frontend.h"
+#include "compiler/fuse.h"
 #include "compiler/lower.h"
 #include "kernels/float16.h"
 #include "kernels/train_state.h"
@@ -164,9 +165,11 @@ OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<
     : sample_(sample), device_(std::move(device)) {
   const Graph forward = make_graph(sample, precision, build, false);
   const Graph backward = make_graph(sample, precision, build, true);
-  for (const Graph* graph : {&forward, &backward})
+  for (const Graph* graph : {&forward, &backward}) {
+    for (const Node& node : graph->nodes()) kernels_.insert(node.def->key);
     for (const Value& value : graph->values())
       if (value.role != Role::kActivation) memory_[value.name] = value.type;
+  }
   for (const Value& value : forward.values())
     if (value.version == 0 && value.requires_grad && value.producer < 0)
       differentiable_.push_back(value.name);
@@ -222,13 +225,19 @@ Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Bui
     copy(kOutput + output.name, id);
     seeds.emplace_back(id, graph.persistent(kSeed + output.name, output.type, Role::kIo));
   }
-  if (!with_backward) return graph;
+  if (!with_backward) {
+    fuse(graph);
+    return graph;
+  }
   const std::vector<ValueId> gradients = add_backward(graph, seeds, false);
   for (const auto& [name, id] : inputs)
     if (const ValueId gradient = gradients[static_cast<size_t>(id)]; gradient != kNoValue)
       copy(kGradient + name, gradient);
+  fuse(graph);
   return graph;
 }
+
+bool OpHarness::runs(std::string_view kernel) const { return kernels_.contains(kernel); }
 
 Tensors OpHarness::random_values(uint64_t seed) const {
   std::mt19937_64 rng(seed);
