@@ -269,8 +269,8 @@ class CudaDevice final : public Device {
     cudaGraph_t graph = nullptr;
     const Status ended = cuda_status(cudaStreamEndCapture(stream_.get(), &graph), "cudaStreamEndCapture");
     CudaGraph owner(graph);
-    MOEC_RETURN_IF_ERROR(enqueued);
-    MOEC_RETURN_IF_ERROR(ended);
+    if (!enqueued.ok()) return enqueued.error();
+    if (!ended.ok()) return ended.error();
     return owner;
   }
 
@@ -341,7 +341,7 @@ class CudaDevice final : public Device {
   Status checked(cudaError_t error, std::string_view call) {
     if (fault_) return *fault_;
     if (error == cudaSuccess) return {};
-    const Status status = cuda_status(error, call);
+    Status status = cuda_status(error, call);
     if (cudaStreamQuery(stream_.get()) != error) return status;
     fault_ = failure(fmt::format("device fault: {} ({}); {}", cudaGetErrorString(error),
                                  cudaGetErrorName(error), last_completed()));
