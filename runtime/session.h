@@ -24,6 +24,7 @@ struct StepMetrics {
   double grad_norm = 0;
   double lr = 0;
   int64_t skipped_steps = 0;  // up to and including this one
+  double loss_scale = 0;      // of this step; 0 where it is not dynamic
 };
 
 /// Metrics of a step on their way to the host.
@@ -109,11 +110,11 @@ class Session {
 
   /// Name, shape and type of parameter `index` as the host sees it: f64 in f64 plans, else f32.
   TensorInfo parameter_info(size_t index) const;
-  /// The parameter as the optimizer knows it: of a bf16 parameter with a remainder, the exact f32 master.
+  /// The parameter as the optimizer knows it: of a 16-bit parameter, the exact f32 master.
   Result<HostTensor> read_parameter(size_t index);
   Result<HostTensor> read_parameter(std::string_view name);
-  /// Sets the parameter named by `value.info`, which must equal its parameter_info. A bf16 parameter without
-  /// remainder takes the nearest value.
+  /// Sets the parameter named by `value.info`, which must equal its parameter_info. A 16-bit parameter
+  /// without a master takes the nearest value.
   Status write_parameter(const HostTensor& value);
 
   /// Any tensor of the plan, as it is stored.
@@ -121,7 +122,7 @@ class Session {
   Result<HostTensor> read_tensor(int tensor);
   Status write_tensor(int tensor, const HostTensor& value);
 
-  /// XXH64 of all parameters, remainders and moments in the plan's order.
+  /// XXH64 of all parameters, remainders, masters and moments in the plan's order.
   Result<uint64_t> state_hash();
 
  private:
@@ -129,6 +130,9 @@ class Session {
       : plan_(std::move(plan)), device_(std::move(device)) {}
 
   Status check_interface() const;
+  /// Writes f32 values to a bf16 parameter and its remainder, or to an f16 parameter and its master.
+  Status write_split(const fb::ParameterT& parameter, const HostTensor& value);
+  Status write_copied(const fb::ParameterT& parameter, const HostTensor& value);
   Status check_tokens(std::span<const int32_t> tokens) const;
   /// Writes one field of the train state.
   template <class T>

@@ -70,7 +70,7 @@ lockstep() {
 }
 
 sanitize() {
-  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/test_cuda" -tc="every op's samples run on memory*" | tee "$work/sanitize"
+  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/test_cuda" -tc="every op's samples run on memory*,the optimizer step*" | tee "$work/sanitize"
   local status=${PIPESTATUS[0]}
   sed -n 's/.*ERROR SUMMARY: \(.*\)/note: \1/p; s/.*RACECHECK SUMMARY: \(.*\)/note: \1/p' "$work/sanitize"
   return "$status"
@@ -131,6 +131,13 @@ timings() {
   sed -n 's/^\(char-gpt F32 whole.*\)/note: \1/p' "$work/times"
 }
 
+# Errors of single kernels against fp64, next to those of PyTorch.
+errors() {
+  mkdir -p "$work/values"
+  MOEC_VALUES=$work/values "$bin/test_cuda" --no-skip -tc="kernel values" || return 1
+  python3 "$root/tests/oracle/kernel_errors.py" "$work/values"
+}
+
 peer() {
   python3 "$peer" | tee "$work/peer" || return 1
   tail -n 1 "$work/peer" | sed 's/^/note: /'
@@ -138,7 +145,7 @@ peer() {
 
 check "tests" tests
 sed 's/"repeat": 12/"repeat": 2/' "$root/schema/examples/gpt2-124m.json" >"$work/gpt2-2-layers.json"
-for dtype in f32 bf16; do
+for dtype in f32 bf16 f16; do
   check "lockstep moe-tiny $dtype" lockstep "$root/schema/examples/moe-tiny.json" --dtype $dtype
   check "lockstep char-gpt $dtype" lockstep "$root/schema/examples/char-gpt.json" --dtype $dtype
   check "lockstep gpt2-2-layers $dtype" lockstep "$work/gpt2-2-layers.json" --dtype $dtype --batch-size 1 --seq-len 256
@@ -147,6 +154,11 @@ for tool in memcheck racecheck initcheck synccheck; do
   check "planted fault $tool" planted $tool
   check "sanitizer $tool" sanitize $tool
 done
+if python3 -c 'import torch' 2>/dev/null; then
+  check "errors beside PyTorch" errors
+else
+  echo "errors beside PyTorch: not checked, python3 has no PyTorch"
+fi
 [[ -z $text ]] || check "training char-gpt" training
 check "replays" replays
 check "step tables" step_tables

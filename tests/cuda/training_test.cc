@@ -31,7 +31,7 @@ fb::ModelT small_model(const std::string& name, fb::DType dtype) {
 }
 
 const char* const kModels[] = {"moe-tiny", "char-gpt"};
-constexpr fb::DType kTypes[] = {fb::DType::F32, fb::DType::BF16};
+constexpr fb::DType kTypes[] = {fb::DType::F32, fb::DType::BF16, fb::DType::F16};
 
 template <class T>
 void write_state(Session& session, size_t offset, T value) {
@@ -137,17 +137,31 @@ TEST_CASE("data longer than the window passes through it behind the steps, with 
 }
 
 TEST_CASE("training reaches the CPU's losses") {
+  fb::DType dtype = fb::DType::F32, moments = fb::DType::F32;
+  double tolerance = 0.01;
+  SUBCASE("f32") {}
+  SUBCASE("bf16 throughout") {
+    dtype = moments = fb::DType::BF16;
+    tolerance = 0.03;
+  }
+  SUBCASE("f16 with bf16 moments") {
+    dtype = fb::DType::F16;
+    moments = fb::DType::BF16;
+    tolerance = 0.03;
+  }
   for (const char* name : kModels) {
     CAPTURE(name);
-    const fb::ModelT model = small_model(name, fb::DType::F32);
+    fb::ModelT model = small_model(name, dtype);
+    model.recipe->grad_dtype = dtype;
+    model.recipe->moment_dtype = moments;
     Session cpu = must(training_session(model, runtime::make_cpu_device()));
     Session gpu = must(training_session(model, cuda_device()));
     for (int64_t step = 0; step < 100; ++step) {
       for (Session* session : {&cpu, &gpu}) must(session->train_step());
       const double expected = must(cpu.read_metrics(step)).loss;
-      CHECK(must(gpu.read_metrics(step)).loss == doctest::Approx(expected).epsilon(0.01));
+      CHECK(must(gpu.read_metrics(step)).loss == doctest::Approx(expected).epsilon(tolerance));
     }
-    CHECK(must(gpu.evaluate(0)) == doctest::Approx(must(cpu.evaluate(0))).epsilon(0.01));
+    CHECK(must(gpu.evaluate(0)) == doctest::Approx(must(cpu.evaluate(0))).epsilon(tolerance));
   }
 }
 

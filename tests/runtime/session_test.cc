@@ -38,6 +38,8 @@ void must(const Status& status) {
 
 struct Setup {
   fb::DType dtype = fb::DType::F32;
+  fb::DType moment_dtype = fb::DType::F32;
+  bool wide_gradients = true;  // f32, else as dtype
   uint32_t grad_accum = 1;
   int64_t window = 4096;
 };
@@ -45,7 +47,12 @@ struct Setup {
 Session make_session(const Setup& setup = {}) {
   fb::ModelT model = read_model(MOEC_SOURCE_DIR "/tests/oracle/specs/mixtral-tiny.json");
   model.recipe->dtype = setup.dtype;
-  model.recipe->grad_dtype = fb::DType::F32;
+  model.recipe->moment_dtype = setup.moment_dtype;
+  model.recipe->grad_dtype = setup.wide_gradients ? fb::DType::F32 : setup.dtype;
+  if (setup.dtype == fb::DType::F16) {
+    model.recipe->loss_scale = std::make_unique<fb::LossScaleT>();
+    model.recipe->loss_scale->growth_interval = 3;
+  }
   model.recipe->grad_accum = setup.grad_accum;
   model.recipe->sampling = fb::Sampling::Epoch;
   const std::vector<uint8_t> bytes = serialize_plan(compile(model, {.window_tokens = setup.window}));
@@ -80,7 +87,7 @@ uint64_t hash_after(int steps, const Setup& setup) {
 }
 
 TEST_CASE("training lowers both losses, in every storage type") {
-  for (const fb::DType dtype : {fb::DType::F32, fb::DType::F64, fb::DType::BF16}) {
+  for (const fb::DType dtype : {fb::DType::F32, fb::DType::F64, fb::DType::BF16, fb::DType::F16}) {
     CAPTURE(fb::EnumNameDType(dtype));
     Session session = started({.dtype = dtype, .grad_accum = 2});
     const double before = must(session.evaluate(0));
@@ -130,7 +137,7 @@ TEST_CASE("a tracer sees every instruction of a step and changes no bit") {
 }
 
 TEST_CASE("a parameter that is written is read back, to the last bit of its master") {
-  for (const fb::DType dtype : {fb::DType::F32, fb::DType::F64, fb::DType::BF16}) {
+  for (const fb::DType dtype : {fb::DType::F32, fb::DType::F64, fb::DType::BF16, fb::DType::F16}) {
     CAPTURE(fb::EnumNameDType(dtype));
     Session session = started({.dtype = dtype});
     must(session.train_step());
@@ -230,7 +237,13 @@ Result<TrainResult> train_in(Session& session, const std::string& dir, int64_t m
 }
 
 TEST_CASE("a run that is stopped and continued has the bits of one that was not") {
-  for (const Setup& setup : {Setup{.grad_accum = 2}, Setup{.dtype = fb::DType::BF16}, Setup{.window = 100}}) {
+  using fb::DType;
+  for (const Setup& setup :
+       {Setup{.grad_accum = 2}, Setup{.dtype = DType::BF16}, Setup{.window = 100},
+        Setup{.dtype = DType::BF16, .moment_dtype = DType::BF16, .wide_gradients = false, .grad_accum = 2},
+        Setup{.dtype = DType::F16, .moment_dtype = DType::BF16},
+        Setup{.dtype = DType::F16, .grad_accum = 2}}) {
+    CAPTURE(fb::EnumNameDType(setup.dtype));
     const test::ScratchDir dir;
     Session whole = make_session(setup);
     must(train_in(whole, "", 10, false).status());
@@ -248,6 +261,10 @@ TEST_CASE("a run that is stopped and continued has the bits of one that was not"
     CHECK_FALSE(result.stopped);
     CHECK(result.validation_loss);
     CHECK(must(second.state_hash()) == must(whole.state_hash()));
+    const TrainState expected = must(whole.read_train_state()), state = must(second.read_train_state());
+    CHECK(state.loss_scale == expected.loss_scale);
+    CHECK(state.clean_steps == expected.clean_steps);
+    CHECK(state.skipped_steps == expected.skipped_steps);
     CHECK(second.step() == 10);
   }
 }
@@ -435,6 +452,10 @@ TEST_CASE("a report row reads like llm.c's") {
   report.mfu = 0.4123;
   CHECK(contains(format_row(report), "| 12.3 ms | 41.2% MFU | 9876 tok/s"));
   CHECK(to_json(report).at("step") == 12);
+  CHECK_FALSE(to_json(report).contains("loss_scale"));
+  report.metrics.loss_scale = 32768;
+  CHECK(contains(format_row(report), "| lr 3.00e-04 | scale 32768 | 12.3 ms |"));
+  CHECK(to_json(report).at("loss_scale") == 32768);
 }
 
 }  // namespace
