@@ -25,7 +25,7 @@ std::vector<Lifetime> normalised(const std::vector<Lifetime>& buffers, uint64_t 
   std::vector<uint32_t> starts;
   for (const Lifetime& buffer : buffers) starts.push_back(buffer.first);
   std::ranges::sort(starts);
-  starts.erase(std::ranges::unique(starts).begin(), starts.end());
+  starts.erase(std::unique(starts.begin(), starts.end()), starts.end());
   const auto rank = [&](uint32_t step) {
     return static_cast<uint32_t>(std::ranges::upper_bound(starts, step) - starts.begin()) - 1;
   };
