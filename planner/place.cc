@@ -112,8 +112,9 @@ class Contest {
     try_orders();
     Layout layout;
     if (!good_enough() && lowest_stretch(blocks_, budget_, layout)) keep(std::move(layout), "lowest stretch");
-    search_lower();
-    reorder();
+    search_at(lower_bound_);
+    reorder(budget_.left / 2);
+    bisect();
   }
 
   Layout best{.offsets = {}, .peak = std::numeric_limits<uint64_t>::max()};
@@ -153,7 +154,7 @@ class Contest {
                         .contention = static_cast<double>(contention(block.first, block.last))});
     }
     for (const GreedyOrder& greedy : kGreedyOrders) {
-      if (good_enough() || budget_.spent()) return;
+      if (best.peak == lower_bound_ || budget_.spent()) return;
       std::vector<int> order(blocks_.size());
       std::iota(order.begin(), order.end(), 0);
       std::ranges::stable_sort(order, std::greater{}, [&](int i) { return greedy(traits[i]); });
@@ -167,19 +168,22 @@ class Contest {
     }
   }
 
-  /// Searches for a layout at the lower bound, then bisects between what failed and the best.
-  void search_lower() {
-    uint64_t least = lower_bound_, target = lower_bound_;
-    while (!good_enough() && least < best.peak && search_is_affordable()) {
-      Budget share{.left = budget_.left / 3};
-      budget_.left -= share.left;
-      SearchResult found = search(blocks_, target, share);
-      budget_.left += share.left;
-      if (found.verdict == Verdict::kPlaced)
-        keep(std::move(found.layout), "search");
-      else
-        least = target + 1;
-      target = least + (best.peak - least) / 2;
+  /// Spends up to a third of the budget on a layout within `capacity`; whether there is none or none was
+  /// found.
+  bool search_at(uint64_t capacity) {
+    if (good_enough() || !search_is_affordable()) return false;
+    Budget share{.left = budget_.left / 3};
+    budget_.left -= share.left;
+    SearchResult found = search(blocks_, capacity, share);
+    budget_.left += share.left;
+    return found.verdict == Verdict::kPlaced && keep(std::move(found.layout), "search");
+  }
+
+  /// Searches between what failed and the best.
+  void bisect() {
+    for (uint64_t least = lower_bound_ + 1; least < best.peak && !good_enough() && search_is_affordable();) {
+      const uint64_t middle = least + (best.peak - least) / 2;
+      if (!search_at(middle)) least = middle + 1;
     }
   }
 
@@ -193,10 +197,10 @@ class Contest {
 
   /// Local search over orders: whichever block broke the limit is moved to an earlier place, drawn at random
   /// from a fixed seed, until the layout is good or the budget is spent.
-  void reorder() {
+  void reorder(uint64_t reserve) {
     std::minstd_rand draw(1);
     Layout layout;
-    while (!order_.empty() && !good_enough() && !budget_.spent()) {
+    while (!order_.empty() && !good_enough() && budget_.left > reserve) {
       const size_t placed = first_fit(blocks_, order_, best.peak - 1, budget_, layout);
       if (placed == order_.size()) {
         keep(layout, "reordered");
