@@ -104,8 +104,12 @@ constexpr GreedyOrder kGreedyOrders[] = {
 /// Tries one way after the other and keeps the lowest layout.
 class Contest {
  public:
-  Contest(const std::vector<Lifetime>& blocks, uint64_t lower_bound, Budget budget)
-      : blocks_(blocks), lower_bound_(lower_bound), budget_(budget) {}
+  /// `blocks` are the normalised `buffers`.
+  Contest(const std::vector<Lifetime>& buffers, const std::vector<Lifetime>& blocks, Budget budget)
+      : buffers_(buffers),
+        blocks_(blocks),
+        lower_bound_(std::ranges::max(live_bytes(blocks))),
+        budget_(budget) {}
 
   void run() {
     try_in_time();
@@ -145,8 +149,10 @@ class Contest {
   void try_orders() {
     const RangeMax contention(live_bytes(blocks_));
     std::vector<Traits> traits;
-    for (const Lifetime& block : blocks_) {
-      const double size = static_cast<double>(block.size), length = block.last - block.first + 1.0;
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const Lifetime& block = blocks_[i];
+      const double size = static_cast<double>(block.size);
+      const double length = buffers_[i].last - buffers_[i].first + 1.0;
       traits.push_back({.size = size,
                         .length = length,
                         .area = size * length,
@@ -213,6 +219,7 @@ class Contest {
     }
   }
 
+  const std::vector<Lifetime>& buffers_;
   const std::vector<Lifetime>& blocks_;
   uint64_t lower_bound_;
   Budget budget_;
@@ -233,7 +240,7 @@ Offsets place(const std::vector<Lifetime>& buffers, uint64_t alignment) {
   constexpr uint64_t kPasses = 200, kMostWork = 300'000'000;
   const uint64_t n = blocks.size();
   const uint64_t work = n < 1'000'000 ? std::min(kMostWork, kPasses * (n + 8) * (n + 8)) : kMostWork;
-  Contest contest(blocks, std::ranges::max(live_bytes(blocks)), {.left = work});
+  Contest contest(buffers, blocks, {.left = work});
   contest.run();
   return {std::move(contest.best.offsets), contest.best.peak, std::move(contest.heuristic)};
 }
