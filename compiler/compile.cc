@@ -7,6 +7,7 @@
 #include "compiler/builder.h"
 #include "compiler/cost_model.h"
 #include "compiler/dump.h"
+#include "compiler/fuse.h"
 #include "compiler/lower.h"
 #include "compiler/memory_problem.h"
 #include "compiler/order.h"
@@ -29,10 +30,20 @@ void check_recipe(const fb::ModelT& model) {
   require(recipe.batch_size > 0 && recipe.seq_len > 0 && recipe.grad_accum > 0,
           "batch_size, seq_len and grad_accum must be at least 1");
   require(recipe.seq_len <= model.context, "seq_len is longer than the model's context");
-  require(recipe.dtype == fb::DType::F32 || recipe.dtype == fb::DType::F64 || recipe.dtype == fb::DType::BF16,
-          "dtype must be F32, F64 or BF16");
+  require(recipe.dtype == fb::DType::F32 || recipe.dtype == fb::DType::F64 ||
+              recipe.dtype == fb::DType::BF16 || recipe.dtype == fb::DType::F16,
+          "dtype must be F32, F64, BF16 or F16");
   require(recipe.grad_dtype == fb::DType::F32 || recipe.grad_dtype == recipe.dtype,
           "grad_dtype must be F32 or the same as dtype");
+  require(recipe.moment_dtype == fb::DType::F32 ||
+              (recipe.moment_dtype == fb::DType::BF16 && recipe.dtype != fb::DType::F64),
+          "moment_dtype must be F32, or BF16 where dtype is not F64");
+  constexpr double kMaxLossScale = 1e30;
+  if (const auto& scale = recipe.loss_scale) {
+    require(recipe.dtype == fb::DType::F16, "loss_scale is for dtype F16");
+    require(scale->initial > 0 && scale->initial <= kMaxLossScale && scale->growth_interval > 0,
+            "loss_scale: initial must be above 0 and at most 1e30, growth_interval at least 1");
+  }
   constexpr uint32_t kMaxGradAccum = 1u << 16;
   require(recipe.grad_accum <= kMaxGradAccum, "grad_accum must be at most 65,536");
   constexpr double kMaxRate = 1e6;
@@ -56,6 +67,13 @@ Precision precision_of(const fb::RecipeT& recipe) {
   return {recipe.dtype, recipe.dtype == fb::DType::F64 ? fb::DType::F64 : recipe.grad_dtype};
 }
 
+/// The recipe with a loss scale where one is used.
+fb::RecipeT with_loss_scale(fb::RecipeT recipe) {
+  if (recipe.dtype == fb::DType::F16 && !recipe.loss_scale)
+    recipe.loss_scale = std::make_unique<fb::LossScaleT>();
+  return recipe;
+}
+
 /// Tokens that may be both read by every embedding and predicted: those below this number.
 uint32_t vocab_size(const fb::ModelT& model, int64_t logits) {
   int64_t size = std::min<int64_t>(logits, INT32_MAX);
@@ -70,9 +88,8 @@ uint32_t vocab_size(const fb::ModelT& model, int64_t logits) {
   return static_cast<uint32_t>(size);
 }
 
-void describe_parameters(fb::PlanT& plan, const PlanWriter& writer, const Storage& storage,
-                         const std::vector<Parameter>& parameters, bool all_decay) {
-  const bool masters = !storage.groups.empty() && !storage.groups[0].remainder.empty();
+void describe_parameters(fb::PlanT& plan, const PlanWriter& writer, const std::vector<Parameter>& parameters,
+                         bool all_decay) {
   for (const Parameter& p : parameters) {
     auto entry = std::make_unique<fb::ParameterT>();
     entry->name = p.name;
@@ -80,7 +97,8 @@ void describe_parameters(fb::PlanT& plan, const PlanWriter& writer, const Storag
     entry->grad = writer.tensor_id(gradient_name(p.name));
     entry->moment1 = writer.tensor_id(moment1_name(p.name));
     entry->moment2 = writer.tensor_id(moment2_name(p.name));
-    entry->remainder = masters ? writer.tensor_id(remainder_name(p.name)) : -1;
+    entry->remainder = writer.tensor_id(remainder_name(p.name));
+    entry->master = writer.tensor_id(master_name(p.name));
     entry->decay = all_decay || p.spec.shape.size() >= 2;
     const auto elements = static_cast<double>(TensorType{fb::DType::U8, p.spec.shape}.elements());
     entry->active_elements = static_cast<uint64_t>(std::llround(elements * p.spec.active_fraction));
@@ -131,7 +149,7 @@ void order(Programs& programs) {
 
 Programs make_programs(const fb::ModelT& model, const CompileOptions& options) {
   check_recipe(model);
-  const fb::RecipeT& recipe = *model.recipe;
+  const fb::RecipeT recipe = with_loss_scale(*model.recipe);
   const Precision precision = precision_of(recipe);
   const int64_t window = options.window_tokens;
   if (window <= int64_t{recipe.seq_len})
@@ -142,7 +160,8 @@ Programs make_programs(const fb::ModelT& model, const CompileOptions& options) {
   Graph accumulate = accumulate_program(model, recipe, precision, window, options.host_batches, parameters);
   Graph evaluate = evaluate_program(model, recipe, precision, window, options.host_batches);
   Graph prefill = prefill_program(model, recipe, precision, logits);
-  Storage storage = lay_out_storage(parameters, recipe, precision, window, logits);
+  for (Graph* graph : {&accumulate, &evaluate, &prefill}) fuse(*graph);
+  Storage storage = lay_out_storage(parameters, recipe, precision, options.host_batches ? 0 : window, logits);
   Graph init = init_program(parameters, precision);
   Graph apply = apply_program(storage, recipe, precision);
   Programs programs{.parameters = std::move(parameters),
@@ -306,9 +325,9 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
       options.on_stage(fmt::format("{}: graph", fb::EnumNameProgramKind(kind)), dump_graph(*graph));
     writer.add_program(kind, *graph);
   }
-  const fb::RecipeT& recipe = *model.recipe;
+  const fb::RecipeT recipe = with_loss_scale(*model.recipe);
   fb::PlanT plan;
-  describe_parameters(plan, writer, programs.storage, programs.parameters,
+  describe_parameters(plan, writer, programs.parameters,
                       recipe.weight_decay_scope == fb::WeightDecayScope::All);
   auto io = make_interface(writer);
   fb::PlanT lowered = std::move(writer).finish();

@@ -59,7 +59,7 @@ struct Node {
 struct Precision {
   fb::DType compute = fb::DType::F32;   // parameters and activations
   fb::DType gradient = fb::DType::F32;  // parameter gradients
-  /// Statistics, router values, losses and optimizer moments.
+  /// Statistics, router values and losses.
   fb::DType accumulator() const { return compute == fb::DType::F64 ? fb::DType::F64 : fb::DType::F32; }
 };
 

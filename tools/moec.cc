@@ -14,6 +14,7 @@
 #include "tools/diff_command.h"
 #include "tools/fit_command.h"
 #include "tools/frontier_command.h"
+#include "tools/place_command.h"
 #include "tools/plan_report.h"
 #include "tools/recipe_flags.h"
 #include "tools/units.h"
@@ -127,6 +128,7 @@ int main(int argc, char** argv) {
                    verify),
       frontier_command(app),
       fit_command(app),
+      place_command(app),
       diff_command(app)};
   return run_tool(app, argc, argv, commands);
 }

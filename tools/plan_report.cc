@@ -202,8 +202,10 @@ std::string recipe_text(const fb::RecipeT& recipe) {
   std::string text = fmt::format("{} x {} tokens", recipe.batch_size, recipe.seq_len);
   if (recipe.grad_accum > 1) text += fmt::format(" x {} micro-batches", recipe.grad_accum);
   const bool wide = recipe.dtype == fb::DType::F64;
-  return text + fmt::format(" a step, {} weights, {} gradients", lower(fb::EnumNameDType(recipe.dtype)),
-                            lower(fb::EnumNameDType(wide ? fb::DType::F64 : recipe.grad_dtype)));
+  return text + fmt::format(" a step, {} weights, {} gradients, {} moments",
+                            lower(fb::EnumNameDType(recipe.dtype)),
+                            lower(fb::EnumNameDType(wide ? fb::DType::F64 : recipe.grad_dtype)),
+                            lower(fb::EnumNameDType(wide ? fb::DType::F64 : recipe.moment_dtype)));
 }
 
 std::string summary(const fb::PlanT& plan) {

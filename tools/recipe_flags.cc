@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <limits>
+#include <memory>
 #include <utility>
 
 #include "compiler/cost_model.h"
@@ -30,6 +31,11 @@ constexpr const char* type_name() {
 template <class T>
 CLI::Validator not_negative() {
   return number<T>(0, std::numeric_limits<T>::max());
+}
+
+fb::LossScaleT& loss_scale(fb::RecipeT& recipe) {
+  if (!recipe.loss_scale) recipe.loss_scale = std::make_unique<fb::LossScaleT>();
+  return *recipe.loss_scale;
 }
 
 }  // namespace
@@ -68,12 +74,23 @@ void RecipeFlags::add_to(CLI::App& app) {
   add<uint32_t>(app, "--batch-size", "Sequences per micro-batch", [](R& r, uint32_t v) { r.batch_size = v; });
   add<uint32_t>(app, "--seq-len", "Tokens per sequence", [](R& r, uint32_t v) { r.seq_len = v; });
   add<uint32_t>(app, "--grad-accum", "Micro-batches per step", [](R& r, uint32_t v) { r.grad_accum = v; });
-  add_enum<fb::DType>(app, "--dtype", "Weights and activations",
-                      {{"f32", fb::DType::F32}, {"f64", fb::DType::F64}, {"bf16", fb::DType::BF16}},
-                      [](R& r, fb::DType v) { r.dtype = v; });
+  add_enum<fb::DType>(
+      app, "--dtype", "Weights and activations",
+      {{"f32", fb::DType::F32}, {"f64", fb::DType::F64}, {"bf16", fb::DType::BF16}, {"f16", fb::DType::F16}},
+      [](R& r, fb::DType v) {
+        r.dtype = v;
+        if (v != fb::DType::F16) r.loss_scale.reset();
+      });
   add_enum<bool>(app, "--grad-dtype", "Gradients of the weights, 'same' as the weights or f32",
                  {{"f32", false}, {"same", true}},
                  [](R& r, bool same) { r.grad_dtype = same ? r.dtype : fb::DType::F32; });
+  add_enum<fb::DType>(app, "--moment-dtype", "AdamW's moments; bf16 is rounded stochastically",
+                      {{"f32", fb::DType::F32}, {"bf16", fb::DType::BF16}},
+                      [](R& r, fb::DType v) { r.moment_dtype = v; });
+  add<double>(app, "--loss-scale", "f16: factor of the loss at first, which adapts itself",
+              [](R& r, double v) { loss_scale(r).initial = v; });
+  add<uint32_t>(app, "--loss-scale-interval", "f16: steps without overflow until the factor doubles",
+                [](R& r, uint32_t v) { loss_scale(r).growth_interval = v; });
   app.add_option("--lr", lr_, "Peak learning rate")
       ->check(not_negative<float>())
       ->type_name("X")
@@ -172,6 +189,22 @@ Result<fb::PlanT> RecipeFlags::compile_spec(const std::string& path, CompileOpti
   } catch (const CompileError& e) {
     return input_error(fmt::format("{}: {}", path, e.what()));  // the compiler does not know the file
   }
+}
+
+Result<std::shared_ptr<const runtime::LoadedPlan>> open_plan_or_spec(const std::string& path,
+                                                                     const RecipeFlags& flags) {
+  MOEC_ASSIGN_OR_RETURN(std::string content, runtime::read_file(path));
+  const size_t first = content.find_first_not_of(" \t\r\n");
+  if (path.ends_with(".json") || (first != content.npos && content[first] == '{')) {
+    MOEC_ASSIGN_OR_RETURN(const fb::PlanT plan, flags.compile_spec(path));
+    const std::vector<uint8_t> bytes = serialize_plan(plan);
+    return runtime::parse_plan(std::string(bytes.begin(), bytes.end()), path);
+  }
+  if (!flags.compile_flag().empty())
+    return input_error(
+        fmt::format("{} is compiled into a plan: give it to moec, or train a SPEC instead of {}",
+                    flags.compile_flag(), path));
+  return runtime::parse_plan(std::move(content), path);
 }
 
 }  // namespace moec::tools

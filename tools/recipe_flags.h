@@ -4,15 +4,24 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "compiler/compile.h"
 #include "plan_generated.h"
+#include "runtime/plan.h"
 #include "runtime/status.h"
 
 namespace moec::tools {
+
+class RecipeFlags;
+
+/// The plan at the path, or the one that the spec there compiles to with the flags, which a plan takes none
+/// of.
+Result<std::shared_ptr<const runtime::LoadedPlan>> open_plan_or_spec(const std::string& path,
+                                                                     const RecipeFlags& flags);
 
 class RecipeFlags {
  public:
