@@ -67,11 +67,12 @@ struct Barrier {
                  "r"(bytes)
                  : "memory");
   }
-  /// Arrives at this barrier of block `rank` of the cluster.
+  /// Arrives at this barrier of block `rank` of the cluster. Orders no memory outside the block (a release at
+  /// cluster scope would wait for all of the warp's stores): for those who have only read.
   __device__ void arrive_at(uint32_t rank) {
     asm volatile(
         "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(this)),
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(this)),
         "r"(rank)
         : "memory");
   }
@@ -117,13 +118,15 @@ __device__ inline void load_box(const CUtensorMap& map, Barrier& barrier, void* 
       : "memory");
 }
 
-/// The same into all blocks of the cluster whose bits are set, at the same places.
-__device__ inline void load_box_to(uint16_t blocks, const CUtensorMap& map, Barrier& barrier, void* to, int x,
-                                   int y, int z) {
+/// The same into the first kBlocks blocks of the cluster, at the same places.
+template <int kBlocks>
+__device__ inline void load_box_to_all(const CUtensorMap& map, Barrier& barrier, void* to, int x, int y,
+                                       int z) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
       "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
-      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z), "h"(blocks)
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z),
+      "h"(static_cast<uint16_t>((1 << kBlocks) - 1))
       : "memory");
 }
 

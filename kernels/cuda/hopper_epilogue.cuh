@@ -51,7 +51,6 @@ struct StoreRows {
                         unsigned char* staging) const {
 #pragma unroll
     for (int panel = 0; panel < kSums / 32; ++panel) {
-      if (col + panel * 64 >= cols) break;
       unsigned char* out = open_panel(staging, panel);
 #pragma unroll
       for (int i = 0; i < 4; ++i) write_panel(out, i, sums + panel * 32 + i * 8);
@@ -186,7 +185,6 @@ struct StoreGradient {
     constexpr int kPanelCols = kRunBytes / sizeof(T), kPanelSums = kPanelCols / 2;
 #pragma unroll
     for (int panel = 0; panel < kSums / kPanelSums; ++panel) {
-      if (col + panel * kPanelCols >= cols) break;
       unsigned char* out = open_panel(staging, panel);
       const float* s = sums + panel * kPanelSums;
       if constexpr (sizeof(T) == 2) {

@@ -2,12 +2,13 @@
 //
 // A block is one warpgroup that loads, a step of 64 depths of both factors at a time, and two that multiply,
 // each its half of the tile's rows. Steps go round a ring in shared memory: `full` barriers say that a step
-// has come, `empty` ones that all who read it have done so. Two blocks may form a cluster, whose tiles are
-// neighbours and share one factor: each loads half of it into both. Blocks are as many as fit the device and
-// take turns at the tiles, of which only the device knows how many there are.
+// has come, `empty` ones that all who read it have done so. Two blocks form a cluster: their tiles lie below
+// each other and share b, of which each loads half into both. Blocks are as many as the device has room for
+// and take turns at the tiles, of which only the device knows how many there are.
 #pragma once
 
 #include "kernels/cuda/hopper_wgmma.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/tile.cuh"
 
 namespace moec::cuda::hopper {
@@ -18,27 +19,23 @@ enum class Grouped {
   kDepth,  // the depth, along which both factors have rows; c is the expert's weight gradient
 };
 
-/// A tile of kM x kN per block; clusters of kPairM x kPairN blocks, one of them 2 at most.
-template <int kTileM, int kTileN, int kPairRows, int kPairCols>
-struct TileShape {
-  static constexpr int kM = kTileM, kN = kTileN, kK = 64;
-  static constexpr int kPairM = kPairRows, kPairN = kPairCols, kBlocks = kPairM * kPairN;
-  static constexpr int kConsumers = 2, kConsumerWarps = 4 * kConsumers;
+/// The tile of a block, and how it uses shared memory.
+struct Tile {
+  static constexpr int kM = 128, kN = 256, kK = 64;
+  static constexpr int kBlocks = 2;     // of a cluster
+  static constexpr int kConsumers = 2;  // warpgroups that multiply
+  static constexpr int kConsumerWarps = 4 * kConsumers;
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-  static constexpr int kSubtiles = kM / (64 * kConsumers);  // of 64 rows, per warpgroup
+  static constexpr int kSteps = 4;
   static constexpr int kBytesA = kM * kRunBytes, kBytesB = kN * kRunBytes, kStepBytes = kBytesA + kBytesB;
-  static constexpr int kStagingBytes = 4096;  // per warp, of results on their way out
-  static constexpr int kMostSharedBytes = 227 * 1024;
-  static constexpr int kSteps =
-      (kMostSharedBytes - kAtomBytes - 256 - kConsumerWarps * kStagingBytes) / kStepBytes;
-  static constexpr int kSharedBytes =
-      kAtomBytes + kSteps * kStepBytes + kConsumerWarps * kStagingBytes + 2 * kSteps * sizeof(Barrier);
-  static_assert(kBlocks <= 2 && kSubtiles >= 1 && kM % (64 * kConsumers) == 0);
+  static constexpr int kStagingBytes = 4096;  // per warp, for results on their way out
+  static constexpr int kBarriers = 2 * kSteps + 1;
+  static constexpr int kSharedBytes = kAtomBytes + kSteps * kStepBytes + kConsumerWarps * kStagingBytes +
+                                      kBarriers * static_cast<int>(sizeof(Barrier));
 };
 
 /// The sums of a warp's 16 x kN part of a tile; see multiply() for who has what.
-template <class Shape>
-using Sums = float[Shape::kN / 2];
+using Sums = float[Tile::kN / 2];
 
 struct GroupedProblem {
   const int32_t* offsets;  // [experts + 1]
@@ -46,19 +43,17 @@ struct GroupedProblem {
   int rows;   // of c; kRows: unused
   int cols;   // of c
   int depth;  // kDepth: unused
-  int band;   // clusters' tiles whose rows are swept together over all columns
 };
 
 /// The tiles of the block's cluster, in the order of experts, bands of rows, columns, rows: what runs
 /// together shares rows and columns.
-template <class Shape, Grouped kGrouped>
+template <Grouped kGrouped>
 class Tiles {
  public:
   __device__ Tiles(const GroupedProblem& problem)
       : problem_(problem),
-        rank_(static_cast<int>(Shape::kBlocks > 1 ? cluster_rank() : 0)),
-        tile_(static_cast<int>(blockIdx.x) / Shape::kBlocks),
-        col_tiles_(ceil_div(problem.cols, Shape::kN * Shape::kPairN)) {
+        tile_(static_cast<int>(blockIdx.x) / Tile::kBlocks),
+        col_tiles_(ceil_div(problem.cols, Tile::kN)) {
     open();
   }
 
@@ -70,17 +65,16 @@ class Tiles {
       open();
     }
     if (expert_ == problem_.experts) return false;
-    const int place = tile_ - first_, per_band = problem_.band * col_tiles_;
+    const int place = tile_ - first_, per_band = kBandRows * col_tiles_;
     const int band = place / per_band, in_band = place % per_band;
-    const int band_rows = min(problem_.band, row_tiles_ - band * problem_.band);
-    row_ = (band * problem_.band + in_band % band_rows) * (Shape::kM * Shape::kPairM) +
-           (Shape::kPairM > 1 ? rank_ * Shape::kM : 0);
-    col_ = in_band / band_rows * (Shape::kN * Shape::kPairN) + (Shape::kPairN > 1 ? rank_ * Shape::kN : 0);
-    tile_ += static_cast<int>(gridDim.x) / Shape::kBlocks;
+    const int band_rows = min(kBandRows, row_tiles_ - band * kBandRows);
+    row_ =
+        (band * kBandRows + in_band % band_rows) * kClusterRows + static_cast<int>(cluster_rank()) * Tile::kM;
+    col_ = in_band / band_rows * Tile::kN;
+    tile_ += static_cast<int>(gridDim.x) / Tile::kBlocks;
     return true;
   }
 
-  __device__ int rank() const { return rank_; }  // of the block in its cluster
   __device__ int expert() const { return expert_; }
   /// First row and end of the rows of c; kRows: of all rows.
   __device__ int row() const { return kGrouped == Grouped::kRows ? begin_ + row_ : row_; }
@@ -89,21 +83,24 @@ class Tiles {
   /// First depth, and steps; the last may be partial.
   __device__ int depth_begin() const { return kGrouped == Grouped::kRows ? 0 : begin_; }
   __device__ int depth() const { return kGrouped == Grouped::kRows ? problem_.depth : end_ - begin_; }
-  __device__ int steps() const { return ceil_div(depth(), Shape::kK); }
+  __device__ int steps() const { return ceil_div(depth(), Tile::kK); }
 
  private:
+  static constexpr int kClusterRows = Tile::kM * Tile::kBlocks;
+  /// Row tiles of clusters that are swept together over all columns.
+  static constexpr int kBandRows = 8;
+
   __device__ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
   __device__ void open() {
     if (expert_ == problem_.experts) return;
     begin_ = problem_.offsets[expert_];
     end_ = problem_.offsets[expert_ + 1];
-    row_tiles_ =
-        ceil_div(kGrouped == Grouped::kRows ? end_ - begin_ : problem_.rows, Shape::kM * Shape::kPairM);
+    row_tiles_ = ceil_div(kGrouped == Grouped::kRows ? end_ - begin_ : problem_.rows, kClusterRows);
   }
 
   const GroupedProblem& problem_;
-  int rank_, tile_, col_tiles_;
+  int tile_, col_tiles_;
   int expert_ = 0, first_ = 0;  // first tile of the expert
   int begin_ = 0, end_ = 0, row_tiles_ = 0;
   int row_ = 0, col_ = 0;
@@ -118,13 +115,13 @@ struct FactorStep {
   static constexpr int kBoxRows = kRunsAlongRows ? 64 : kShareRows;
   static_assert(kShareRows % (kRunsAlongRows ? 64 : 8) == 0);
 
-  /// Starts to load the share of block `rank` into all kShares blocks.
+  /// Starts to load a share into all kShares blocks.
   __device__ static void load(const CUtensorMap& map, Barrier& barrier, unsigned char* to, int row, int depth,
-                              int expert, int rank) {
-    const int first = kShares > 1 ? rank * kShareRows : 0;
+                              int expert, int share) {
+    const int first = share * kShareRows;
     const auto load = [&](int x, int y, unsigned char* box) {
       if constexpr (kShares > 1)
-        load_box_to((1 << kShares) - 1, map, barrier, box, x, y, expert);
+        load_box_to_all<kShares>(map, barrier, box, x, y, expert);
       else
         load_box(map, barrier, box, x, y, expert);
     };
@@ -135,67 +132,62 @@ struct FactorStep {
       load(depth, row + first, to + first * kRunBytes);
     }
   }
-
-  /// Descriptor of 64 rows (a) or all rows (b) from row `row` of the step at `step`.
-  __device__ static uint64_t descriptor(uint32_t step, int row) {
-    return factor_descriptor(step + static_cast<uint32_t>(row) * kRunBytes);
-  }
 };
 
 /// Position in the ring of steps.
-template <int kSteps>
 struct RingPlace {
   int index = 0;
   uint32_t parity = 0;
 
   __device__ void advance() {
-    if (++index == kSteps) {
+    if (++index == Tile::kSteps) {
       index = 0;
       parity ^= 1;
     }
   }
 };
 
-template <class Shape, Along kAlongA, Along kAlongB, Grouped kGrouped>
+template <Along kAlongA, Along kAlongB, Grouped kGrouped>
 class GroupedBlock {
  public:
-  using StepA = FactorStep<kAlongA, Shape::kM, Shape::kPairN>;
-  using StepB = FactorStep<kAlongB, Shape::kN, Shape::kPairM>;
+  using StepA = FactorStep<kAlongA, Tile::kM, 1>;
+  using StepB = FactorStep<kAlongB, Tile::kN, Tile::kBlocks>;
 
   /// `shared` is the dynamic shared memory of the block.
   __device__ explicit GroupedBlock(unsigned char* shared) {
     const uint32_t misaligned = shared_address(shared) % kAtomBytes;
     steps_ = shared + (misaligned ? kAtomBytes - misaligned : 0);
-    staging_ = steps_ + Shape::kSteps * Shape::kStepBytes;
-    full_ = reinterpret_cast<Barrier*>(staging_ + Shape::kConsumerWarps * Shape::kStagingBytes);
-    empty_ = full_ + Shape::kSteps;
+    staging_ = steps_ + Tile::kSteps * Tile::kStepBytes;
+    full_ = reinterpret_cast<Barrier*>(staging_ + Tile::kConsumerWarps * Tile::kStagingBytes);
+    empty_ = full_ + Tile::kSteps;
+    lead_ = empty_ + Tile::kSteps;
     if (threadIdx.x == 0) {
-      for (int i = 0; i < Shape::kSteps; ++i) {
+      for (int i = 0; i < Tile::kSteps; ++i) {
         full_[i].init(1);
-        empty_[i].init(Shape::kConsumerWarps * Shape::kBlocks);
+        empty_[i].init(Tile::kConsumerWarps * Tile::kBlocks);
       }
+      lead_->init(4);
       fence_barrier_init();
     }
-    Shape::kBlocks > 1 ? sync_cluster() : __syncthreads();
+    __syncwarp();
+    sync_cluster();
   }
 
   /// One thread of the block: loads the steps of all tiles.
-  template <class Prefetch>
-  __device__ void produce(const CUtensorMap& a, const CUtensorMap& b, const GroupedProblem& problem,
-                          const Prefetch& epilogue) {
-    RingPlace<Shape::kSteps> place;
-    Tiles<Shape, kGrouped> tiles(problem);
+  __device__ void produce(const CUtensorMap& a, const CUtensorMap& b, const GroupedProblem& problem) {
+    RingPlace place;
+    Tiles<kGrouped> tiles(problem);
+    const int rank = static_cast<int>(cluster_rank());
     while (tiles.next()) {
-      const int expert_a = 0, expert_b = kGrouped == Grouped::kRows ? tiles.expert() : 0;
-      const int steps = tiles.steps();
+      const int steps = tiles.steps(), expert_b = kGrouped == Grouped::kRows ? tiles.expert() : 0;
       for (int step = 0; step < steps; ++step, place.advance()) {
         empty_[place.index].wait(place.parity ^ 1);
         Barrier& full = full_[place.index];
-        full.arrive_expecting(Shape::kStepBytes);
+        full.arrive_expecting(Tile::kStepBytes);
         unsigned char* to = step_at(place.index);
-        const int depth = tiles.depth_begin() + step * Shape::kK;
-        StepA::load(a, full, to, tiles.row(), depth, expert_a, tiles.rank());
-        StepB::load(b, full, to + Shape::kBytesA, tiles.col(), depth, expert_b, tiles.rank());
+        const int depth = tiles.depth_begin() + step * Tile::kK;
+        StepA::load(a, full, to, tiles.row(), depth, 0, 0);
+        StepB::load(b, full, to + Tile::kBytesA, tiles.col(), depth, expert_b, rank);
       }
     }
   }
@@ -204,61 +196,59 @@ class GroupedBlock {
   template <class Epilogue>
   __device__ void consume(const GroupedProblem& problem, const Epilogue& epilogue, int consumer) {
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
-    unsigned char* staging = staging_ + (consumer * 4 + warp) * Shape::kStagingBytes;
-    RingPlace<Shape::kSteps> place;
-    Tiles<Shape, kGrouped> tiles(problem);
+    unsigned char* staging = staging_ + (consumer * 4 + warp) * Tile::kStagingBytes;
+    RingPlace place;
+    Tiles<kGrouped> tiles(problem);
+    bool first = true;
     while (tiles.next()) {
-      Sums<Shape> sums[Shape::kSubtiles];
-      multiply_tile(tiles, consumer, place, sums);
-      if (epilogue.skips(tiles.depth())) continue;
-#pragma unroll
-      for (int i = 0; i < Shape::kSubtiles; ++i) {
-        const int row = tiles.row() + (consumer * Shape::kSubtiles + i) * 64 + warp * 16;
-        if (row < tiles.row_end())
-          epilogue.store(sums[i], tiles.expert(), row, tiles.row_end(), tiles.col(), problem.cols, staging);
-      }
+      Sums sums;
+      if (kLead > 0 && first && consumer == 1) lead_->wait(0);
+      multiply_tile(tiles, consumer, place, sums, kLead > 0 && first && consumer == 0);
+      first = false;
+      const int row = tiles.row() + consumer * 64 + warp * 16;
+      if (row < tiles.row_end() && !epilogue.skips(tiles.depth()))
+        epilogue.store(sums, tiles.expert(), row, tiles.row_end(), tiles.col(), problem.cols, staging);
     }
     if (threadIdx.x % 32 == 0) wait_stores_read<0>();
   }
 
  private:
-  __device__ unsigned char* step_at(int index) const { return steps_ + index * Shape::kStepBytes; }
+  /// Steps by which the first consumer runs ahead of the second, so that one multiplies while the other
+  /// stores. Sums over depths of experts need it not, and their consumers meet in clear_runs().
+  static constexpr int kLead = kGrouped == Grouped::kRows ? 2 : 0;
 
-  __device__ void multiply_tile(const Tiles<Shape, kGrouped>& tiles, int consumer,
-                                RingPlace<Shape::kSteps>& place, Sums<Shape> (&sums)[Shape::kSubtiles]) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const auto release = [&](int index) {
-      if (lane < Shape::kBlocks) empty_[index].arrive_at(static_cast<uint32_t>(lane));
-    };
-    const int steps = tiles.steps();
-    constexpr bool kZeroFirst = kGrouped == Grouped::kDepth || Shape::kSubtiles > 1;
+  __device__ unsigned char* step_at(int index) const { return steps_ + index * Tile::kStepBytes; }
+
+  __device__ void multiply_tile(const Tiles<kGrouped>& tiles, int consumer, RingPlace& place, Sums& sums,
+                                bool leads) {
+    // An expert may have no depth at all; it always has columns.
+    constexpr bool kZeroFirst = kGrouped == Grouped::kDepth;
     if constexpr (kZeroFirst) {
 #pragma unroll
-      for (auto& part : sums)
-#pragma unroll
-        for (float& sum : part) sum = 0;
+      for (float& sum : sums) sum = 0;
     }
+    const int steps = tiles.steps();
     int previous = 0;
     for (int step = 0; step < steps; ++step, place.advance()) {
       full_[place.index].wait(place.parity);
       if constexpr (kGrouped == Grouped::kDepth) {
-        const int left = tiles.depth() - step * Shape::kK;
-        if (left < Shape::kK) clear_runs(step_at(place.index), left);
+        const int left = tiles.depth() - step * Tile::kK;
+        if (left < Tile::kK) clear_runs(step_at(place.index), left);
       }
-      const uint32_t a = shared_address(step_at(place.index)), b = a + Shape::kBytesA;
+      const uint32_t at = shared_address(step_at(place.index));
+      const uint64_t a = factor_descriptor(at + static_cast<uint32_t>(consumer) * kBoxBytes);
+      const uint64_t b = factor_descriptor(at + Tile::kBytesA);
       begin_products();
 #pragma unroll
-      for (int k = 0; k < Shape::kK / 16; ++k) {
-        const uint64_t factor_b = StepB::descriptor(b, 0) + k * kDepthStep<StepB::kRunsAlongRows>;
-#pragma unroll
-        for (int i = 0; i < Shape::kSubtiles; ++i)
-          multiply<StepA::kRunsAlongRows, StepB::kRunsAlongRows>(
-              sums[i],
-              StepA::descriptor(a, (consumer * Shape::kSubtiles + i) * 64) +
-                  k * kDepthStep<StepA::kRunsAlongRows>,
-              factor_b, kZeroFirst || step > 0 || k > 0);
-      }
+      for (int k = 0; k < Tile::kK / 16; ++k)
+        multiply<StepA::kRunsAlongRows, StepB::kRunsAlongRows>(
+            sums, a + k * kDepthStep<StepA::kRunsAlongRows>, b + k * kDepthStep<StepB::kRunsAlongRows>,
+            kZeroFirst || step > 0 || k > 0);
       commit_products();
+      if (leads && (step + 1 == kLead || step + 1 == steps)) {
+        leads = false;
+        if (threadIdx.x % 32 == 0) lead_->arrive_at(cluster_rank());
+      }
       if (step > 0) {
         wait_products<1>();
         release(previous);
@@ -269,11 +259,16 @@ class GroupedBlock {
     if (steps > 0) release(previous);
   }
 
+  /// The warp has read a step; both blocks write to it.
+  __device__ void release(int index) {
+    if (threadIdx.x % 32 < Tile::kBlocks) empty_[index].arrive_at(threadIdx.x % 32);
+  }
+
   /// All consumers: zeroes the runs of a step from `valid` on, which are rows of another expert or padding.
   __device__ void clear_runs(unsigned char* step, int valid) {
     static_assert(kGrouped == Grouped::kRows || (StepA::kRunsAlongRows && StepB::kRunsAlongRows));
-    const int threads = Shape::kConsumers * kWarpgroup, thread = static_cast<int>(threadIdx.x) - kWarpgroup;
-    for (int box = 0; box < Shape::kStepBytes; box += kBoxBytes)
+    const int threads = Tile::kConsumers * kWarpgroup, thread = static_cast<int>(threadIdx.x) - kWarpgroup;
+    for (int box = 0; box < Tile::kStepBytes; box += kBoxBytes)
       for (int at = valid * kRunBytes + thread * 16; at < kBoxBytes; at += threads * 16)
         *reinterpret_cast<uint4*>(step + box + at) = make_uint4(0, 0, 0, 0);
     fence_shared_for_async();
@@ -281,28 +276,28 @@ class GroupedBlock {
   }
 
   unsigned char *steps_, *staging_;
-  Barrier *full_, *empty_;
+  Barrier *full_, *empty_, *lead_;
 };
 
 /// c = a b for all experts, b being the first expert's weight; the epilogue says what becomes of c.
-template <class Shape, Along kAlongA, Along kAlongB, Grouped kGrouped, class Epilogue>
-__global__ void __launch_bounds__(Shape::kThreads, 1)
+template <Along kAlongA, Along kAlongB, Grouped kGrouped, class Epilogue>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
     multiply_groups(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
                     const __grid_constant__ Epilogue epilogue, const GroupedProblem problem) {
 #ifdef MOEC_HOPPER_CODE
   extern __shared__ unsigned char memory[];
-  GroupedBlock<Shape, kAlongA, kAlongB, kGrouped> block(memory);
+  GroupedBlock<kAlongA, kAlongB, kGrouped> block(memory);
   begin_kernel();
   if (threadIdx.x < kWarpgroup) {
     shrink_registers<40>();
-    if (threadIdx.x == 0) block.produce(a, b, problem, epilogue);
+    if (threadIdx.x == 0) block.produce(a, b, problem);
     __syncwarp();
   } else {
     grow_registers<232>();
     block.consume(problem, epilogue, static_cast<int>(threadIdx.x) / kWarpgroup - 1);
     __syncwarp();
   }
-  if (Shape::kBlocks > 1) sync_cluster();  // a neighbour may still write here
+  sync_cluster();  // a neighbour may still write here
 #endif
 }
 

@@ -1,6 +1,6 @@
-#include "kernels/cuda/hopper_map.h"
-
 #include <cudaTypedefs.h>
+
+#include "kernels/cuda/hopper_map.h"
 
 namespace moec::cuda::hopper {
 namespace {
