@@ -7,14 +7,27 @@
 
 namespace moec {
 
-/// Rows are reduced to columns in at most this many partial sums, added in order.
-constexpr int64_t kColumnPartials = 64;
+/// Rows are reduced to columns in at most this many partial sums of f64, added in order; of f32 in twice as
+/// many, one for each of the 132 processors of an H100 or H200.
+constexpr int64_t kColumnPartials = 66;
 /// Blocks of a reduction over a contiguous range, added in order.
 constexpr int64_t kRangePartials = 1024;
 /// Assignments in a block of the counting sort.
 constexpr int64_t kExpertIndexBlock = 1024;
 /// Values of a digit, where tokens are sorted digit by digit.
 constexpr int64_t kTokenDigits = 256;
+
+/// linear_cross_entropy holds the logits of some of its rows at a time: few enough for the memory, enough to
+/// make large matrix products. Its workspace holds the losses [rows] of f64 and the number of targets (f64),
+/// then the logits of a chunk in the type of x, then perhaps the weight gradient in f32.
+struct LogitsChunks {
+  int64_t rows;    // of a chunk; the last one may have fewer
+  int64_t stride;  // elements from a row of logits to the next; 16-bit rows start at multiples of 128 bytes
+  int64_t logits_offset;  // bytes
+  int64_t sums_offset;    // bytes
+  bool sums;  // several chunks add to a 16-bit weight gradient, which is summed in f32 and rounded once
+};
+LogitsChunks logits_chunks(const KernelCall& call);
 
 namespace workspace {
 
@@ -27,6 +40,8 @@ uint64_t column_partials(const KernelCall& call);
 uint64_t column_partials_twice(const KernelCall& call);
 /// [rows of the logits, 2] of f64.
 uint64_t row_partials(const KernelCall& call);
+/// See LogitsChunks.
+uint64_t linear_cross_entropy(const KernelCall& call);
 /// One f64 per query row and head: the row sums of dy * y.
 uint64_t attention_bwd(const KernelCall& call);
 /// Histograms of the stable counting sort: [blocks of kExpertIndexBlock assignments, experts] of i32.

@@ -101,10 +101,10 @@ constexpr GreedyOrder kGreedyOrders[] = {
     {"by start", {&Traits::earliness, &Traits::length, &Traits::size}},
 };
 
-/// The search for a low layout: keeps the best one found.
-class Search {
+/// Tries one way after the other and keeps the lowest layout.
+class Contest {
  public:
-  Search(const std::vector<Lifetime>& blocks, uint64_t lower_bound, Budget budget)
+  Contest(const std::vector<Lifetime>& blocks, uint64_t lower_bound, Budget budget)
       : blocks_(blocks), lower_bound_(lower_bound), budget_(budget) {}
 
   void run() {
@@ -112,6 +112,7 @@ class Search {
     try_orders();
     Layout layout;
     if (!good_enough() && lowest_stretch(blocks_, budget_, layout)) keep(std::move(layout), "lowest stretch");
+    search_lower();
     reorder();
   }
 
@@ -166,6 +167,30 @@ class Search {
     }
   }
 
+  /// Searches for a layout at the lower bound, then bisects between what failed and the best.
+  void search_lower() {
+    uint64_t least = lower_bound_, target = lower_bound_;
+    while (!good_enough() && least < best.peak && search_is_affordable()) {
+      Budget share{.left = budget_.left / 3};
+      budget_.left -= share.left;
+      SearchResult found = search(blocks_, target, share);
+      budget_.left += share.left;
+      if (found.verdict == Verdict::kPlaced)
+        keep(std::move(found.layout), "search");
+      else
+        least = target + 1;
+      target = least + (best.peak - least) / 2;
+    }
+  }
+
+  /// Whether the budget allows for some descents, each with as many nodes as blocks.
+  bool search_is_affordable() const {
+    constexpr uint64_t kDescents = 4;
+    uint64_t sections = 0;
+    for (const Lifetime& block : blocks_) sections += block.last - block.first + 1;
+    return sections < budget_.left / kDescents / blocks_.size();
+  }
+
   /// Local search over orders: whichever block broke the limit is moved to an earlier place, drawn at random
   /// from a fixed seed, until the layout is good or the budget is spent.
   void reorder() {
@@ -204,9 +229,21 @@ Offsets place(const std::vector<Lifetime>& buffers, uint64_t alignment) {
   constexpr uint64_t kPasses = 200, kMostWork = 300'000'000;
   const uint64_t n = blocks.size();
   const uint64_t work = n < 1'000'000 ? std::min(kMostWork, kPasses * (n + 8) * (n + 8)) : kMostWork;
-  Search search(blocks, std::ranges::max(live_bytes(blocks)), {.left = work});
-  search.run();
-  return {std::move(search.best.offsets), search.best.peak, std::move(search.heuristic)};
+  Contest contest(blocks, std::ranges::max(live_bytes(blocks)), {.left = work});
+  contest.run();
+  return {std::move(contest.best.offsets), contest.best.peak, std::move(contest.heuristic)};
+}
+
+Fit place_within(const std::vector<Lifetime>& buffers, uint64_t alignment, uint64_t capacity, uint64_t work) {
+  Fit fit{.verdict = Verdict::kPlaced, .placed = place(buffers, alignment), .nodes = 0};
+  if (fit.placed.peak <= capacity) return fit;
+  Budget budget{.left = work};
+  SearchResult found = search(normalised(buffers, alignment), capacity, budget);
+  fit.verdict = found.verdict;
+  fit.nodes = found.nodes;
+  if (found.verdict == Verdict::kPlaced)
+    fit.placed = {std::move(found.layout.offsets), found.layout.peak, "search"};
+  return fit;
 }
 
 }  // namespace moec::planner

@@ -14,6 +14,7 @@
 #include "compiler/error.h"
 #include "runtime/file_io.h"
 #include "tools/terminal.h"
+#include "tools/units.h"
 
 namespace moec::tools {
 namespace {
@@ -151,6 +152,14 @@ CLI::Validator one_of(std::vector<std::string> words) {
   return {[words](const std::string& text) {
             const bool known = std::find(words.begin(), words.end(), text) != words.end();
             return known ? "" : fmt::format("'{}' is not one of {}", text, fmt::join(words, ", "));
+          },
+          ""};
+}
+
+CLI::Validator byte_size() {
+  return {[](const std::string& text) {
+            return parse_bytes(text) ? ""
+                                     : fmt::format("'{}' is not a size such as 139GiB, 512MiB or 4096", text);
           },
           ""};
 }

@@ -39,7 +39,15 @@ void infer_adamw(OpCall& call) {
   call.set_output(0, call.input(0));
   call.set_output(1, call.input(2));
   call.set_output(2, call.input(3));
-  if (call.has_input(4)) call.set_output(3, call.input(4));
+  const fb::DType dtype = call.input(0).dtype;
+  const bool halves = dtype == fb::DType::BF16, copies = dtype == fb::DType::F16;
+  call.require(call.has_input(4) == (halves || copies),
+               "16-bit parameters need f32 masters, others have none");
+  if (!call.has_input(4)) return;
+  call.require(call.input(4).shape == call.input(0).shape &&
+                   call.input(4).dtype == (halves ? fb::DType::U16 : fb::DType::F32),
+               "the masters of {} are {}", call.input(0).to_string(), call.input(4).to_string());
+  call.set_output(3, call.input(4));
 }
 
 void infer_select_token(OpCall& call) {

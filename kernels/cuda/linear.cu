@@ -99,6 +99,9 @@ cudaError_t bias_bwd(const KernelCall& call, const CudaContext& context) {
   if (in == F32 && out == BF16) return launch_bias_bwd<float, bf16>(call, context);
   if (in == BF16 && out == F32) return launch_bias_bwd<bf16, float>(call, context);
   if (in == BF16 && out == BF16) return launch_bias_bwd<bf16, bf16>(call, context);
+  if (in == F32 && out == F16) return launch_bias_bwd<float, f16>(call, context);
+  if (in == F16 && out == F32) return launch_bias_bwd<f16, float>(call, context);
+  if (in == F16 && out == F16) return launch_bias_bwd<f16, f16>(call, context);
   if (in == F64 && out == F64) return launch_bias_bwd<double, double>(call, context);
   return cudaErrorNotSupported;
 }

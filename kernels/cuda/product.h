@@ -5,12 +5,15 @@
 
 namespace moec::cuda {
 
-/// A matrix of a product, row-major and contiguous.
+/// A matrix of a product, row-major.
 struct ProductMatrix {
   const void* data = nullptr;
   fb::DType dtype = fb::DType::F32;
   int64_t rows = 0;
   int64_t cols = 0;
+  int64_t row_stride = 0;  // in elements; 0 for cols. 16-bit matrices alone may have another.
+
+  int64_t stride() const { return row_stride == 0 ? cols : row_stride; }
 };
 
 enum class ProductForm {
@@ -44,8 +47,8 @@ bool cublas_supports(const Product& product);
 /// Any supported product, by cuBLASLt.
 cudaError_t multiply_cublas(const Product& product, const CudaContext& context);
 
-/// Any product but those of bf16 factors to a bf16 result, by our own kernels: good for small f32 products,
-/// for f64, and for factors of different types.
+/// Any product but those of 16-bit factors to a 16-bit result, by our own kernels: good for small f32
+/// products, for f64, and for factors of different types.
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context);
 
 }  // namespace moec::cuda

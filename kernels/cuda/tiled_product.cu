@@ -134,6 +134,9 @@ cudaError_t multiply_tiled(const Product& product, const CudaContext& context) {
   if (types(BF16, BF16, F32)) return launch_form<bf16, bf16, float>(product, context);
   if (types(F32, BF16, F32)) return launch_form<float, bf16, float>(product, context);
   if (types(F32, BF16, BF16)) return launch_form<float, bf16, bf16>(product, context);
+  if (types(F16, F16, F32)) return launch_form<f16, f16, float>(product, context);
+  if (types(F32, F16, F32)) return launch_form<float, f16, float>(product, context);
+  if (types(F32, F16, F16)) return launch_form<float, f16, f16>(product, context);
   return cudaErrorNotSupported;
 }
 

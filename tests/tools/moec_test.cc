@@ -55,10 +55,12 @@ TEST_CASE("moec compiles the 6.9B model and counts its parameters") {
 TEST_CASE("recipe flags change the plan") {
   const Scratch scratch;
   const std::string plan = scratch.path("x.plan");
-  const Outcome outcome = run("moec", {example("moe-tiny"), "-o", plan, "--batch-size", "2", "--seq-len",
-                                       "32", "--grad-accum", "3", "--dtype", "bf16", "--grad-dtype", "same"});
+  const Outcome outcome =
+      run("moec", {example("moe-tiny"), "-o", plan, "--batch-size", "2", "--seq-len", "32", "--grad-accum",
+                   "3", "--dtype", "bf16", "--grad-dtype", "same", "--moment-dtype", "bf16"});
   CHECK(outcome.exit_code == 0);
-  CHECK(has(outcome.out, "2 x 32 tokens x 3 micro-batches a step, bf16 weights, bf16 gradients"));
+  CHECK(
+      has(outcome.out, "2 x 32 tokens x 3 micro-batches a step, bf16 weights, bf16 gradients, bf16 moments"));
 }
 
 TEST_CASE("the same spec gives the same plan, byte for byte") {
@@ -132,7 +134,10 @@ TEST_CASE("wrong use of moec is one line and exit code 2") {
   check_rejected({spec, "-o", plan, "--batch-size", "-1"}, "--batch-size: '-1'");
   check_rejected({spec, "-o", plan, "--batch-size", "99999999999"}, "--batch-size");
   check_rejected({spec, "-o", plan, "--lr", "nan"}, "--lr: 'nan'");
-  check_rejected({spec, "-o", plan, "--dtype", "fp8"}, "--dtype: 'fp8' is not one of f32, f64, bf16");
+  check_rejected({spec, "-o", plan, "--dtype", "fp8"}, "--dtype: 'fp8' is not one of f32, f64, bf16, f16");
+  check_rejected({spec, "-o", plan, "--loss-scale", "8"}, "loss_scale is for dtype F16");
+  check_rejected({spec, "-o", plan, "--dtype", "f16", "--loss-scale", "0"}, "initial must be above 0");
+  check_rejected({spec, "-o", plan, "--dtype", "f64", "--moment-dtype", "bf16"}, "moment_dtype must be F32");
   check_rejected({scratch.path("none.json"), "-o", plan}, "none.json");
   check_rejected({scratch.path(""), "-o", plan}, "not a regular file");
   CHECK_FALSE(std::filesystem::exists(plan));
