@@ -148,6 +148,7 @@ constexpr Rule kRules[] = {add_residual, add_then_norm};
 
 void fuse(Graph& graph) {
   fuse_head(graph);
+  fuse_moe(graph);
   Rewriter rewriter(graph);
   for (const Rule rule : kRules)
     for (int at = 0; at < rewriter.size(); ++at)

@@ -161,6 +161,27 @@ cudaError_t grouped_linear_bwd_input(const KernelCall& call, const CudaContext& 
   });
 }
 
+cudaError_t grouped_linear_swiglu(const KernelCall& call, const CudaContext& context) {
+  const TensorView &rows = call.inputs[0], &offsets = call.inputs[1], &weight = call.inputs[2],
+                   &bias = call.inputs[3], &h = call.outputs[0], &y = call.outputs[1];
+  if (!bias.present() && hopper::can_map({&y}) && suits_hopper(h, {&rows, &weight}))
+    return hopper::grouped_linear_swiglu(rows, offsets, weight, h, y, context);
+  const cudaError_t error = grouped_linear({.inputs = call.inputs, .outputs = {h}, .op = call.op}, context);
+  return error == cudaSuccess ? swiglu({.inputs = {h}, .outputs = {y}}, context) : error;
+}
+
+cudaError_t grouped_linear_bwd_input_swiglu(const KernelCall& call, const CudaContext& context) {
+  const TensorView &dy = call.inputs[0], &offsets = call.inputs[1], &weight = call.inputs[2],
+                   &h = call.inputs[3], &dh = call.outputs[0], &y = call.outputs[1];
+  if (hopper::can_map({&h, &dh}) && suits_hopper(y, {&dy, &weight}))
+    return hopper::grouped_linear_bwd_input_swiglu(dy, offsets, weight, h, dh, y, context);
+  const TensorView& activation_gradient = y;  // until y takes its place
+  const cudaError_t error = grouped_linear_bwd_input(
+      {.inputs = {dy, offsets, weight}, .outputs = {activation_gradient}, .op = call.op}, context);
+  return error == cudaSuccess ? swiglu_bwd({.inputs = {activation_gradient, h}, .outputs = {dh, y}}, context)
+                              : error;
+}
+
 cudaError_t grouped_bias_bwd(const KernelCall& call, const CudaContext& context) {
   const TensorView &dy = call.inputs[0], &offsets = call.inputs[1], &dbias = call.outputs[0];
   const dim3 grid(static_cast<unsigned>(ceil_div(dy.cols(), kSumCols)),
