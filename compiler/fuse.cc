@@ -63,6 +63,8 @@ constexpr RewriteRule kRules[] = {
 }  // namespace
 
 void fuse(Graph& graph) {
+  fuse_head(graph);
+  fuse_moe(graph);
   Rewriter rewriter(graph);
   for (const RewriteRule rule : kRules)
     for (int at = 0; at < rewriter.size(); ++at)

@@ -52,6 +52,7 @@ struct Node {
   Phase phase = Phase::kForward;
   std::vector<ValueId> inputs;  // in the kernel's order; kNoValue where an optional one is absent
   std::vector<ValueId> outputs;
+  bool recompute = false;  // makes again what an earlier node has made
 };
 
 /// Types that a whole graph is computed in.

@@ -17,6 +17,22 @@ constexpr int64_t kExpertIndexBlock = 1024;
 /// Values of a digit, where tokens are sorted digit by digit.
 constexpr int64_t kTokenDigits = 256;
 
+/// linear_cross_entropy holds the logits of some of its rows at a time: few enough for the memory, enough to
+/// make large matrix products. Its workspace holds, in this order: the losses [rows] of f64 and the number of
+/// targets (f64); the logits of a chunk in the type of x; where the types are of 16 bits and the classes no
+/// multiple of 8, for which matrix products are several times slower, the weight with rows of zeros at its
+/// end; perhaps the weight gradient in f32.
+struct LogitsChunks {
+  int64_t rows;           // of a chunk; the last one may have fewer
+  int64_t classes;        // columns of the logits, those of the zeros included
+  int64_t stride;         // elements from a row of logits to the next
+  int64_t logits_offset;  // bytes
+  int64_t weight_offset;  // bytes
+  int64_t sums_offset;    // bytes
+  bool sums;  // several chunks add to a 16-bit weight gradient, which is summed in f32 and rounded once
+};
+LogitsChunks logits_chunks(const KernelCall& call);
+
 namespace workspace {
 
 uint64_t none(const KernelCall& call);
@@ -28,6 +44,8 @@ uint64_t column_partials(const KernelCall& call);
 uint64_t column_partials_twice(const KernelCall& call);
 /// [rows of the logits, 2] of f64.
 uint64_t row_partials(const KernelCall& call);
+/// See LogitsChunks.
+uint64_t linear_cross_entropy(const KernelCall& call);
 /// One f64 per query row and head: the row sums of dy * y.
 uint64_t attention_bwd(const KernelCall& call);
 /// Histograms of the stable counting sort: [blocks of kExpertIndexBlock assignments, experts] of i32.

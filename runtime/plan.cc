@@ -47,6 +47,7 @@ constexpr std::pair<std::string_view, fb::Op> kOtherAttributes[] = {
     {"grouped_bias_bwd", fb::Op::GroupedLinear},
     {"add_rmsnorm", fb::Op::FusedNorm},
     {"add_layernorm", fb::Op::FusedNorm},
+    {"linear_cross_entropy", fb::Op::CrossEntropy},
 };
 
 bool attributes_fit(std::string_view kernel, fb::Op op) {
@@ -94,7 +95,7 @@ int LoadedPlan::parameter_index(std::string_view name) const {
 ProgramCost cost_of(const fb::ProgramT& program) {
   ProgramCost cost;
   for (const auto& instruction : program.instructions) {
-    cost.flops += instruction->flops;
+    if (!instruction->recompute) cost.flops += instruction->flops;
     cost.bytes += instruction->bytes;
   }
   return cost;

@@ -7,10 +7,14 @@
 #include <memory>
 #include <utility>
 
+#include "compiler/cost_model.h"
 #include "compiler/error.h"
 #include "compiler/frontend.h"
 #include "runtime/file_io.h"
 #include "tools/command_line.h"
+#include "tools/measured_times.h"
+#include "tools/shortage.h"
+#include "tools/units.h"
 
 namespace moec::tools {
 namespace {
@@ -121,6 +125,17 @@ void RecipeFlags::add_to(CLI::App& app) {
                           {"epoch", fb::Sampling::Epoch},
                           {"sequential", fb::Sampling::Sequential}},
                          [](R& r, fb::Sampling v) { r.sampling = v; });
+  const auto keep_budget = [this](const std::string& text) {
+    if (compile_flag_.empty()) compile_flag_ = "--memory-budget";
+    changes_.push_back([bytes = *parse_bytes(text)](R& r) { r.memory_budget = bytes; });
+  };
+  app.add_option_function<std::string>(
+         "--memory-budget", keep_budget,
+         "Bytes that all arenas may take together, e.g. 139GiB; what does not fit is\ncomputed again in the "
+         "backward pass")
+      ->check(byte_size())
+      ->type_name("BYTES")
+      ->group(kGroup);
   app.add_option("--seed", seed_, "Key of every random stream")
       ->check(not_negative<uint64_t>())
       ->type_name("N")
@@ -134,16 +149,43 @@ void RecipeFlags::add_to(CLI::App& app) {
       ->check(number<int64_t>(1))
       ->type_name("N")
       ->group(kGroup);
+  constexpr const char* kPrediction = "Predicted times";
+  app.add_option("--cost-model", cost_model_, "Device that times are predicted for (default: h200)")
+      ->check(one_of(CostModel::devices()))
+      ->type_name(fmt::format("{}", fmt::join(CostModel::devices(), "|")))
+      ->group(kPrediction);
+  app.add_option(
+         "--measured", measured_,
+         "Kernel times of that device, as moebench --benchmark_format=json writes them;\nthey replace "
+         "predicted ones")
+      ->type_name("FILE")
+      ->group(kPrediction);
 }
 
-Result<fb::PlanT> RecipeFlags::compile_spec(const std::string& path, CompileOptions options) const {
+fb::ModelT RecipeFlags::read_spec(const std::string& path) const {
   fb::ModelT model = read_model(path);
   for (const auto& change : changes_) change(*model.recipe);
   if (lr_) model.recipe->lr = *lr_;
   if (seed_) model.recipe->seed = *seed_;
+  return model;
+}
+
+Result<CompileOptions> RecipeFlags::options(CompileOptions options) const {
   if (window_tokens_) options.window_tokens = *window_tokens_;
+  if (!cost_model_.empty()) options.cost_model = cost_model_;
+  if (!measured_.empty()) {
+    MOEC_ASSIGN_OR_RETURN(options.measured_seconds, read_measured_times(measured_));
+  }
+  return options;
+}
+
+Result<fb::PlanT> RecipeFlags::compile_spec(const std::string& path, CompileOptions compile_options) const {
+  const fb::ModelT model = read_spec(path);
+  MOEC_ASSIGN_OR_RETURN(compile_options, options(std::move(compile_options)));
   try {
-    return compile(model, options);
+    return compile(model, compile_options);
+  } catch (const MemoryError& e) {
+    return input_error(fmt::format("{}: {}", path, shortage_text(model, compile_options, e.shortage)));
   } catch (const CompileError& e) {
     return input_error(fmt::format("{}: {}", path, e.what()));  // the compiler does not know the file
   }

@@ -33,8 +33,14 @@ class RecipeFlags {
   std::optional<float> lr() const { return lr_; }
   std::optional<uint64_t> seed() const { return seed_; }
 
-  /// Compiles the spec at `path` with the recipe changed as the flags say. An input error names the file;
-  /// throws CompileError, with the place, for JSON that is no model.
+  /// The spec at `path` with the recipe changed as the flags say. Throws CompileError, with the place, for
+  /// JSON that is no model.
+  fb::ModelT read_spec(const std::string& path) const;
+  /// `options` with what the flags say about compiling. Fails for a file of measured times that cannot be
+  /// read.
+  Result<CompileOptions> options(CompileOptions options = {}) const;
+
+  /// Compiles the spec at `path`. An input error names the file; throws CompileError as read_spec does.
   Result<fb::PlanT> compile_spec(const std::string& path, CompileOptions options = {}) const;
 
  private:
@@ -51,6 +57,8 @@ class RecipeFlags {
   std::optional<float> lr_;
   std::optional<uint64_t> seed_;
   std::optional<int64_t> window_tokens_;
+  std::string cost_model_;
+  std::string measured_;  // file
 };
 
 }  // namespace moec::tools

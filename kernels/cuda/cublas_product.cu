@@ -46,13 +46,13 @@ class Steps {
 /// The largest power of two, at most 256, that the address and all rows of a matrix are multiples of.
 uint32_t alignment(const ProductMatrix& matrix) {
   const uint64_t bits = reinterpret_cast<uintptr_t>(matrix.data) |
-                        static_cast<uint64_t>(matrix.cols * dtype_size(matrix.dtype)) | 256;
+                        static_cast<uint64_t>(matrix.stride() * dtype_size(matrix.dtype)) | 256;
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
 cublasStatus_t init_layout(cublasLtMatrixLayoutOpaque_t& layout, const ProductMatrix& matrix) {
   return cublasLtMatrixLayoutInit(&layout, to_cuda_type(matrix.dtype), static_cast<uint64_t>(matrix.cols),
-                                  static_cast<uint64_t>(matrix.rows), matrix.cols);
+                                  static_cast<uint64_t>(matrix.rows), matrix.stride());
 }
 
 cublasStatus_t init_desc(cublasLtMatmulDescOpaque_t& desc, const Product& product) {

@@ -101,13 +101,13 @@ __global__ void swiglu_kernel(const T* x, T* y, int64_t vectors) {
 }
 
 template <class T, int kWidth>
-__global__ void swiglu_bwd_kernel(const T* dy, const T* x, T* dx, int64_t vectors) {
+__global__ void swiglu_bwd_kernel(const T* dy, const T* x, T* dx, T* y, int64_t vectors) {
   begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t i = global_thread();
   if (i >= vectors) return;
   Vector<T, kWidth> pair[2] = {load<kWidth>(x, 2 * i), load<kWidth>(x, 2 * i + 1)};
-  const auto g = load<kWidth>(dy, i);
+  auto g = load<kWidth>(dy, i);
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
     T& at_gate = pair[2 * j / kWidth].value[2 * j % kWidth];
@@ -117,7 +117,9 @@ __global__ void swiglu_bwd_kernel(const T* dy, const T* x, T* dx, int64_t vector
     const Acc s = sigmoid<T>(gate);
     at_gate = to_storage<T>(d * up * s * (1 + gate * (1 - s)));
     at_up = to_storage<T>(d * gate * s);
+    g.value[j] = to_storage<T>(gate * s * up);
   }
+  if (y) store(y, i, g);
   store(dx, 2 * i, pair[0]);
   store(dx, 2 * i + 1, pair[1]);
 }
@@ -167,12 +169,12 @@ cudaError_t swiglu(const KernelCall& call, const CudaContext& context) {
 }
 
 cudaError_t swiglu_bwd(const KernelCall& call, const CudaContext& context) {
-  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &dx = call.outputs[0];
+  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &dx = call.outputs[0], &y = call.outputs[1];
   return with_type(x.dtype, [&]<class T>() {
-    return with_width<T>(dy.elements(), {&dy, &x, &dx}, [&]<int kWidth>() {
+    return with_width<T>(dy.elements(), {&dy, &x, &dx, &y}, [&]<int kWidth>() {
       const int64_t vectors = dy.elements() / kWidth;
       return launch(context, swiglu_bwd_kernel<T, kWidth>, ceil_div(vectors, kThreads), kThreads,
-                    dy.as<const T>(), x.as<const T>(), dx.as<T>(), vectors);
+                    dy.as<const T>(), x.as<const T>(), dx.as<T>(), y.as<T>(), vectors);
     });
   });
 }

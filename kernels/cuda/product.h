@@ -6,12 +6,15 @@
 
 namespace moec::cuda {
 
-/// A matrix of a product, row-major and contiguous.
+/// A matrix of a product, row-major.
 struct ProductMatrix {
   const void* data = nullptr;
   fb::DType dtype = fb::DType::F32;
   int64_t rows = 0;
   int64_t cols = 0;
+  int64_t row_stride = 0;  // in elements; 0 for cols. 16-bit matrices alone may have another.
+
+  int64_t stride() const { return row_stride == 0 ? cols : row_stride; }
 };
 
 enum class ProductForm {

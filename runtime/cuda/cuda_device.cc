@@ -285,8 +285,8 @@ class CudaDevice final : public Device {
     cudaGraph_t graph = nullptr;
     const Status ended = cuda_status(cudaStreamEndCapture(stream_.get(), &graph), "cudaStreamEndCapture");
     CudaGraph owner(graph);
-    MOEC_RETURN_IF_ERROR(enqueued);
-    MOEC_RETURN_IF_ERROR(ended);
+    if (!enqueued.ok()) return enqueued.error();
+    if (!ended.ok()) return ended.error();
     return owner;
   }
 
@@ -348,6 +348,7 @@ class CudaDevice final : public Device {
     if (nodes.size() != launches_.size())
       return failure(fmt::format("CUPTI saw {} of {} replays", nodes.size(), launches_.size()));
     auto launched = launches_.begin();
+    double end_before = 0;
     for (auto& [launch, spans] : nodes) {
       std::sort(spans.begin(), spans.end(), by_begin);  // a graph is a chain
       const SequenceGraph& graph = graphs_[*launched++];
@@ -355,10 +356,14 @@ class CudaDevice final : public Device {
         return failure(
             fmt::format("CUPTI saw {} of the {} nodes of a replay", spans.size(), graph.nodes.size()));
       for (size_t i = 0; i < spans.size(); ++i) {
+        const auto [program, instruction] = graph.nodes[i];
+        // A kernel that was started early has waited for the one in front of it.
+        const TimeSpan worked{std::max(spans[i].begin, end_before), std::max(spans[i].end, end_before)};
         if (i > 0 && graph.nodes[i] == graph.nodes[i - 1])
-          timeline.instructions.back().time.end = spans[i].end;
+          timeline.instructions.back().time.end = worked.end;
         else
-          timeline.instructions.push_back({spans[i], graph.nodes[i].first, graph.nodes[i].second});
+          timeline.instructions.push_back({worked, program, instruction});
+        end_before = worked.end;
       }
     }
     return timeline;
@@ -369,7 +374,7 @@ class CudaDevice final : public Device {
   Status checked(cudaError_t error, std::string_view call) {
     if (fault_) return *fault_;
     if (error == cudaSuccess) return {};
-    const Status status = cuda_status(error, call);
+    Status status = cuda_status(error, call);
     if (cudaStreamQuery(stream_.get()) != error) return status;
     fault_ = failure(fmt::format("device fault: {} ({}); {}", cudaGetErrorString(error),
                                  cudaGetErrorName(error), last_completed()));
