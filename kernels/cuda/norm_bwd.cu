@@ -33,7 +33,7 @@ struct BwdLayout {
   /// Whether there are registers for a second row, which is read while the threads work on the first.
   static constexpr bool kReadsAhead = kGroup == kWarp && kColumnSums + 7 * kOperand <= 140;
   static constexpr int kHeld = kColumnSums + (kReadsAhead ? 7 : 4) * kOperand;
-  static constexpr int kBlock = kGroup > kWarp ? kThreads : kHeld <= 96 ? 512 : kHeld <= 140 ? 384 : 256;
+  static constexpr int kBlock = kGroup > kWarp ? kThreads : kHeld <= 110 ? 512 : kHeld <= 140 ? 384 : 256;
   static constexpr int kGroups = kBlock / kGroup;
 };
 
