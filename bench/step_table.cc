@@ -33,19 +33,16 @@ std::map<std::string, Total> totals_by_kernel(const fb::PlanT& plan,
                                               std::span<const runtime::InstructionSpan> spans,
                                               const Ceilings& ceilings) {
   std::map<std::string, Total> totals;
-  double end = 0;
   for (const runtime::InstructionSpan& span : spans) {
     const fb::InstructionT& instruction = *plan.programs[span.program]->instructions[span.instruction];
     const Work work = {.flops = static_cast<double>(instruction.flops),
                        .bytes = static_cast<double>(instruction.bytes)};
     Total& total = totals[instruction.kernel];
     ++total.calls;
-    // A kernel may have been started before the one in front of it had ended.
-    total.seconds += std::max(0.0, span.time.end - std::max(span.time.begin, end));
+    total.seconds += span.time.end - span.time.begin;
     total.least_seconds += std::max(work.flops / ceilings.flops, work.bytes / ceilings.bytes);
     total.work.flops += work.flops;
     total.work.bytes += work.bytes;
-    end = span.time.end;
   }
   for (auto& [kernel, total] : totals) {
     total.calls /= kCountedSteps;
@@ -81,7 +78,7 @@ std::string table(const std::map<std::string, Total>& totals, double step) {
     sum.work.bytes += total.work.bytes;
   }
   const double between = step - sum.seconds;
-  text += fmt::format("{:<28} {:>6} {:>12.1f} {:>7}\n", "between kernels, overlap", "", 1e6 * between,
+  text += fmt::format("{:<28} {:>6} {:>12.1f} {:>7}\n", "between kernels", "", 1e6 * between,
                       tools::share_text(between, step));
   sum.seconds = step;
   return text + line("step", sum.calls, sum, step);

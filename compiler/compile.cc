@@ -176,12 +176,6 @@ Programs make_programs(const fb::ModelT& model, const CompileOptions& options) {
   return programs;
 }
 
-CostModel make_cost_model(const CompileOptions& options) {
-  CostModel costs(options.cost_model);
-  for (const auto& [signature, seconds] : options.measured_seconds) costs.add_measured(signature, seconds);
-  return costs;
-}
-
 uint64_t aligned(uint64_t bytes) {
   return (bytes + planner::kAlignment - 1) / planner::kAlignment * planner::kAlignment;
 }
@@ -194,6 +188,17 @@ uint64_t persistent_bytes(const Storage& storage) {
   uint64_t bytes = 0;
   for (const auto& [kind, size] : arenas) bytes += size;
   return bytes;
+}
+
+/// Times of this model's steps. They work on everything but the data that no batch needs.
+CostModel make_cost_model(const Programs& programs, const CompileOptions& options) {
+  CostModel costs(options.cost_model);
+  costs.set_measured(options.measured_seconds);
+  uint64_t bytes = activation_bytes(programs.accumulate);
+  for (const fb::BufferT& buffer : programs.storage.buffers)
+    if (buffer.kind != fb::BufferKind::Io) bytes += buffer.size;
+  costs.set_working_set(bytes);
+  return costs;
 }
 
 /// Bytes of the activation arena that the programs besides accumulate need.
@@ -304,8 +309,8 @@ void fit_budget(Programs& programs, const fb::ModelT& model, const CostModel& co
 }  // namespace
 
 fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
-  const CostModel costs = make_cost_model(options);
   Programs programs = make_programs(model, options);
+  const CostModel costs = make_cost_model(programs, options);
   fit_budget(programs, model, costs);
 
   PlanWriter writer(programs.storage, &costs);
@@ -344,8 +349,8 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
 }
 
 std::vector<FrontierPoint> frontier(const fb::ModelT& model, const CompileOptions& options) {
-  const CostModel costs = make_cost_model(options);
   const Programs programs = make_programs(model, options);
+  const CostModel costs = make_cost_model(programs, options);
   std::vector<FrontierPoint> points;
   Ways(programs, *model.recipe, costs).visit(UINT64_MAX, [&](const Ways::Way& way) {
     if (points.empty() || way.point.bytes < points.back().bytes) points.push_back(way.point);
@@ -356,8 +361,8 @@ std::vector<FrontierPoint> frontier(const fb::ModelT& model, const CompileOption
 
 std::optional<FrontierPoint> fastest_within(uint64_t budget, bool recompute, const fb::ModelT& model,
                                             const CompileOptions& options) {
-  const CostModel costs = make_cost_model(options);
   const Programs programs = make_programs(model, options);
+  const CostModel costs = make_cost_model(programs, options);
   const Ways ways(programs, *model.recipe, costs);
   if (!recompute) {
     const FrontierPoint point = ways.keep_everything().point;

@@ -1,6 +1,7 @@
 // Predicts how long instructions take on a device.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
@@ -29,13 +30,19 @@ class CostModel {
 
   const std::string& device() const { return device_; }
 
-  /// Takes `seconds` for calls with this signature (kernels/call_signature.h).
-  void add_measured(const std::string& signature, double seconds) { measured_[signature] = seconds; }
+  /// Takes these seconds, by "kernel/shapes" (kernels/call_shapes.h), for the calls that they are there for.
+  void set_measured(std::map<std::string, double> seconds) { measured_ = std::move(seconds); }
+
+  /// Bytes that a step works on.
+  void set_working_set(uint64_t bytes) { working_set_ = bytes; }
 
   double seconds(const Graph& graph, const Node& node) const;
 
  private:
+  double uncached_seconds(const Graph& graph, const Node& node) const;
+
   std::string device_;
+  uint64_t working_set_ = UINT64_MAX;
   std::map<std::string, double> measured_;
 };
 

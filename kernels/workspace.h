@@ -18,12 +18,16 @@ constexpr int64_t kExpertIndexBlock = 1024;
 constexpr int64_t kTokenDigits = 256;
 
 /// linear_cross_entropy holds the logits of some of its rows at a time: few enough for the memory, enough to
-/// make large matrix products. Its workspace holds the losses [rows] of f64 and the number of targets (f64),
-/// then the logits of a chunk in the type of x, then perhaps the weight gradient in f32.
+/// make large matrix products. Its workspace holds, in this order: the losses [rows] of f64 and the number of
+/// targets (f64); the logits of a chunk in the type of x; where the types are of 16 bits and the classes no
+/// multiple of 8, for which matrix products are several times slower, the weight with rows of zeros at its
+/// end; perhaps the weight gradient in f32.
 struct LogitsChunks {
-  int64_t rows;    // of a chunk; the last one may have fewer
-  int64_t stride;  // elements from a row of logits to the next; 16-bit rows start at multiples of 128 bytes
+  int64_t rows;           // of a chunk; the last one may have fewer
+  int64_t classes;        // columns of the logits, those of the zeros included
+  int64_t stride;         // elements from a row of logits to the next
   int64_t logits_offset;  // bytes
+  int64_t weight_offset;  // bytes
   int64_t sums_offset;    // bytes
   bool sums;  // several chunks add to a 16-bit weight gradient, which is summed in f32 and rounded once
 };

@@ -30,7 +30,7 @@ struct Timeline {
   std::string method;                         // where the times come from
   std::vector<TimeSpan> replays;              // of kReplays, in order of time
   int64_t host_waits = 0;                     // of kReplays: calls in which the host waited for the device
-  std::vector<InstructionSpan> instructions;  // of kInstructions, in order of time
+  std::vector<InstructionSpan> instructions;  // of kInstructions, one after the other, without overlap
 };
 
 }  // namespace moec::runtime

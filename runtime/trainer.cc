@@ -64,7 +64,7 @@ class Trainer {
     MOEC_RETURN_IF_ERROR(start());
     MOEC_RETURN_IF_ERROR(session_.start_timer());
     while (!at_end()) {
-      if (tracer_) MOEC_RETURN_IF_ERROR(tracer_->before_step());
+      if (tracer_) MOEC_RETURN_IF_ERROR(trace());
       MOEC_RETURN_IF_ERROR(session_.train_step());
       MOEC_ASSIGN_OR_RETURN(LateMetrics late, session_.read_metrics_later());
       in_flight_.push_back(std::move(late));
@@ -206,6 +206,11 @@ class Trainer {
     result_.train_loss = row.metrics.loss;
     if (observer_.on_step) observer_.on_step(report);
     return log_line(to_json(report));
+  }
+
+  Status trace() {
+    if (tracer_->turns()) MOEC_RETURN_IF_ERROR(take_in(0));
+    return tracer_->before_step();
   }
 
   Status write_trace() {

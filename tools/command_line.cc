@@ -10,6 +10,7 @@
 #include <memory>
 #include <new>
 #include <optional>
+#include <utility>
 
 #include "compiler/error.h"
 #include "runtime/file_io.h"
@@ -149,7 +150,7 @@ std::string number_fault(const std::string& text, bool whole, const std::string&
 }
 
 CLI::Validator one_of(std::vector<std::string> words) {
-  return {[words](const std::string& text) {
+  return {[words = std::move(words)](const std::string& text) {
             const bool known = std::find(words.begin(), words.end(), text) != words.end();
             return known ? "" : fmt::format("'{}' is not one of {}", text, fmt::join(words, ", "));
           },

@@ -165,9 +165,9 @@ class Progress {
     if (!trace.figures) return;
     const runtime::ReplayFigures& figures = *trace.figures;
     out_.line(fmt::format(
-        "trace | of {} steps: GPU idle between replays {:.2f} us | host waits a step {:.2f} | host CPU time "
-        "a step {:.2f} us",
-        figures.steps, 1e6 * figures.idle_seconds, figures.host_waits, 1e6 * figures.host_cpu_seconds));
+        "trace | GPU idle between replays {:.2f} us | host waits a step {:.2f} | host CPU time a step {:.2f} "
+        "us",
+        1e6 * figures.idle_seconds, figures.host_waits, 1e6 * figures.host_cpu_seconds));
   }
 
   LiveOutput& out_;

@@ -40,7 +40,8 @@ struct Rows {
 };
 
 /// A block per row: its loss, and its logits become dloss / valid targets * (softmax - one at the target).
-/// Rows without a target have none. The second reading of the row is from the cache.
+/// Rows without a target have none. The second reading of the row is from the cache. Rows are whole vectors;
+/// what is behind the used columns becomes zero.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) cross_entropy_rows(const Rows rows) {
   begin_kernel();
@@ -48,38 +49,26 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_rows(const Rows rows) 
   const int64_t row = blockIdx.x;
   T* x = static_cast<T*>(rows.logits) + row * rows.stride;
   const int32_t target = rows.targets[row];
-  const int whole = rows.cols / kWidth, rest = whole * kWidth + static_cast<int>(threadIdx.x);
-  SoftmaxStats<Acc> stats = {std::numeric_limits<Acc>::lowest(), 0};
-  if (target >= 0) {
-    stats = softmax_stats<kWidth, kThreads>(x, whole);
-    if constexpr (kWidth > 1) {
-      SoftmaxStats<Acc> tail = {std::numeric_limits<Acc>::lowest(), 0};
-      if (rest < rows.cols) tail = {static_cast<Acc>(x[rest]), 1};
-      stats = MergeStats<T>{}(stats, group_reduce<kThreads>(tail, MergeStats<T>{}));
-    }
-  }
+  const bool differentiates = rows.dloss.data != nullptr;
+  const Acc factor = differentiates ? static_cast<Acc>(rows.dloss.read() / fmax(1.0, *rows.valid)) : 0;
+  const SoftmaxStats<Acc> stats = softmax_stats_of_first<kWidth, kThreads>(x, rows.cols);
   const Acc lse = stats.max + std::log(stats.sum);
   const Acc at_target = target < 0 ? Acc{0} : static_cast<Acc>(x[target]) - lse;
   if (threadIdx.x == 0) rows.losses[row] = target < 0 ? 0 : -static_cast<double>(at_target);
-  if (rows.dloss.data == nullptr) return;
+  if (!differentiates) return;
   __syncthreads();  // every thread has read the logit at the target
 
-  const auto factor = static_cast<Acc>(rows.dloss.read() / fmax(1.0, *rows.valid));
-  const auto gradient = [&](T logit, int col) {
-    const Acc distance = static_cast<Acc>(logit) - lse;
-    return to_storage<T>(factor * (col == target ? std::expm1(distance) : exponential<T>(distance)));
-  };
 #pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < whole; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < (rows.cols + kWidth - 1) / kWidth; i += kThreads) {
+    const auto v = load<kWidth>(x, i);
     Vector<T, kWidth> out = {};
-    if (target >= 0) {
-      out = load<kWidth>(x, i);
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) out.value[j] = gradient(out.value[j], i * kWidth + j);
-    }
+    for (int j = 0; j < kWidth; ++j)
+      if (target >= 0 && i * kWidth + j < rows.cols)
+        out.value[j] = to_storage<T>(factor * exponential<T>(static_cast<Acc>(v.value[j]) - lse));
     store(x, i, out);
+    if (target / kWidth == i && target >= 0) x[target] = to_storage<T>(factor * std::expm1(at_target));
   }
-  if (rest < rows.cols) x[rest] = target < 0 ? to_storage<T>(0.0f) : gradient(x[rest], rest);
 }
 
 cudaError_t launch_rows(const CudaContext& context, fb::DType dtype, const Rows& rows, int64_t count) {
@@ -117,6 +106,33 @@ class Sequence {
   cudaError_t status = cudaSuccess;
 };
 
+/// The weight with rows of zeros at its end, in the workspace.
+cudaError_t pad_weight(const TensorView& weight, const ProductMatrix& padded, const CudaContext& context) {
+  auto* to = static_cast<std::byte*>(const_cast<void*>(padded.data));
+  const int64_t more = (padded.rows - weight.rows()) * weight.cols() * dtype_size(weight.dtype);
+  const cudaError_t error = cudaMemcpyAsync(to, weight.data, static_cast<size_t>(weight.bytes()),
+                                            cudaMemcpyDeviceToDevice, context.stream);
+  if (error != cudaSuccess) return error;
+  return cudaMemsetAsync(to + weight.bytes(), 0, static_cast<size_t>(more), context.stream);
+}
+
+/// sums = logits^T x, or added to: the rows of the first classes, a multiple of 8, and those of the few
+/// others.
+cudaError_t add_weight_gradient(const ProductMatrix& logits, const ProductMatrix& x,
+                                const ProductMatrix& sums, bool accumulate, const CudaContext& context) {
+  const int64_t others = dtype_size(logits.dtype) == 2 ? sums.rows % 8 : 0, first = sums.rows - others;
+  const auto of_classes = [&](int64_t begin, int64_t count) {
+    Product product = {
+        .form = ProductForm::kWeight, .a = logits, .b = x, .c = sums, .accumulate = accumulate};
+    product.a.data = static_cast<const std::byte*>(logits.data) + begin * dtype_size(logits.dtype);
+    product.a.cols = product.c.rows = count;
+    product.c.data = static_cast<const std::byte*>(sums.data) + begin * sums.cols * dtype_size(sums.dtype);
+    return count == 0 ? cudaSuccess : multiply(product, context);
+  };
+  const cudaError_t error = of_classes(0, first);
+  return error == cudaSuccess ? of_classes(first, others) : error;
+}
+
 }  // namespace
 
 cudaError_t linear_cross_entropy(const KernelCall& call, const CudaContext& context) {
@@ -130,16 +146,19 @@ cudaError_t linear_cross_entropy(const KernelCall& call, const CudaContext& cont
   std::byte* chunk_logits = workspace + chunks.logits_offset;
   const int64_t rows = x.rows();
   const bool accumulate = call.inputs[4].present();
-  const ProductMatrix all_weights = rows_of(weight, 0, weight.rows());
+  ProductMatrix all_weights = rows_of(weight, 0, weight.rows());
+  const bool pads = chunks.classes != weight.rows();
+  if (pads) all_weights = {workspace + chunks.weight_offset, weight.dtype, chunks.classes, weight.cols()};
   ProductMatrix sums = dweight.present() ? rows_of(dweight, 0, weight.rows()) : ProductMatrix{};
   if (chunks.sums) sums = {workspace + chunks.sums_offset, fb::DType::F32, weight.rows(), weight.cols()};
 
   Sequence sequence;
   sequence.then([&] { return launch(context, count_targets, 1, kThreads, targets, rows, valid); });
+  if (pads) sequence.then([&] { return pad_weight(weight, all_weights, context); });
   for (int64_t begin = 0; begin < rows; begin += chunks.rows) {
     const int64_t count = std::min(chunks.rows, rows - begin);
     const ProductMatrix x_chunk = rows_of(x, begin, count);
-    const ProductMatrix logits = {chunk_logits, x.dtype, count, weight.rows(), chunks.stride};
+    const ProductMatrix logits = {chunk_logits, x.dtype, count, chunks.classes, chunks.stride};
     const Rows chunk = {chunk_logits,
                         targets + begin,
                         losses + begin,
@@ -155,12 +174,7 @@ cudaError_t linear_cross_entropy(const KernelCall& call, const CudaContext& cont
         .then([&] { return launch_rows(context, x.dtype, chunk, count); });
     if (!dloss.present()) continue;
     const bool first_sum = begin == 0 && (chunks.sums || !accumulate);
-    sequence
-        .then([&] {
-          return multiply(
-              {.form = ProductForm::kWeight, .a = logits, .b = x_chunk, .c = sums, .accumulate = !first_sum},
-              context);
-        })
+    sequence.then([&] { return add_weight_gradient(logits, x_chunk, sums, !first_sum, context); })
         .then([&] {  // last, because it may lie over x
           return multiply(
               {.form = ProductForm::kInput, .a = logits, .b = all_weights, .c = rows_of(dx, begin, count)},

@@ -104,8 +104,11 @@ TEST_CASE("a timeline shows the replays and every instruction of them, and nobod
         for (size_t i = 0; programs[program]->kind == kind && i < programs[program]->instructions.size(); ++i)
           expected.emplace_back(program, i);
   std::vector<std::pair<size_t, size_t>> seen;
+  double end = 0;
   for (const runtime::InstructionSpan& span : timeline.instructions) {
+    CHECK(span.time.begin >= end);
     CHECK(span.time.end > span.time.begin);
+    end = span.time.end;
     seen.emplace_back(span.program, span.instruction);
   }
   CHECK(seen == expected);

@@ -171,7 +171,7 @@ OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<
       if (value.role != Role::kActivation) memory_[value.name] = value.type;
   }
   for (const Value& value : forward.values())
-    if (value.version == 0 && value.requires_grad && value.producer < 0)
+    if (value.role != Role::kActivation && value.version == 0 && value.requires_grad)
       differentiable_.push_back(value.name);
   PlanWriter writer(one_buffer_each(memory_));
   writer.add_program(fb::ProgramKind::Evaluate, forward);
@@ -222,17 +222,15 @@ Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Bui
   for (const ValueId id : outputs) {
     if (id == kNoValue || !graph.value(id).requires_grad) continue;
     const Value output = graph.value(id);
-    copy(kOutput + output.name, id);
     seeds.emplace_back(id, graph.persistent(kSeed + output.name, output.type, Role::kIo));
   }
-  if (!with_backward) {
-    fuse(graph);
-    return graph;
-  }
-  const std::vector<ValueId> gradients = add_backward(graph, seeds, false);
-  for (const auto& [name, id] : inputs)
-    if (const ValueId gradient = gradients[static_cast<size_t>(id)]; gradient != kNoValue)
-      copy(kGradient + name, gradient);
+  std::vector<ValueId> gradients;
+  if (with_backward) gradients = add_backward(graph, seeds, false);
+  for (const auto& [id, seed] : seeds) copy(kOutput + graph.value(id).name, id);
+  if (with_backward)
+    for (const auto& [name, id] : inputs)
+      if (const ValueId gradient = gradients[static_cast<size_t>(id)]; gradient != kNoValue)
+        copy(kGradient + name, gradient);
   fuse(graph);
   return graph;
 }
