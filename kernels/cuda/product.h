@@ -53,8 +53,8 @@ cudaError_t multiply_cublas(const Product& product, const CudaContext& context);
 /// Whether multiply_tiled() applies the product's epilogue.
 bool tiled_applies_epilogue(const Product& product);
 
-/// A product by our own kernels: of f32 or f64 throughout, good for small ones, or of 16-bit factors as
-/// layers with an f32 result need it where multiply_cublas() has no kernel.
+/// Any product but those of 16-bit factors to a 16-bit result, by our own kernels: good for small f32
+/// products, for f64, and for factors of different types.
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context);
 
 /// A small f32 weight gradient, and in the same launch dbias[m], the sums of the columns of its factor a,

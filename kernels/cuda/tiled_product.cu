@@ -82,45 +82,19 @@ cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext
   return launch_tiles<SmallTiles>(a, b, c, context);
 }
 
-template <ProductForm kForm, class TA, class TB, class TC>
+template <class TA, class TB, class TC>
 cudaError_t launch_form(const Product& product, const CudaContext& context) {
-  constexpr Along kAlongA = kForm == ProductForm::kWeight ? Along::kRows : Along::kDepth;
-  constexpr Along kAlongB = kForm == ProductForm::kForward ? Along::kDepth : Along::kRows;
-  return launch_product(as_factor<TA, kAlongA>(product.a), as_factor<TB, kAlongB>(product.b),
-                        as_result<TC, TB>(product), context);
-}
-
-/// Products in which everything is of type T.
-template <class T>
-cudaError_t launch_uniform(const Product& product, const CudaContext& context) {
+  const auto c = as_result<TC, TB>(product);
+  constexpr Along kDepth = Along::kDepth, kRows = Along::kRows;
   switch (product.form) {
     case ProductForm::kForward:
-      return launch_form<ProductForm::kForward, T, T, T>(product, context);
+      return launch_product(as_factor<TA, kDepth>(product.a), as_factor<TB, kDepth>(product.b), c, context);
     case ProductForm::kInput:
-      return launch_form<ProductForm::kInput, T, T, T>(product, context);
+      return launch_product(as_factor<TA, kDepth>(product.a), as_factor<TB, kRows>(product.b), c, context);
     case ProductForm::kWeight:
-      return launch_form<ProductForm::kWeight, T, T, T>(product, context);
+      return launch_product(as_factor<TA, kRows>(product.a), as_factor<TB, kRows>(product.b), c, context);
   }
   return cudaErrorInvalidValue;
-}
-
-/// Products of 16-bit linear layers that write f32: with a bias, and those of their gradients dy.
-template <class T>
-cudaError_t launch_widening(const Product& product, const CudaContext& context) {
-  const bool a_is_f32 = product.a.dtype == fb::DType::F32, c_is_f32 = product.c.dtype == fb::DType::F32;
-  switch (product.form) {
-    case ProductForm::kForward:
-      if (a_is_f32 || !c_is_f32) break;
-      return launch_form<ProductForm::kForward, T, T, float>(product, context);
-    case ProductForm::kInput:
-      if (!a_is_f32 || c_is_f32) break;
-      return launch_form<ProductForm::kInput, float, T, T>(product, context);
-    case ProductForm::kWeight:
-      if (!a_is_f32) break;
-      return c_is_f32 ? launch_form<ProductForm::kWeight, float, T, float>(product, context)
-                      : launch_form<ProductForm::kWeight, float, T, T>(product, context);
-  }
-  return cudaErrorNotSupported;
 }
 
 /// The sums of the columns of in[rows, cols], kSumCols of them per block.
@@ -173,13 +147,20 @@ bool tiled_applies_epilogue(const Product& product) {
 }
 
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context) {
+  using enum fb::DType;
+  const auto types = [&](fb::DType a, fb::DType b, fb::DType c) {
+    return product.a.dtype == a && product.b.dtype == b && product.c.dtype == c;
+  };
   if (product.m() == 0 || product.n() == 0) return cudaSuccess;
-  return with_type(product.b.dtype, [&]<class T>() {
-    if constexpr (sizeof(T) == 2)
-      return launch_widening<T>(product, context);
-    else
-      return launch_uniform<T>(product, context);
-  });
+  if (types(F32, F32, F32)) return launch_form<float, float, float>(product, context);
+  if (types(F64, F64, F64)) return launch_form<double, double, double>(product, context);
+  if (types(BF16, BF16, F32)) return launch_form<bf16, bf16, float>(product, context);
+  if (types(F32, BF16, F32)) return launch_form<float, bf16, float>(product, context);
+  if (types(F32, BF16, BF16)) return launch_form<float, bf16, bf16>(product, context);
+  if (types(F16, F16, F32)) return launch_form<f16, f16, float>(product, context);
+  if (types(F32, F16, F32)) return launch_form<float, f16, float>(product, context);
+  if (types(F32, F16, F16)) return launch_form<float, f16, f16>(product, context);
+  return cudaErrorNotSupported;
 }
 
 cudaError_t multiply_parameters(const Product& weight, float* dbias, bool accumulate_bias,
