@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/grid.cuh"
+#include "kernels/cuda/hopper_attention.h"
 
 namespace moec::cuda {
 namespace {
@@ -302,6 +303,7 @@ cudaError_t launch_attention(const KernelCall& call, const CudaContext& context)
 
 cudaError_t attention(const KernelCall& call, const CudaContext& context) {
   if (fits_short_attention(call, call.inputs[0], context)) return attention_short(call, context);
+  if (hopper_attention_supported(call, call.inputs[0])) return attention_hopper(call, context);
   return with_type(call.inputs[0].dtype, [&]<class T>() { return launch_attention<T>(call, context); });
 }
 
