@@ -1,6 +1,8 @@
 // Affine maps with one weight per expert. Rows offsets[e] to offsets[e+1] belong to expert e; rows from the
 // last offset on are padding, which is neither read nor written.
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "kernels/cuda/bias_gradient.cuh"
 #include "kernels/cuda/grid.cuh"
@@ -127,6 +129,11 @@ bool suits_hopper(const TensorView& result, std::initializer_list<const TensorVi
          hopper::suits(hopper::tile_count(result.rows(), result.cols()));
 }
 
+/// A call of another kernel that does part of the work of `call`; neither needs a workspace.
+KernelCall part_of(const KernelCall& call, std::vector<TensorView> inputs, std::vector<TensorView> outputs) {
+  return {std::move(inputs), std::move(outputs), {}, call.op};
+}
+
 /// Block (x, y) sums a group of columns of expert y.
 template <class T, class TOut>
 __global__ void __launch_bounds__(kSumThreads)
@@ -166,8 +173,8 @@ cudaError_t grouped_linear_swiglu(const KernelCall& call, const CudaContext& con
                    &bias = call.inputs[3], &h = call.outputs[0], &y = call.outputs[1];
   if (!bias.present() && hopper::can_map({&y}) && suits_hopper(h, {&rows, &weight}))
     return hopper::grouped_linear_swiglu(rows, offsets, weight, h, y, context);
-  const cudaError_t error = grouped_linear({.inputs = call.inputs, .outputs = {h}, .op = call.op}, context);
-  return error == cudaSuccess ? swiglu({.inputs = {h}, .outputs = {y}}, context) : error;
+  const cudaError_t error = grouped_linear(part_of(call, call.inputs, {h}), context);
+  return error == cudaSuccess ? swiglu(part_of(call, {h}, {y}), context) : error;
 }
 
 cudaError_t grouped_linear_bwd_input_swiglu(const KernelCall& call, const CudaContext& context) {
@@ -176,10 +183,9 @@ cudaError_t grouped_linear_bwd_input_swiglu(const KernelCall& call, const CudaCo
   if (hopper::can_map({&h, &dh}) && suits_hopper(y, {&dy, &weight}))
     return hopper::grouped_linear_bwd_input_swiglu(dy, offsets, weight, h, dh, y, context);
   const TensorView& activation_gradient = y;  // until y takes its place
-  const cudaError_t error = grouped_linear_bwd_input(
-      {.inputs = {dy, offsets, weight}, .outputs = {activation_gradient}, .op = call.op}, context);
-  return error == cudaSuccess ? swiglu_bwd({.inputs = {activation_gradient, h}, .outputs = {dh, y}}, context)
-                              : error;
+  const cudaError_t error =
+      grouped_linear_bwd_input(part_of(call, {dy, offsets, weight}, {activation_gradient}), context);
+  return error == cudaSuccess ? swiglu_bwd(part_of(call, {activation_gradient, h}, {dh, y}), context) : error;
 }
 
 cudaError_t grouped_bias_bwd(const KernelCall& call, const CudaContext& context) {
