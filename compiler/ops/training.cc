@@ -25,6 +25,11 @@ void infer_load_batch(OpCall& call) {
                "the token window must be i32[W]");
 }
 
+/// Of the window only the sequences of the batch are read, for tokens and targets.
+double load_batch_bytes(const OpCall& call) {
+  return 2.0 * static_cast<double>(call.output(0).bytes() + call.output(1).bytes());
+}
+
 double grad_norm_flops(const OpCall& call) {
   double elements = 0;
   for (size_t i = 1; i < call.input_count(); ++i)
@@ -63,8 +68,11 @@ const OpDef init_normal = {
 const OpDef fill = {.key = "fill", .attrs = fb::Op::Fill, .infer = [](OpCall&) {}, .flops = no_flops};
 const OpDef seed_gradient = {
     .key = "seed_gradient", .attrs = fb::Op::SeedGradient, .infer = infer_seed_gradient, .flops = no_flops};
-const OpDef load_batch = {
-    .key = "load_batch", .attrs = fb::Op::LoadBatch, .infer = infer_load_batch, .flops = no_flops};
+const OpDef load_batch = {.key = "load_batch",
+                          .attrs = fb::Op::LoadBatch,
+                          .infer = infer_load_batch,
+                          .flops = no_flops,
+                          .bytes = load_batch_bytes};
 const OpDef record_loss = {
     .key = "record_loss", .attrs = fb::Op::RecordLoss, .infer = infer_update<1>, .flops = no_flops};
 const OpDef lr_schedule = {
