@@ -13,6 +13,11 @@ void infer_embedding(OpCall& call) {
   call.set_output(0, {call.precision().compute, shape});
 }
 
+/// Of the table only the rows of the tokens are read.
+double embedding_bytes(const OpCall& call) {
+  return static_cast<double>(call.input(0).bytes() + 2 * call.output(0).bytes());
+}
+
 std::vector<ParameterSpec> embedding_parameters(const OpCall& call) {
   const auto& attrs = call.attrs<fb::EmbeddingT>();
   call.require(attrs.vocab_size > 0 && attrs.dim > 0, "vocab_size and dim must be positive");
