@@ -132,8 +132,8 @@ bool is_small(const Product& product) {
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
   const bool tiled = is_small(product) || !cublas_supports(product);
-  const bool applies = tiled ? tiled_applies_epilogue(product) : cublas_applies_epilogue(product);
-  if (!product.epilogue.empty() && !applies) return multiply_in_two_passes(product, context);
+  if (!product.epilogue.empty() && !(tiled && tiled_applies_epilogue(product)))
+    return multiply_in_two_passes(product, context);
   return tiled ? multiply_tiled(product, context) : multiply_cublas(product, context);
 }
 
