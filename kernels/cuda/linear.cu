@@ -78,7 +78,7 @@ __global__ void epilogue_kernel(const T* z, T* y, int64_t n, bool aligned, Epilo
   const int count = static_cast<int>(min(int64_t{4}, n - place));
   const bool whole = aligned && count == 4;
   auto sums = load_run(z + place, count, whole);
-  apply_epilogue(epilogue, fetch_operands<T>(epilogue, place, count, whole), place, count, whole, sums);
+  apply_epilogue<T>(epilogue, place, count, whole, sums);
   store_run(y + place, count, whole, sums);
 }
 
