@@ -136,8 +136,9 @@ std::vector<Sample> fused_linear_samples() {
           sample("dropout and residual", {5, 8}, 8, R"(
              {name: "d", inputs: ["z"], op_type: "Dropout", op: {p: 0.3}},
              {name: "y", inputs: ["x", "d"], op_type: "Add", op: {}})"),
-          sample("residual, many rows", {300, 70}, 70,
-                 R"({name: "y", inputs: ["x", "z"], op_type: "Add", op: {}})")};
+          sample("dropout and residual, many rows", {300, 70}, 70, R"(
+             {name: "d", inputs: ["z"], op_type: "Dropout", op: {p: 0.5}},
+             {name: "y", inputs: ["x", "d"], op_type: "Add", op: {}})")};
 }
 
 }  // namespace

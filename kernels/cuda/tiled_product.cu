@@ -79,7 +79,7 @@ cudaError_t launch_tiles(const A& a, const B& b, const C& c, const CudaContext& 
 template <class A, class B, class C>
 cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext& context) {
   if constexpr (std::is_same_v<typename C::Acc, float>)
-    if (prefers_medium(a.rows, b.rows, a.depth, context)) return launch_tiles<MediumTiles>(a, b, c, context);
+    if (prefers_medium(a.rows, b.rows)) return launch_tiles<MediumTiles>(a, b, c, context);
   return launch_tiles<SmallTiles>(a, b, c, context);
 }
 
