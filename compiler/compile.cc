@@ -138,11 +138,11 @@ struct Programs {
 
 uint64_t activation_bytes(const Graph& graph) { return planner::plan_memory(memory_problem(graph)).peak; }
 
-/// Takes the order that needs less memory.
+/// Takes the order that frees memory early unless the arena grows by it.
 void order(Programs& programs) {
   Graph ordered = order_for_memory(programs.accumulate);
   const uint64_t before = activation_bytes(programs.accumulate), after = activation_bytes(ordered);
-  if (after >= before) return;
+  if (after > before) return;
   programs.accumulate = std::move(ordered);
   programs.saved_by_order = before - after;
 }
@@ -176,12 +176,6 @@ Programs make_programs(const fb::ModelT& model, const CompileOptions& options) {
   return programs;
 }
 
-CostModel make_cost_model(const CompileOptions& options) {
-  CostModel costs(options.cost_model);
-  for (const auto& [signature, seconds] : options.measured_seconds) costs.add_measured(signature, seconds);
-  return costs;
-}
-
 uint64_t aligned(uint64_t bytes) {
   return (bytes + planner::kAlignment - 1) / planner::kAlignment * planner::kAlignment;
 }
@@ -194,6 +188,12 @@ uint64_t persistent_bytes(const Storage& storage) {
   uint64_t bytes = 0;
   for (const auto& [kind, size] : arenas) bytes += size;
   return bytes;
+}
+
+CostModel make_cost_model(const CompileOptions& options) {
+  CostModel costs(options.cost_model);
+  costs.set_measured(options.measured_seconds);
+  return costs;
 }
 
 /// Bytes of the activation arena that the programs besides accumulate need.
@@ -304,8 +304,8 @@ void fit_budget(Programs& programs, const fb::ModelT& model, const CostModel& co
 }  // namespace
 
 fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
-  const CostModel costs = make_cost_model(options);
   Programs programs = make_programs(model, options);
+  const CostModel costs = make_cost_model(options);
   fit_budget(programs, model, costs);
 
   PlanWriter writer(programs.storage, &costs);
@@ -344,8 +344,8 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
 }
 
 std::vector<FrontierPoint> frontier(const fb::ModelT& model, const CompileOptions& options) {
-  const CostModel costs = make_cost_model(options);
   const Programs programs = make_programs(model, options);
+  const CostModel costs = make_cost_model(options);
   std::vector<FrontierPoint> points;
   Ways(programs, *model.recipe, costs).visit(UINT64_MAX, [&](const Ways::Way& way) {
     if (points.empty() || way.point.bytes < points.back().bytes) points.push_back(way.point);
@@ -356,8 +356,8 @@ std::vector<FrontierPoint> frontier(const fb::ModelT& model, const CompileOption
 
 std::optional<FrontierPoint> fastest_within(uint64_t budget, bool recompute, const fb::ModelT& model,
                                             const CompileOptions& options) {
-  const CostModel costs = make_cost_model(options);
   const Programs programs = make_programs(model, options);
+  const CostModel costs = make_cost_model(options);
   const Ways ways(programs, *model.recipe, costs);
   if (!recompute) {
     const FrontierPoint point = ways.keep_everything().point;

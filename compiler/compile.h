@@ -19,8 +19,8 @@ struct CompileOptions {
   int64_t window_tokens = int64_t{1} << 21;
   /// The host writes tokens and targets before each run instead of the plan loading them from the window.
   bool host_batches = false;
-  /// The device that times are predicted for (compiler/costs.def), and times that are known there by the
-  /// signature of the call (kernels/call_signature.h).
+  /// The device that times are predicted for (compiler/costs.def), and times that are known there by
+  /// "kernel/shapes" of the call (kernels/call_shapes.h).
   std::string cost_model = "h200";
   std::map<std::string, double> measured_seconds;
   /// Called with the text of every stage of every program: its graph, then its instructions.

@@ -8,7 +8,7 @@
 
 #include "compiler/memory_problem.h"
 #include "compiler/op.h"
-#include "kernels/call_signature.h"
+#include "kernels/call_shapes.h"
 
 namespace moec {
 namespace {
@@ -26,28 +26,52 @@ constexpr Ceilings kDevices[] = {
 #undef DEVICE
 };
 
+/// The numbers that a kernel works on; unaligned ones stand in rows that are no whole number of 16-byte
+/// vectors.
+enum class Numbers : uint8_t { any, f64, f32, f16, bf16, f16_unaligned, bf16_unaligned };
+
 /// What calls of a kernel take on a device.
 struct KernelCost {
   const char* device;
-  std::string_view kernel;     // "*" for those without a row
+  std::string_view kernel;  // "all" for those without a row
+  Numbers numbers;
   double fixed;                // seconds
   double arithmetic, traffic;  // shares of the ceilings
 };
 
 constexpr KernelCost kCosts[] = {
-#define COST(device, kernel, fixed_us, arithmetic, traffic) \
-  {#device, kernel, fixed_us * 1e-6, arithmetic, traffic},
+#define COST(device, kernel, numbers, fixed_us, arithmetic, traffic) \
+  {#device, #kernel, Numbers::numbers, fixed_us * 1e-6, arithmetic, traffic},
 #include "compiler/costs.def"
 #undef COST
 };
 
-const KernelCost& find_cost(const std::string& device, std::string_view kernel) {
-  const auto row = [&](std::string_view key) {
-    return std::ranges::find_if(kCosts,
-                                [&](const KernelCost& c) { return c.device == device && c.kernel == key; });
+/// Where there is no row for some numbers, those that are closest stand in.
+Numbers stand_in(Numbers numbers) {
+  switch (numbers) {
+    case Numbers::f16_unaligned:
+      return Numbers::bf16_unaligned;
+    case Numbers::bf16_unaligned:
+    case Numbers::f16:
+      return Numbers::bf16;
+    case Numbers::bf16:
+    case Numbers::f64:
+      return Numbers::f32;
+    default:
+      return Numbers::any;
+  }
+}
+
+const KernelCost& find_cost(std::string_view device, std::string_view kernel, Numbers numbers) {
+  const auto row = [&](std::string_view key, Numbers wanted) {
+    return std::ranges::find_if(kCosts, [&](const KernelCost& c) {
+      return c.device == device && c.kernel == key && c.numbers == wanted;
+    });
   };
-  const auto found = row(kernel);
-  return found != std::end(kCosts) ? *found : *row("*");
+  for (;; numbers = stand_in(numbers)) {
+    if (const auto found = row(kernel, numbers); found != std::end(kCosts)) return *found;
+    if (numbers == Numbers::any) return *row("all", Numbers::any);
+  }
 }
 
 const Ceilings* find_device(std::string_view name) {
@@ -55,15 +79,26 @@ const Ceilings* find_device(std::string_view name) {
   return found == std::end(kDevices) ? nullptr : found;
 }
 
-double arithmetic_ceiling(const Ceilings& ceilings, fb::DType compute) {
-  switch (compute) {
-    case fb::DType::F64:
-      return ceilings.wide;
-    case fb::DType::F32:
-      return ceilings.single;
-    default:
-      return ceilings.half;
+double arithmetic_ceiling(const Ceilings& ceilings, Numbers numbers) {
+  if (numbers == Numbers::f64) return ceilings.wide;
+  return numbers == Numbers::f32 ? ceilings.single : ceilings.half;
+}
+
+/// By the first input and the first output, as call_shapes shows them.
+Numbers numbers_of(const KernelCall& call) {
+  Numbers numbers = Numbers::f32;
+  for (const auto* operands : {&call.inputs, &call.outputs}) {
+    const auto view = std::ranges::find_if(*operands, &TensorView::present);
+    if (view == operands->end()) continue;
+    constexpr int64_t kVectorBytes = 16;
+    const bool aligned = view->cols() * dtype_size(view->dtype) % kVectorBytes == 0;
+    if (view->dtype == fb::DType::F64) return Numbers::f64;
+    if (view->dtype == fb::DType::BF16 && numbers != Numbers::bf16_unaligned)
+      numbers = aligned ? Numbers::bf16 : Numbers::bf16_unaligned;
+    if (view->dtype == fb::DType::F16 && numbers != Numbers::f16_unaligned)
+      numbers = aligned ? Numbers::f16 : Numbers::f16_unaligned;
   }
+  return numbers;
 }
 
 OpCall call_of(const Graph& graph, const Node& node) {
@@ -104,16 +139,18 @@ std::vector<std::string> CostModel::devices() {
 }
 
 double CostModel::seconds(const Graph& graph, const Node& node) const {
-  if (!measured_.empty())
-    if (const auto it = measured_.find(call_signature(node.def->key, shapes_of(graph, node)));
-        it != measured_.end())
-      return it->second;
+  const KernelInfo& kernel = node.def->kernel();
+  const KernelCall shapes = shapes_of(graph, node);
+  if (!measured_.empty()) {
+    const auto it = measured_.find(fmt::format("{}/{}", kernel.key, call_shapes(kernel, shapes)));
+    if (it != measured_.end()) return it->second;
+  }
   const Work work = work_of(graph, node);
   const Ceilings& ceilings = *find_device(device_);
-  const KernelCost& cost = find_cost(device_, node.def->key);
-  const double arithmetic =
-      work.flops / (cost.arithmetic * arithmetic_ceiling(ceilings, graph.precision().compute));
-  return cost.fixed + std::max(arithmetic, work.bytes / (cost.traffic * ceilings.bytes));
+  const Numbers numbers = numbers_of(shapes);
+  const KernelCost& cost = find_cost(device_, kernel.key, numbers);
+  return cost.fixed + std::max(work.flops / (cost.arithmetic * arithmetic_ceiling(ceilings, numbers)),
+                               work.bytes / (cost.traffic * ceilings.bytes));
 }
 
 double total_seconds(const Graph& graph, const CostModel& costs) {

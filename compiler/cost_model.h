@@ -29,8 +29,8 @@ class CostModel {
 
   const std::string& device() const { return device_; }
 
-  /// Takes `seconds` for calls with this signature (kernels/call_signature.h).
-  void add_measured(const std::string& signature, double seconds) { measured_[signature] = seconds; }
+  /// Takes these seconds, by "kernel/shapes" (kernels/call_shapes.h), for the calls that they are there for.
+  void set_measured(std::map<std::string, double> seconds) { measured_ = std::move(seconds); }
 
   double seconds(const Graph& graph, const Node& node) const;
 

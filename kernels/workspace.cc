@@ -5,7 +5,8 @@
 namespace moec {
 namespace {
 
-constexpr int64_t kLogitsBytes = int64_t{512} << 20;
+constexpr int64_t kMostLogitsBytes = int64_t{512} << 20;
+constexpr int64_t kMostLogitsRows = 8192;
 constexpr int64_t kRowMultiple = 128;
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -16,12 +17,15 @@ LogitsChunks logits_chunks(const KernelCall& call) {
   const TensorView &x = call.inputs[0], &weight = call.inputs[1], &dweight = call.outputs[2];
   const int64_t element = dtype_size(x.dtype);
   LogitsChunks chunks = {};
+  chunks.classes = element == 2 ? round_up(weight.rows(), 8) : weight.rows();
   chunks.stride = element == 2 ? round_up(weight.rows(), 64) : weight.rows();
-  const int64_t fit = kLogitsBytes / std::max<int64_t>(1, chunks.stride * element);
-  chunks.rows =
-      std::min(std::max<int64_t>(fit / kRowMultiple, 1) * kRowMultiple, std::max<int64_t>(1, x.rows()));
+  const int64_t fit = kMostLogitsBytes / std::max<int64_t>(1, chunks.stride * element);
+  chunks.rows = std::clamp(fit / kRowMultiple * kRowMultiple, kRowMultiple, kMostLogitsRows);
+  chunks.rows = std::clamp<int64_t>(x.rows(), 1, chunks.rows);
   chunks.logits_offset = round_up(8 * (x.rows() + 1), 256);
-  chunks.sums_offset = chunks.logits_offset + round_up(chunks.rows * chunks.stride * element, 256);
+  chunks.weight_offset = chunks.logits_offset + round_up(chunks.rows * chunks.stride * element, 256);
+  const int64_t own_weight = chunks.classes == weight.rows() ? 0 : chunks.classes * weight.cols() * element;
+  chunks.sums_offset = chunks.weight_offset + round_up(own_weight, 256);
   chunks.sums = dweight.present() && dtype_size(dweight.dtype) == 2 && chunks.rows < x.rows();
   return chunks;
 }
@@ -63,7 +67,8 @@ uint64_t linear_cross_entropy(const KernelCall& call) {
 }
 
 uint64_t attention_bwd(const KernelCall& call) {
-  return kF64 * static_cast<uint64_t>(call.inputs[3].elements());
+  const TensorView& lse = call.inputs[3];
+  return kF64 * static_cast<uint64_t>(lse.rows() * attention_row_stride(lse.cols()));
 }
 
 uint64_t expert_index(const KernelCall& call) {

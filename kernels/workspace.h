@@ -18,12 +18,16 @@ constexpr int64_t kExpertIndexBlock = 1024;
 constexpr int64_t kTokenDigits = 256;
 
 /// linear_cross_entropy holds the logits of some of its rows at a time: few enough for the memory, enough to
-/// make large matrix products. Its workspace holds the losses [rows] of f64 and the number of targets (f64),
-/// then the logits of a chunk in the type of x, then perhaps the weight gradient in f32.
+/// make large matrix products. Its workspace holds, in this order: the losses [rows] of f64 and the number of
+/// targets (f64); the logits of a chunk in the type of x; where the types are of 16 bits and the classes no
+/// multiple of 8, for which matrix products are several times slower, the weight with rows of zeros at its
+/// end; perhaps the weight gradient in f32.
 struct LogitsChunks {
-  int64_t rows;    // of a chunk; the last one may have fewer
-  int64_t stride;  // elements from a row of logits to the next; 16-bit rows start at multiples of 128 bytes
+  int64_t rows;           // of a chunk; the last one may have fewer
+  int64_t classes;        // columns of the logits, those of the zeros included
+  int64_t stride;         // elements from a row of logits to the next
   int64_t logits_offset;  // bytes
+  int64_t weight_offset;  // bytes
   int64_t sums_offset;    // bytes
   bool sums;  // several chunks add to a 16-bit weight gradient, which is summed in f32 and rounded once
 };
@@ -42,7 +46,10 @@ uint64_t column_partials_twice(const KernelCall& call);
 uint64_t row_partials(const KernelCall& call);
 /// See LogitsChunks.
 uint64_t linear_cross_entropy(const KernelCall& call);
-/// One f64 per query row and head: the row sums of dy * y.
+/// Positions of one head in the workspace of attention_bwd, so that tiles of 64 need no bounds.
+constexpr int64_t attention_row_stride(int64_t seq) { return (seq + 63) / 64 * 64; }
+/// Per query row and head, in rows of attention_row_stride(): one f64 or two f32, the row sums of dy * y and,
+/// where the device wants it there, lse.
 uint64_t attention_bwd(const KernelCall& call);
 /// Histograms of the stable counting sort: [blocks of kExpertIndexBlock assignments, experts] of i32.
 uint64_t expert_index(const KernelCall& call);

@@ -104,16 +104,21 @@ constexpr GreedyOrder kGreedyOrders[] = {
 /// Tries one way after the other and keeps the lowest layout.
 class Contest {
  public:
-  Contest(const std::vector<Lifetime>& blocks, uint64_t lower_bound, Budget budget)
-      : blocks_(blocks), lower_bound_(lower_bound), budget_(budget) {}
+  /// `blocks` are the normalised `buffers`.
+  Contest(const std::vector<Lifetime>& buffers, const std::vector<Lifetime>& blocks, Budget budget)
+      : buffers_(buffers),
+        blocks_(blocks),
+        lower_bound_(std::ranges::max(live_bytes(blocks))),
+        budget_(budget) {}
 
   void run() {
     try_in_time();
     try_orders();
     Layout layout;
     if (!good_enough() && lowest_stretch(blocks_, budget_, layout)) keep(std::move(layout), "lowest stretch");
-    search_lower();
-    reorder();
+    search_at(lower_bound_);
+    reorder(budget_.left / 2);
+    bisect();
   }
 
   Layout best{.offsets = {}, .peak = std::numeric_limits<uint64_t>::max()};
@@ -144,8 +149,10 @@ class Contest {
   void try_orders() {
     const RangeMax contention(live_bytes(blocks_));
     std::vector<Traits> traits;
-    for (const Lifetime& block : blocks_) {
-      const double size = static_cast<double>(block.size), length = block.last - block.first + 1.0;
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const Lifetime& block = blocks_[i];
+      const double size = static_cast<double>(block.size);
+      const double length = buffers_[i].last - buffers_[i].first + 1.0;
       traits.push_back({.size = size,
                         .length = length,
                         .area = size * length,
@@ -153,7 +160,7 @@ class Contest {
                         .contention = static_cast<double>(contention(block.first, block.last))});
     }
     for (const GreedyOrder& greedy : kGreedyOrders) {
-      if (good_enough() || budget_.spent()) return;
+      if (best.peak == lower_bound_ || budget_.spent()) return;
       std::vector<int> order(blocks_.size());
       std::iota(order.begin(), order.end(), 0);
       std::ranges::stable_sort(order, std::greater{}, [&](int i) { return greedy(traits[i]); });
@@ -167,24 +174,28 @@ class Contest {
     }
   }
 
-  /// Searches for a layout at the lower bound, then bisects between what failed and the best.
-  void search_lower() {
-    uint64_t least = lower_bound_, target = lower_bound_;
-    while (!good_enough() && least < best.peak && search_is_affordable()) {
-      Budget share{.left = budget_.left / 3};
-      budget_.left -= share.left;
-      SearchResult found = search(blocks_, target, share);
-      budget_.left += share.left;
-      if (found.verdict == Verdict::kPlaced)
-        keep(std::move(found.layout), "search");
-      else
-        least = target + 1;
-      target = least + (best.peak - least) / 2;
+  /// Spends up to a third of the budget on a layout within `capacity`; whether there is none or none was
+  /// found.
+  bool search_at(uint64_t capacity) {
+    if (good_enough() || !search_is_affordable()) return false;
+    Budget share{.left = budget_.left / 3};
+    budget_.left -= share.left;
+    SearchResult found = search(blocks_, capacity, share);
+    budget_.left += share.left;
+    return found.verdict == Verdict::kPlaced && keep(std::move(found.layout), "search");
+  }
+
+  /// Searches between what failed and the best.
+  void bisect() {
+    for (uint64_t least = lower_bound_ + 1; least < best.peak && !good_enough() && search_is_affordable();) {
+      const uint64_t middle = least + (best.peak - least) / 2;
+      if (!search_at(middle)) least = middle + 1;
     }
   }
 
   /// Whether the budget allows for some descents, each with as many nodes as blocks.
   bool search_is_affordable() const {
+    if (blocks_.size() > kMostSearchedBlocks) return false;
     constexpr uint64_t kDescents = 4;
     uint64_t sections = 0;
     for (const Lifetime& block : blocks_) sections += block.last - block.first + 1;
@@ -193,10 +204,10 @@ class Contest {
 
   /// Local search over orders: whichever block broke the limit is moved to an earlier place, drawn at random
   /// from a fixed seed, until the layout is good or the budget is spent.
-  void reorder() {
+  void reorder(uint64_t reserve) {
     std::minstd_rand draw(1);
     Layout layout;
-    while (!order_.empty() && !good_enough() && !budget_.spent()) {
+    while (!order_.empty() && !good_enough() && budget_.left > reserve) {
       const size_t placed = first_fit(blocks_, order_, best.peak - 1, budget_, layout);
       if (placed == order_.size()) {
         keep(layout, "reordered");
@@ -209,6 +220,7 @@ class Contest {
     }
   }
 
+  const std::vector<Lifetime>& buffers_;
   const std::vector<Lifetime>& blocks_;
   uint64_t lower_bound_;
   Budget budget_;
@@ -229,7 +241,7 @@ Offsets place(const std::vector<Lifetime>& buffers, uint64_t alignment) {
   constexpr uint64_t kPasses = 200, kMostWork = 300'000'000;
   const uint64_t n = blocks.size();
   const uint64_t work = n < 1'000'000 ? std::min(kMostWork, kPasses * (n + 8) * (n + 8)) : kMostWork;
-  Contest contest(blocks, std::ranges::max(live_bytes(blocks)), {.left = work});
+  Contest contest(buffers, blocks, {.left = work});
   contest.run();
   return {std::move(contest.best.offsets), contest.best.peak, std::move(contest.heuristic)};
 }

@@ -148,6 +148,8 @@ sed 's/"repeat": 12/"repeat": 2/' "$root/schema/examples/gpt2-124m.json" >"$work
 for dtype in f32 bf16 f16; do
   check "lockstep moe-tiny $dtype" lockstep "$root/schema/examples/moe-tiny.json" --dtype $dtype
   check "lockstep char-gpt $dtype" lockstep "$root/schema/examples/char-gpt.json" --dtype $dtype
+  # More rows than the head holds logits of at a time.
+  check "lockstep moe-tiny in chunks $dtype" lockstep "$root/schema/examples/moe-tiny.json" --dtype $dtype --batch-size 65
   check "lockstep gpt2-2-layers $dtype" lockstep "$work/gpt2-2-layers.json" --dtype $dtype --batch-size 1 --seq-len 256
 done
 for tool in memcheck racecheck initcheck synccheck; do

@@ -8,7 +8,7 @@
 
 namespace moec::tools {
 
-/// Seconds by call signature (kernels/call_signature.h): the medians of the kernel rows in what
+/// Seconds by "kernel/shapes" (kernels/call_shapes.h): the medians of the kernel rows in what
 /// `moebench --benchmark_format=json` wrote. An input error names the file.
 Result<std::map<std::string, double>> read_measured_times(const std::string& path);
 

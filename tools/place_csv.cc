@@ -49,7 +49,7 @@ class Parser {
       problem_.rows.push_back(row(fields));
     }
     if (columns_.empty())
-      return input_error(fmt::format("{}: empty, but needs the columns {}", path_, kNeeded));
+      return input_error(fmt::format("{}: no header with the columns {}", path_, kNeeded));
     count_times();
     return std::move(problem_);
   }

@@ -106,6 +106,33 @@ class Sequence {
   cudaError_t status = cudaSuccess;
 };
 
+/// The weight with rows of zeros at its end, in the workspace.
+cudaError_t pad_weight(const TensorView& weight, const ProductMatrix& padded, const CudaContext& context) {
+  auto* to = static_cast<std::byte*>(const_cast<void*>(padded.data));
+  const int64_t more = (padded.rows - weight.rows()) * weight.cols() * dtype_size(weight.dtype);
+  const cudaError_t error = cudaMemcpyAsync(to, weight.data, static_cast<size_t>(weight.bytes()),
+                                            cudaMemcpyDeviceToDevice, context.stream);
+  if (error != cudaSuccess) return error;
+  return cudaMemsetAsync(to + weight.bytes(), 0, static_cast<size_t>(more), context.stream);
+}
+
+/// sums = logits^T x, or added to: the rows of the first classes, a multiple of 8, and those of the few
+/// others.
+cudaError_t add_weight_gradient(const ProductMatrix& logits, const ProductMatrix& x,
+                                const ProductMatrix& sums, bool accumulate, const CudaContext& context) {
+  const int64_t others = dtype_size(logits.dtype) == 2 ? sums.rows % 8 : 0, first = sums.rows - others;
+  const auto of_classes = [&](int64_t begin, int64_t count) {
+    Product product = {
+        .form = ProductForm::kWeight, .a = logits, .b = x, .c = sums, .accumulate = accumulate};
+    product.a.data = static_cast<const std::byte*>(logits.data) + begin * dtype_size(logits.dtype);
+    product.a.cols = product.c.rows = count;
+    product.c.data = static_cast<const std::byte*>(sums.data) + begin * sums.cols * dtype_size(sums.dtype);
+    return count == 0 ? cudaSuccess : multiply(product, context);
+  };
+  const cudaError_t error = of_classes(0, first);
+  return error == cudaSuccess ? of_classes(first, others) : error;
+}
+
 }  // namespace
 
 cudaError_t linear_cross_entropy(const KernelCall& call, const CudaContext& context) {
@@ -119,16 +146,19 @@ cudaError_t linear_cross_entropy(const KernelCall& call, const CudaContext& cont
   std::byte* chunk_logits = workspace + chunks.logits_offset;
   const int64_t rows = x.rows();
   const bool accumulate = call.inputs[4].present();
-  const ProductMatrix all_weights = rows_of(weight, 0, weight.rows());
+  ProductMatrix all_weights = rows_of(weight, 0, weight.rows());
+  const bool pads = chunks.classes != weight.rows();
+  if (pads) all_weights = {workspace + chunks.weight_offset, weight.dtype, chunks.classes, weight.cols()};
   ProductMatrix sums = dweight.present() ? rows_of(dweight, 0, weight.rows()) : ProductMatrix{};
   if (chunks.sums) sums = {workspace + chunks.sums_offset, fb::DType::F32, weight.rows(), weight.cols()};
 
   Sequence sequence;
   sequence.then([&] { return launch(context, count_targets, 1, kThreads, targets, rows, valid); });
+  if (pads) sequence.then([&] { return pad_weight(weight, all_weights, context); });
   for (int64_t begin = 0; begin < rows; begin += chunks.rows) {
     const int64_t count = std::min(chunks.rows, rows - begin);
     const ProductMatrix x_chunk = rows_of(x, begin, count);
-    const ProductMatrix logits = {chunk_logits, x.dtype, count, weight.rows(), chunks.stride};
+    const ProductMatrix logits = {chunk_logits, x.dtype, count, chunks.classes, chunks.stride};
     const Rows chunk = {chunk_logits,
                         targets + begin,
                         losses + begin,
@@ -144,12 +174,7 @@ cudaError_t linear_cross_entropy(const KernelCall& call, const CudaContext& cont
         .then([&] { return launch_rows(context, x.dtype, chunk, count); });
     if (!dloss.present()) continue;
     const bool first_sum = begin == 0 && (chunks.sums || !accumulate);
-    sequence
-        .then([&] {
-          return multiply(
-              {.form = ProductForm::kWeight, .a = logits, .b = x_chunk, .c = sums, .accumulate = !first_sum},
-              context);
-        })
+    sequence.then([&] { return add_weight_gradient(logits, x_chunk, sums, !first_sum, context); })
         .then([&] {  // last, because it may lie over x
           return multiply(
               {.form = ProductForm::kInput, .a = logits, .b = all_weights, .c = rows_of(dx, begin, count)},

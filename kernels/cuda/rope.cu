@@ -19,8 +19,8 @@ struct Rope {
   int seq_len;
   int cols;
   int head_dim;
+  int heads;                  // of the row that are moved: in place those that are rotated, else all
   int rotated_heads;          // queries and keys; values follow
-  bool copy_values;           // not in place
   double frequency_exponent;  // log2 of the ratio of the frequencies of neighbouring pairs
   double direction;           // -1 rotates back
 };
@@ -58,13 +58,13 @@ struct RopeItem {
   using Acc = Accumulator<T>;
   static constexpr int kVectors = kInterleaved ? 1 : 2, kPairs = kVectors * kWidth / 2;
 
-  Vector<T, kWidth> part[kVectors];
+  Packed<T, kWidth> part[kVectors];
 
   /// Item `i` of the row x; `half` is the number of vectors in half a head.
   __device__ static int place(int i, int half) { return kInterleaved ? i : i / half * 2 * half + i % half; }
   __device__ void read(const T* x, int i, int half) {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) part[v] = load<kWidth>(x, place(i, half) + v * half);
+    for (int v = 0; v < kVectors; ++v) part[v] = load_packed<kWidth>(x, place(i, half) + v * half);
   }
   __device__ void write(T* y, int i, int half) const {
 #pragma unroll
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const Rope<T> rope) {
   extern __shared__ double shared[];
   auto* angles = reinterpret_cast<Angle<Acc>*>(shared);
   const int pairs = rope.head_dim / 2, half = pairs / kWidth;
-  const int head_items = pairs / Item::kPairs, row_items = rope.rotated_heads * head_items;
+  const int head_items = pairs / Item::kPairs, row_items = rope.heads * head_items;
   const int64_t first = int64_t{blockIdx.x} * kTokens;
   const int tokens = static_cast<int>(min(int64_t{kTokens}, rope.rows - first)), items = tokens * row_items;
   const T* x = rope.x + first * rope.cols;
@@ -120,22 +120,19 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const Rope<T> rope) {
       const int i = begin + j * kThreads;
       if (i >= items) break;
       const int token = i / row_items, item = i % row_items;
-      held[j].rotate(angles + token * pairs + item % head_items * Item::kPairs);
+      if (item / head_items < rope.rotated_heads)
+        held[j].rotate(angles + token * pairs + item % head_items * Item::kPairs);
       held[j].write(y + token * rope.cols, item, half);
     }
-  }
-  if (!rope.copy_values) return;
-  const int rotated = rope.rotated_heads * rope.head_dim, copied = rope.cols - rotated;
-  for (int i = threadIdx.x; i < tokens * copied; i += kThreads) {
-    const int64_t at = int64_t{i / copied} * rope.cols + rotated + i % copied;
-    y[at] = x[at];
   }
 }
 
 cudaError_t rotate(const KernelCall& call, const CudaContext& context, double direction) {
   const TensorView &x = call.inputs[0], &y = call.outputs[0];
   const auto& attrs = call.attrs<fb::RopeT>();
-  const int head_dim = static_cast<int>(attrs.head_dim);
+  const int head_dim = static_cast<int>(attrs.head_dim),
+            rotated = static_cast<int>(attrs.heads + attrs.kv_heads),
+            all = rotated + static_cast<int>(attrs.kv_heads);
   const double dim = head_dim, base = attrs.base * std::pow(attrs.ntk_alpha, dim / (dim - 2));
   return with_type(x.dtype, [&]<class T>() {
     const Rope<T> rope = {.x = x.as<const T>(),
@@ -144,8 +141,8 @@ cudaError_t rotate(const KernelCall& call, const CudaContext& context, double di
                           .seq_len = static_cast<int>(x.dim(1)),
                           .cols = static_cast<int>(x.cols()),
                           .head_dim = head_dim,
-                          .rotated_heads = static_cast<int>(attrs.heads + attrs.kv_heads),
-                          .copy_values = x.data != y.data,
+                          .heads = x.data == y.data ? rotated : all,
+                          .rotated_heads = rotated,
                           .frequency_exponent = -2 * std::log2(base) / dim,
                           .direction = direction};
     const size_t angles = sizeof(Angle<Accumulator<T>>) * static_cast<size_t>(kTokens * head_dim / 2);

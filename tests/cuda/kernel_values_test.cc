@@ -37,6 +37,7 @@ std::vector<Sample> cases() {
       norm("rmsnorm", R"(op_type: "RmsNorm", op: {})", 768),
       norm("rmsnorm-4096", R"(op_type: "RmsNorm", op: {})", 4096),
       norm("layernorm", R"(op_type: "LayerNorm", op: {})", 768),
+      norm("layernorm-1600", R"(op_type: "LayerNorm", op: {})", 1600),
       norm("layernorm-300", R"(op_type: "LayerNorm", op: {})", 300),
       add_norm("add_rmsnorm", R"(op_type: "RmsNorm", op: {})"),
       add_norm("add_layernorm", R"(op_type: "LayerNorm", op: {})"),

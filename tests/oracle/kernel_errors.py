@@ -115,7 +115,7 @@ def main():
             [mine] = [t for key, t in ours.items() if key == name or (name == "out" and key.startswith("out."))]
             error, peer_error = relative_error(mine, reference), relative_error(theirs[name], reference)
             rounding = relative_error(reference.to(DTYPES[dtype]), reference)
-            ratio = error / max(peer_error, rounding)
+            ratio = error / max(peer_error, rounding, sys.float_info.min)
             share = ratio / (OUTPUT_BAR if name == "out" else GRADIENT_BAR)
             results, failures, worst = results + 1, failures + (share > 1), max(worst, share)
             verdict = "  FAILED" if share > 1 else ""

@@ -1,5 +1,7 @@
 // Placement of 10,000 random problems of several families: no overlap, near the lower bound, never above
 // greedy.
+#include "families.h"
+
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
@@ -7,7 +9,7 @@
 #include <functional>
 #include <numeric>
 #include <random>
-#include <string>
+#include <tuple>
 #include <vector>
 
 #include "planner/heuristics.h"
@@ -17,90 +19,25 @@
 namespace moec::planner {
 namespace {
 
-uint32_t below(std::mt19937& random, size_t bound) { return static_cast<uint32_t>(random() % bound); }
-
-std::vector<Lifetime> random_intervals(std::mt19937& random, size_t count) {
-  std::vector<Lifetime> buffers;
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t first = below(random, 2 * count), length = below(random, random() % 4 ? 6 : count);
-    buffers.push_back({.size = 1 + random() % 100'000, .first = first, .last = first + length});
-  }
-  return buffers;
-}
-
-/// Saved by layer after layer, freed in reverse order, with scratch in between.
-std::vector<Lifetime> forward_and_backward(std::mt19937& random, size_t count) {
-  std::vector<Lifetime> buffers;
-  const auto steps = static_cast<uint32_t>(count);
-  for (uint32_t step = 0; step < steps / 2; ++step) {
-    const uint32_t undone = steps - 1 - step;
-    const uint64_t hidden = 256 * (1 + random() % 8);
-    buffers.push_back({.size = hidden, .first = step, .last = undone});
-    const uint32_t scratch = random() % 2 ? step : undone;
-    buffers.push_back(
-        {.size = 256 * (1 + random() % 64), .first = scratch, .last = scratch + below(random, 3)});
-  }
-  return buffers;
-}
-
-std::vector<Lifetime> few_huge_many_small(std::mt19937& random, size_t count) {
-  std::vector<Lifetime> buffers;
-  for (size_t i = 0; i < count; ++i) {
-    const bool huge = i % 10 == 0;
-    const uint32_t first = below(random, count), length = below(random, huge ? 4 : count / 2 + 1);
-    const uint64_t size = huge ? 1'000'000 + random() % 9'000'000 : 1 + random() % 50'000;
-    buffers.push_back({.size = size, .first = first, .last = first + length});
-  }
-  return buffers;
-}
-
-/// A full arena cut at random into rectangles: a placement at the lower bound exists.
-std::vector<Lifetime> cut_rectangle(std::mt19937& random, size_t count) {
-  std::vector<Lifetime> pieces = {{.size = 1'000'000, .first = 0, .last = static_cast<uint32_t>(count)}};
-  while (pieces.size() < count) {
-    Lifetime& piece = pieces[below(random, pieces.size())];
-    Lifetime rest = piece;
-    if (random() % 2 && piece.first < piece.last) {
-      piece.last = piece.first + below(random, piece.last - piece.first);
-      rest.first = piece.last + 1;
-    } else if (piece.size > 1) {
-      piece.size = 1 + random() % (piece.size - 1);
-      rest.size -= piece.size;
-    } else {
-      continue;
-    }
-    pieces.push_back(rest);
-  }
-  return pieces;
-}
-
-/// The lowest of an allocator in time order and first fit with the largest and with the longest buffers
-/// first.
+/// The lowest of an allocator in time order and first fit with the largest or the longest buffers first.
 uint64_t greedy_peak(const std::vector<Lifetime>& buffers) {
   uint64_t peak = best_fit_in_time(buffers).peak;
-  for (const bool by_size : {true, false}) {
+  const auto try_order = [&](auto key) {
     std::vector<int> order(buffers.size());
     std::iota(order.begin(), order.end(), 0);
-    std::ranges::stable_sort(order, std::greater{}, [&](int i) {
-      return by_size ? buffers[i].size : uint64_t{buffers[i].last} - buffers[i].first;
-    });
+    std::ranges::stable_sort(order, std::greater{}, [&](int i) { return key(buffers[i]); });
     Budget budget{.left = ~uint64_t{0}};
     Layout layout;
     first_fit(buffers, order, ~uint64_t{0}, budget, layout);
     peak = std::min(peak, layout.peak);
-  }
+  };
+  const auto length = [](const Lifetime& buffer) { return uint64_t{buffer.last} - buffer.first; };
+  try_order([&](const Lifetime& b) { return std::tuple(b.size, length(b), -int64_t{b.first}); });
+  try_order([&](const Lifetime& b) { return std::tuple(length(b), b.size, -int64_t{b.first}); });
   return peak;
 }
 
 TEST_CASE("10,000 random placement problems") {
-  struct Family {
-    const char* name;
-    std::vector<Lifetime> (*make)(std::mt19937&, size_t count);
-  };
-  constexpr Family kFamilies[] = {{"random intervals", random_intervals},
-                                  {"forward and backward", forward_and_backward},
-                                  {"few huge, many small", few_huge_many_small},
-                                  {"cut rectangle", cut_rectangle}};
   constexpr int kProblems = 2'500;
   for (const auto& [name, make] : kFamilies) {
     std::vector<double> ratios;

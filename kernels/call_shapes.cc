@@ -1,9 +1,7 @@
-#include "kernels/call_signature.h"
+#include "kernels/call_shapes.h"
 
 #include <algorithm>
 #include <cctype>
-
-#include "kernels/catalog.h"
 
 namespace moec {
 namespace {
@@ -25,14 +23,18 @@ std::string first_type(const std::vector<TensorView>& operands) {
 
 }  // namespace
 
-std::string call_signature(std::string_view kernel, const KernelCall& call) {
+std::string call_shapes(const KernelInfo& kernel, const KernelCall& call) {
   const std::string input = first_type(call.inputs), output = first_type(call.outputs);
-  std::string text(kernel);
-  text.append("/").append(input);
+  std::string text = input;
   if (output != input) text.append("->").append(output);
-  const std::vector<Operand>& operands = find_kernel(kernel)->inputs;
-  for (size_t i = 0; i < std::min(operands.size(), call.inputs.size()); ++i)
-    if (operands[i].optional && call.inputs[i].present()) text.append("+").append(operands[i].name);
+  for (size_t i = 0; i < std::min(kernel.inputs.size(), call.inputs.size()); ++i)
+    if (kernel.inputs[i].optional && call.inputs[i].present()) text.append("+").append(kernel.inputs[i].name);
+  if (!kernel.inputs.empty() && kernel.inputs.back().variadic) {
+    int64_t elements = 0;
+    for (size_t i = kernel.inputs.size() - 1; i < call.inputs.size(); ++i)
+      elements += call.inputs[i].elements();
+    text.append("*").append(std::to_string(elements));
+  }
   return text;
 }
 
