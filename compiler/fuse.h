@@ -13,4 +13,7 @@ void fuse(Graph& graph);
 /// The same for a Linear and the CrossEntropy of its output (fuse_head.cc); part of fuse().
 void fuse_head(Graph& graph);
 
+/// The same for the SwiGLU between the linear layers of experts (fuse_moe.cc); part of fuse().
+void fuse_moe(Graph& graph);
+
 }  // namespace moec

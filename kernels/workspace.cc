@@ -67,7 +67,8 @@ uint64_t linear_cross_entropy(const KernelCall& call) {
 }
 
 uint64_t attention_bwd(const KernelCall& call) {
-  return kF64 * static_cast<uint64_t>(call.inputs[3].elements());
+  const TensorView& lse = call.inputs[3];
+  return kF64 * static_cast<uint64_t>(lse.rows() * attention_row_stride(lse.cols()));
 }
 
 uint64_t expert_index(const KernelCall& call) {

@@ -46,7 +46,10 @@ uint64_t column_partials_twice(const KernelCall& call);
 uint64_t row_partials(const KernelCall& call);
 /// See LogitsChunks.
 uint64_t linear_cross_entropy(const KernelCall& call);
-/// One f64 per query row and head: the row sums of dy * y.
+/// Positions of one head in the workspace of attention_bwd, so that tiles of 64 need no bounds.
+constexpr int64_t attention_row_stride(int64_t seq) { return (seq + 63) / 64 * 64; }
+/// Per query row and head, in rows of attention_row_stride(): one f64 or two f32, the row sums of dy * y and,
+/// where the device wants it there, lse.
 uint64_t attention_bwd(const KernelCall& call);
 /// Histograms of the stable counting sort: [blocks of kExpertIndexBlock assignments, experts] of i32.
 uint64_t expert_index(const KernelCall& call);

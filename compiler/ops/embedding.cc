@@ -33,7 +33,9 @@ double embedding_bytes(const OpCall& call) {
 
 std::vector<Sample> embedding_samples() {
   return {{"repeated tokens", {{"t", {2, 5}, Fill::kTokens, 7}}, R"([
-    {name: "y", inputs: ["t"], op_type: "Embedding", op: {vocab_size: 9, dim: 6, init_std: 1}}])"}};
+    {name: "y", inputs: ["t"], op_type: "Embedding", op: {vocab_size: 9, dim: 6, init_std: 1}}])"},
+          {"many tokens", {{"t", {3, 1500}, Fill::kTokens, 290}}, R"([
+    {name: "y", inputs: ["t"], op_type: "Embedding", op: {vocab_size: 300, dim: 2, init_std: 1}}])"}};
 }
 
 void infer_position_embedding(OpCall& call) {

@@ -41,6 +41,11 @@ void infer_adamw(OpCall& call) {
   call.require(call.input(0).shape == call.input(1).shape && call.input(2).shape == call.input(0).shape &&
                    call.input(3).shape == call.input(0).shape,
                "parameter, gradient and moment ranges differ in size");
+  const fb::DType moments = call.input(2).dtype, computed = call.precision().accumulator();
+  call.require(call.input(3).dtype == moments &&
+                   (moments == computed || (moments == fb::DType::BF16 && computed == fb::DType::F32)),
+               "moments {} and {} are neither {} nor bf16", call.input(2).to_string(),
+               call.input(3).to_string(), dtype_name(computed));
   call.set_output(0, call.input(0));
   call.set_output(1, call.input(2));
   call.set_output(2, call.input(3));

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/grid.cuh"
+#include "kernels/cuda/hopper_attention.h"
 
 namespace moec::cuda {
 namespace {
@@ -120,6 +121,7 @@ struct SimtForward {
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(SimtAttention<kDim>::kThreads) attend_simt(Operands<T> operands) {
+  begin_kernel();
   using Acc = Accumulator<T>;
   using Forward = SimtForward<Acc, kDim>;
   using Products = SimtAttention<kDim>;
@@ -229,6 +231,7 @@ struct MmaForward {
 
 template <int kDim>
 __global__ void __launch_bounds__(MmaForward<kDim>::kBlockThreads) attend_mma(Operands<bf16> operands) {
+  begin_kernel();
   using Forward = MmaForward<kDim>;
   using Products = MmaAttention<kDim>;
   const AttentionShape& shape = operands.shape;
@@ -299,6 +302,8 @@ cudaError_t launch_attention(const KernelCall& call, const CudaContext& context)
 }  // namespace
 
 cudaError_t attention(const KernelCall& call, const CudaContext& context) {
+  if (fits_short_attention(call, call.inputs[0], context)) return attention_short(call, context);
+  if (hopper_attention_supported(call, call.inputs[0])) return attention_hopper(call, context);
   return with_type(call.inputs[0].dtype, [&]<class T>() { return launch_attention<T>(call, context); });
 }
 

@@ -15,6 +15,7 @@
 #include "runtime/cuda/late_reads.h"
 #include "runtime/cuda/nvtx_range.h"
 #include "runtime/cuda/progress.h"
+#include "runtime/cuda/schedule.h"
 #include "runtime/cuda/staging.h"
 
 namespace moec::runtime {
@@ -40,6 +41,12 @@ Result<uint64_t> bytes_in_use() {
   return total - free;
 }
 
+/// Whether an instruction leaves most of the device idle, so that another may run beside it.
+bool is_small(const fb::InstructionT& instruction) {
+  constexpr uint64_t kFlops = 1'000'000'000, kBytes = uint64_t{64} << 20;
+  return instruction.flops < kFlops && instruction.bytes < kBytes;
+}
+
 /// What was captured of a sequence of programs.
 struct SequenceGraph {
   std::vector<size_t> programs;
@@ -58,9 +65,11 @@ class CudaDevice final : public Device {
     MOEC_RETURN_IF_CUDA_ERROR(
         cudaDeviceGetAttribute(&context_.sm_count, cudaDevAttrMultiProcessorCount, device));
     context_.kernels_overlap = cuda::kernels_can_overlap();
-    cudaStream_t stream = nullptr;
-    MOEC_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    stream_.reset(stream);
+    for (CudaStream* owner : {&stream_, &beside_stream_}) {
+      cudaStream_t stream = nullptr;
+      MOEC_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+      owner->reset(stream);
+    }
     for (CudaEvent* event : {&start_, &stop_}) {
       cudaEvent_t handle = nullptr;
       MOEC_RETURN_IF_CUDA_ERROR(cudaEventCreate(&handle));
@@ -123,9 +132,12 @@ class CudaDevice final : public Device {
     cublasLtHandle_t cublas_lt = nullptr;
     MOEC_RETURN_IF_ERROR(cublas_status(cublasLtCreate(&cublas_lt), "cublasLtCreate"));
     cublas_lt_.reset(cublas_lt);
-    void* workspace = nullptr;
-    MOEC_RETURN_IF_CUDA_ERROR(cudaMalloc(&workspace, kCublasWorkspaceBytes));
-    cublas_workspace_.reset(static_cast<std::byte*>(workspace));
+    for (DeviceMemory<std::byte>* owner : {&cublas_workspace_, &beside_workspace_}) {
+      void* workspace = nullptr;
+      MOEC_RETURN_IF_CUDA_ERROR(cudaMalloc(&workspace, kCublasWorkspaceBytes));
+      owner->reset(static_cast<std::byte*>(workspace));
+    }
+    void* workspace = cublas_workspace_.get();
     MOEC_RETURN_IF_ERROR(cublas_status(cublasSetStream(cublas, stream_.get()), "cublasSetStream"));
     // After the stream, which resets it.
     MOEC_RETURN_IF_ERROR(
@@ -135,6 +147,9 @@ class CudaDevice final : public Device {
     context_.cublas_lt = cublas_lt;
     context_.cublas_workspace = workspace;
     context_.cublas_workspace_bytes = kCublasWorkspaceBytes;
+    beside_context_ = context_;
+    beside_context_.stream = beside_stream_.get();
+    beside_context_.cublas_workspace = beside_workspace_.get();
     return {};
   }
 
@@ -234,10 +249,11 @@ class CudaDevice final : public Device {
     return {};
   }
 
-  Status enqueue(size_t program, size_t instruction) {
+  Status enqueue(size_t program, size_t instruction) { return enqueue(program, instruction, context_); }
+
+  Status enqueue(size_t program, size_t instruction, const cuda::CudaContext& context) {
     const NvtxRange range(programs()[program].plan->instructions[instruction]->label.c_str());
-    const cudaError_t error =
-        kernels_[program][instruction](programs()[program].calls[instruction], context_);
+    const cudaError_t error = kernels_[program][instruction](programs()[program].calls[instruction], context);
     return error == cudaSuccess ? Status() : checked(error, describe(program, instruction));
   }
 
@@ -274,11 +290,22 @@ class CudaDevice final : public Device {
     return owner;
   }
 
+  /// In one stream while a timeline is recorded, which shows one instruction after the other.
   Status enqueue_sequence(SequenceGraph& sequence) {
-    double since_mark = 0;
+    std::vector<SequenceCall> calls;
     for (const size_t program : sequence.programs)
       for (size_t i = 0; i < programs()[program].calls.size(); ++i) {
-        MOEC_RETURN_IF_ERROR(enqueue(program, i));
+        const bool small = is_small(*programs()[program].plan->instructions[i]);
+        calls.push_back({&programs()[program].calls[i], small && recorder_ == nullptr});
+      }
+    ScheduledStreams streams(context_.stream, beside_context_.stream, schedule_calls(calls));
+    double since_mark = 0;
+    size_t number = 0;
+    for (const size_t program : sequence.programs)
+      for (size_t i = 0; i < programs()[program].calls.size(); ++i, ++number) {
+        MOEC_RETURN_IF_CUDA_ERROR(streams.before(number));
+        MOEC_RETURN_IF_ERROR(enqueue(program, i, streams.beside(number) ? beside_context_ : context_));
+        MOEC_RETURN_IF_CUDA_ERROR(streams.after(number));
         since_mark += least_seconds(*programs()[program].plan->instructions[i]);
         if (since_mark >= kSecondsPerMark) {
           MOEC_RETURN_IF_ERROR(mark_completed(program, i));
@@ -288,6 +315,7 @@ class CudaDevice final : public Device {
         MOEC_ASSIGN_OR_RETURN(const size_t nodes, captured_nodes());
         sequence.nodes.resize(nodes, {program, i});
       }
+    MOEC_RETURN_IF_CUDA_ERROR(streams.join());
     return {};
   }
 
@@ -372,12 +400,12 @@ class CudaDevice final : public Device {
   }
 
   Execution execution_;
-  CudaStream stream_;
+  CudaStream stream_, beside_stream_;
   CudaEvent start_, stop_;
   CublasHandle cublas_;
   CublasLtHandle cublas_lt_;
-  DeviceMemory<std::byte> cublas_workspace_;
-  cuda::CudaContext context_;
+  DeviceMemory<std::byte> cublas_workspace_, beside_workspace_;
+  cuda::CudaContext context_, beside_context_;  // of the two streams
   std::vector<DeviceMemory<std::byte>> arenas_;
   std::vector<std::vector<cuda::CudaKernel>> kernels_;  // per program and instruction
   std::vector<uint32_t> first_number_;                  // per program, of its first instruction

@@ -1,0 +1,280 @@
+// What the attention kernels for compute capability 9.0a share. A tile is a run of positions of some heads of
+// one batch; its rows, (position, head) with the head running fastest, lie in shared memory in halves of 64
+// columns (see hopper_wgmma.cuh). One warpgroup starts the copies, the others compute.
+#pragma once
+
+#include <numeric>
+
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/hopper_products.cuh"
+
+namespace moec::cuda::hopper {
+
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+/// Registers of a thread, by the number of warpgroups that compute: together as many as the block started
+/// with.
+template <int kConsumers>
+struct Registers {
+  static_assert(kConsumers == 2 || kConsumers == 3);
+  static constexpr int kProducer = kConsumers == 3 ? 32 : 24, kConsumer = kConsumers == 3 ? 160 : 240;
+};
+
+/// 2^x, good to 2 ulp.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+/// The dynamic shared memory from the first boundary of 1,024 bytes on.
+__device__ __forceinline__ void* aligned_shared() {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  return memory + (1024 - shared_address(memory) % 1024) % 1024;
+}
+
+/// rows[B,S,heads d] as a tensor (d, heads, S, B), copied in boxes of 64 columns.
+cudaError_t map_heads(CUtensorMap& map, const AttentionShape& shape, const void* rows, int heads,
+                      int box_heads, int box_positions);
+
+/// Tiles of some positions of `bundle` heads each, in the order of execution: those of bundles whose keys and
+/// values fit in the L2 cache together, and of these the tiles with the most to visit first. Blocks take them
+/// in turns, back and forth, so that each has about the same work.
+struct TileOrder {
+  int bundle, bundles;  // heads in a bundle, bundles of all batches
+  int tiles;            // of a bundle
+  int section;          // bundles that are done together
+  int splits = 1;       // blocks, which form a cluster, that share a tile
+
+  __host__ __device__ int count() const { return tiles * bundles; }
+  /// Calls visit(bundle, rank) for the tiles that this block does; rank 0 has the most to visit.
+  template <class Visit>
+  __device__ void for_each_turn(Visit&& visit) const {
+    const int block = static_cast<int>(blockIdx.x) / splits, blocks = static_cast<int>(gridDim.x) / splits;
+    for (int round = 0; round * blocks < count(); ++round) {
+      const int index = round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+      if (index >= count()) break;
+      const int begin = index / (section * tiles) * section, within = index - begin * tiles;
+      const int bundles_here = min(section, bundles - begin);
+      visit(begin + within % bundles_here, within / bundles_here);
+    }
+  }
+};
+
+/// For tiles of `positions` positions of bundles of `heads`, i.e. all query heads or all key/value heads.
+TileOrder tile_order(const AttentionShape& shape, int heads, int bundle, int positions);
+
+/// Enqueues kernel(args...) in clusters of `cluster` blocks.
+template <class... Params, class... Args>
+cudaError_t launch_clusters(const CudaContext& context, void (*kernel)(Params...), int blocks, int cluster,
+                            int threads, size_t shared, const Args&... args) {
+  if (blocks == 0) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute in_cluster = {};
+  in_cluster.id = cudaLaunchAttributeClusterDimension;
+  in_cluster.val.clusterDim.x = static_cast<unsigned>(cluster);
+  in_cluster.val.clusterDim.y = in_cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = static_cast<unsigned>(blocks);
+  config.blockDim = static_cast<unsigned>(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = context.stream;
+  config.attrs = &in_cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+
+/// Heads in a tile of `rows` rows of queries: of one group, so that they share keys and values.
+inline int tile_heads(const AttentionShape& shape, int rows) { return std::gcd(shape.group(), rows); }
+
+/// A tile of queries and what they see.
+struct QueryWork {
+  int heads, batch, first_head, kv_head, first;
+  int blocks;  // of `keys` keys that some query sees
+
+  __device__ QueryWork(const AttentionShape& shape, const TileOrder& order, int bundle, int rank, int rows,
+                       int keys)
+      : heads(order.bundle) {
+    const int bundles = shape.heads / heads, positions = rows / heads;
+    batch = bundle / bundles;
+    first_head = bundle % bundles * heads;
+    kv_head = first_head / shape.group();
+    first = (order.tiles - 1 - rank) * positions;
+    blocks = (min(first + positions, shape.seq) - 1) / keys + 1;
+  }
+
+  __device__ int position(int row) const { return first + row / heads; }
+  __device__ int head(int row) const { return first_head + row % heads; }
+};
+
+/// Place in a ring of kSlots buffers.
+template <int kSlots>
+struct RingPlace {
+  int slot = 0;
+  uint32_t parity = 0;
+
+  __device__ void advance() {
+    if (++slot == kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// Barriers of a ring of buffers between the producer and consumers.
+template <int kSlots>
+struct Ring {
+  Barrier full[kSlots], empty[kSlots];
+
+  __device__ void init(int consumer_warps) {
+    for (int i = 0; i < kSlots; ++i) {
+      full[i].init(1);
+      empty[i].init(consumer_warps);
+    }
+  }
+  /// The producer's: waits for an empty buffer, and announces `bytes` of copies.
+  __device__ Barrier& fill(const RingPlace<kSlots>& place, int bytes) {
+    empty[place.slot].wait(place.parity ^ 1);
+    full[place.slot].arrive_expecting(bytes);
+    return full[place.slot];
+  }
+  __device__ void await(const RingPlace<kSlots>& place) { full[place.slot].wait(place.parity); }
+  /// By all threads of a consumer.
+  __device__ void release(const RingPlace<kSlots>& place) {
+    if (threadIdx.x % 32 == 0) arrive(empty[place.slot]);
+  }
+};
+
+/// A tile of kRows rows.
+template <int kRows, int kDim>
+struct Tile {
+  static constexpr int kHalves = kDim / 64;
+  static constexpr uint32_t kHalfBytes = kRows * 128;
+
+  alignas(1024) bf16 data[kHalves][kRows][64];
+
+  __device__ void load(const CUtensorMap& map, int head, int position, int batch, Barrier& full) {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half)
+      load_box(map, full, data[half], half * 64, head, position, batch);
+  }
+};
+
+/// Descriptor of rows of a tile from `start` on. Where runs go along rows of the factor, i.e. positions are
+/// its depth, the halves of a tile are `half_bytes` apart.
+__device__ inline uint64_t tile_descriptor(const void* start, uint32_t half_bytes = 0) {
+  constexpr uint64_t kSwizzle128 = 1;
+  return kSwizzle128 << 62 | uint64_t{kAtomBytes / 16} << 32 | uint64_t{half_bytes / 16} << 16 |
+         (shared_address(start) & 0x3ffff) >> 4;
+}
+
+/// What depths from k on add to the descriptor of a tile whose runs go along depth.
+template <class Tile>
+__device__ constexpr uint64_t depth_offset(int k) {
+  return (static_cast<uint64_t>(k / 64) * Tile::kHalfBytes + k % 64 * 2) / 16;
+}
+
+/// sums = the products of the 64 rows of a from `row` on with the rows of b.
+template <int kRowsA, int kRowsB, int kDim>
+__device__ __forceinline__ void multiply_rows(const Tile<kRowsA, kDim>& a, int row,
+                                              const Tile<kRowsB, kDim>& b, float (&sums)[kRowsB / 2]) {
+  const uint64_t left = tile_descriptor(&a.data[0][row][0]), right = tile_descriptor(&b.data[0][0][0]);
+#pragma unroll
+  for (int k = 0; k < kDim; k += 16)
+    multiply<false, false>(sums, left + depth_offset<Tile<kRowsA, kDim>>(k),
+                           right + depth_offset<Tile<kRowsB, kDim>>(k), k > 0);
+}
+
+/// The same with the rows of a as fragments.
+template <int kRowsB, int kDim>
+__device__ __forceinline__ void multiply_rows(const uint32_t (&a)[kDim / 4], const Tile<kRowsB, kDim>& b,
+                                              float (&sums)[kRowsB / 2]) {
+  const uint64_t right = tile_descriptor(&b.data[0][0][0]);
+#pragma unroll
+  for (int k = 0; k < kDim; k += 16)
+    multiply<false>(sums, a + k / 4, right + depth_offset<Tile<kRowsB, kDim>>(k), k > 0);
+}
+
+/// sums += weights[64,kRows] b, the weights as fragments.
+template <int kRows, int kDim>
+__device__ __forceinline__ void add_weighted(const uint32_t (&weights)[kRows / 4], const Tile<kRows, kDim>& b,
+                                             float (&sums)[kDim / 2]) {
+  const uint64_t right = tile_descriptor(&b.data[0][0][0], Tile<kRows, kDim>::kHalfBytes);
+#pragma unroll
+  for (int k = 0; k < kRows; k += 16)
+    multiply<true>(sums, weights + k / 4, right + k / 16 * kDepthStep<true>, true);
+}
+
+/// Sums of a product as fragments of a factor of the next.
+template <int kN>
+__device__ __forceinline__ void to_fragments(const float (&sums)[kN], uint32_t (&fragments)[kN / 2]) {
+#pragma unroll
+  for (int i = 0; i < kN / 2; ++i) fragments[i] = pack_bf16(sums[2 * i], sums[2 * i + 1]);
+}
+
+/// Number of this thread's warpgroup, known to the compiler as the same for all of its threads.
+__device__ __forceinline__ int uniform_warpgroup() {
+  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
+}
+/// Rows of the calling thread within its warpgroup: this and this + 8.
+__device__ __forceinline__ int fragment_row() {
+  return static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
+}
+/// Its columns are 8 i + this + {0, 1}.
+__device__ __forceinline__ int fragment_col() { return static_cast<int>(threadIdx.x) % 4 * 2; }
+
+/// The 64 rows of a tile from `row` on as fragments of a factor.
+template <int kRows, int kDim>
+__device__ __forceinline__ void load_fragments(const Tile<kRows, kDim>& tile, int row,
+                                               uint32_t (&fragments)[kDim / 4]) {
+#pragma unroll
+  for (int i = 0; i < kDim / 4; ++i) {
+    const int at = row + fragment_row() + i % 2 * 8, run = i / 2;
+    fragments[i] =
+        *reinterpret_cast<const uint32_t*>(&tile.data[run / 8][at][(run % 8 ^ at % 8) * 8 + fragment_col()]);
+  }
+}
+
+/// Writes the warpgroup's 64 rows of sums, by way of 64 rows of a tile that it has no more use for (from
+/// `row` on), those of its two rows times `factor`. to(i) is where row i lies, or nullptr.
+template <int kRows, int kDim, class Address>
+__device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const float (&factor)[2],
+                                           Tile<kRows, kDim>& tile, int row, int barrier, Address&& to) {
+  const int own = fragment_row();
+#pragma unroll
+  for (int i = 0; i < kDim / 8; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int at = row + own + half * 8;
+      const int col = (i % 8 ^ at % 8) * 8 + fragment_col();
+      *reinterpret_cast<uint32_t*>(&tile.data[i / 8][at][col]) =
+          pack_bf16(sums[4 * i + 2 * half] * factor[half], sums[4 * i + 2 * half + 1] * factor[half]);
+    }
+  }
+  sync_threads(barrier, kWarpgroup);
+  constexpr int kRuns = kDim / 8;
+#pragma unroll
+  for (int i = 0; i < 64 * kRuns / kWarpgroup; ++i) {
+    const int index = i * kWarpgroup + static_cast<int>(threadIdx.x) % kWarpgroup;
+    const int at = index / kRuns, run = index % kRuns;
+    bf16* out = to(at);
+    if (out == nullptr) continue;
+    const int col = (run % 8 ^ (row + at) % 8) * 8;
+    reinterpret_cast<uint4*>(out)[run] = *reinterpret_cast<const uint4*>(&tile.data[run / 8][row + at][col]);
+  }
+}
+
+/// -infinity for the keys that come after the queries at `position`.
+template <int kN>
+__device__ __forceinline__ void mask_later_keys(float (&scores)[kN], const int (&position)[2],
+                                                int first_key) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) {
+    const int key = first_key + i / 4 * 8 + fragment_col() + i % 2;
+    if (key > position[i / 2 % 2]) scores[i] = -INFINITY;
+  }
+}
+
+}  // namespace moec::cuda::hopper

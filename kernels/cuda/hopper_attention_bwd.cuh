@@ -1,0 +1,94 @@
+// The backward of attention for compute capability 9.0a, in two kernels; see attention_bwd.cuh for the
+// formulas. Each computes the weights anew and owns what it sums, in registers: one goes through the keys of
+// a tile of queries, the other through the queries of a tile of keys. So every gradient is a sum of one
+// block, or of the blocks of a cluster in their order.
+#pragma once
+
+#include "kernels/cuda/attention_bwd.cuh"
+#include "kernels/cuda/hopper_attention.cuh"
+
+namespace moec::cuda::hopper {
+
+/// What the weights of a query and their gradients need.
+struct alignas(8) RowStatistics {
+  float lse;    // times log2(e); infinity, so that weights are 0, for queries past the end
+  float delta;  // sum of dy * y
+};
+
+/// Gradients of one tile's side: all query heads, or all keys and values.
+struct BackwardOperands {
+  AttentionShape shape;
+  TileOrder order;
+  CUtensorMap queries, dy, keys;  // in boxes of queries, of dy, and of keys or values
+  const bf16* dy_rows;            // [B,S,H d]
+  const bf16* y;                  // [B,S,H d]
+  const float* lse;               // [B,H,S]
+  RowStatistics* statistics;      // [B,H,stride], written by the side of queries, read by that of keys
+  int stride;
+  bf16* dqkv;
+
+  __device__ RowStatistics* row_statistics(int batch, int head) const {
+    return statistics + (int64_t{batch} * shape.heads + head) * stride;
+  }
+  /// Where a position of a head of [B,S,H d] begins.
+  __device__ int64_t output(int batch, int position, int head) const {
+    return ((int64_t{batch} * shape.seq + position) * shape.heads + head) * shape.dim;
+  }
+  /// nullptr past the end.
+  __device__ bf16* gradient(int batch, int position, int head) const {
+    if (position >= shape.seq) return nullptr;
+    return dqkv + ((int64_t{batch} * shape.seq + position) * shape.packed_heads() + head) * shape.dim;
+  }
+};
+
+/// A block of a side: the first warpgroup starts the copies, the others compute.
+template <class Side>
+__global__ void __launch_bounds__(Side::kThreads, 1)
+    differentiate_hopper(const __grid_constant__ BackwardOperands operands) {
+#ifdef MOEC_HOPPER_CODE
+  auto& shared = *static_cast<typename Side::Shared*>(aligned_shared());
+  if (threadIdx.x == 0) {
+    shared.own_ring.init(Side::kConsumers * 4);
+    shared.ring.init(Side::kConsumers * 4);
+    fence_barrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x < kWarpgroup) {
+    shrink_registers<Registers<Side::kConsumers>::kProducer>();
+    if (threadIdx.x == 0) Side::produce(operands, shared);
+  } else {
+    grow_registers<Registers<Side::kConsumers>::kConsumer>();
+    Side::consume(operands, shared);
+  }
+#endif
+}
+
+/// Sets the side's tile order and tensor maps, and enqueues it. Tiles are of `heads` heads of the side's
+/// `all_heads`; `query_heads` are those of a tile of queries.
+template <class Side>
+cudaError_t launch_side(BackwardOperands operands, const AttentionGradient<bf16>& g, TileOrder order,
+                        int query_heads, int query_rows, int key_rows, const CudaContext& context) {
+  const AttentionShape& shape = operands.shape;
+  operands.order = order;
+  const int positions = query_rows / query_heads;
+  for (const cudaError_t error :
+       {map_heads(operands.queries, shape, g.qkv, shape.packed_heads(), query_heads, positions),
+        map_heads(operands.dy, shape, g.dy, shape.heads, query_heads, positions),
+        map_heads(operands.keys, shape, g.qkv, shape.packed_heads(), 1, key_rows)}) {
+    if (error != cudaSuccess) return error;
+  }
+  const int blocks =
+      order.splits > 1 ? order.count() * order.splits : std::min(order.count(), context.sm_count);
+  return launch_clusters(context, differentiate_hopper<Side>, blocks, order.splits, Side::kThreads,
+                         sizeof(typename Side::Shared) + 1024, operands);
+}
+
+/// Gradients of queries; writes the statistics too.
+cudaError_t differentiate_queries(const BackwardOperands& operands, const AttentionGradient<bf16>& g,
+                                  const CudaContext& context);
+
+/// Gradients of keys and values.
+cudaError_t differentiate_keys(const BackwardOperands& operands, const AttentionGradient<bf16>& g,
+                               const CudaContext& context);
+
+}  // namespace moec::cuda::hopper

@@ -1,0 +1,137 @@
+// What attention needs beyond hopper.cuh and hopper_wgmma.cuh: products whose first factor lies in registers,
+// narrow products, boxes of rank 4.
+#pragma once
+
+#include "kernels/cuda/hopper_wgmma.cuh"
+
+namespace moec::cuda::hopper {
+
+__device__ inline void arrive(Barrier& barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
+}
+
+/// As sync_threads(), without waiting for the others.
+__device__ inline void arrive_threads(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+/// The same place in the shared memory of block `rank` of the cluster.
+template <class T>
+__device__ inline T* in_block(T* place, uint32_t rank) {
+  T* remote;
+  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(remote) : "l"(place), "r"(rank));
+  return remote;
+}
+
+/// Starts to load the box at (x, y, z, w), innermost first, of a tensor of rank 4.
+__device__ inline void load_box(const CUtensorMap& map, Barrier& barrier, void* to, int x, int y, int z,
+                                int w) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
+
+/// Starts to load `bytes`, a multiple of 16, between 16-byte boundaries.
+__device__ inline void load_bytes(const void* from, uint32_t bytes, Barrier& barrier, void* to) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(&barrier))
+      : "memory");
+}
+
+/// Keeps accesses to registers of products on their side of this place.
+template <int kN>
+__device__ __forceinline__ void pin(float (&registers)[kN]) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+}
+template <int kN>
+__device__ __forceinline__ void pin(uint32_t (&registers)[kN]) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) asm volatile("" : "+r"(registers[i])::"memory");
+}
+
+/// wait_products() for groups whose sums these are.
+template <int kPending, int kN, int... kMore>
+__device__ __forceinline__ void wait_products(float (&sums)[kN], float (&... more)[kMore]) {
+  wait_products<kPending>();
+  pin(sums);
+  (pin(more), ...);
+}
+
+#define MOEC_SUMS8(i)                                                                         \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define MOEC_SUMS16(i) MOEC_SUMS8(i), MOEC_SUMS8(i + 8)
+
+template <bool kRunsAlongRowsA, bool kRunsAlongRowsB>
+__device__ inline void multiply(float (&d)[16], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "%16, %17, add, 1, 1, %19, %20;\n}\n"
+      : MOEC_SUMS16(0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(kRunsAlongRowsA)),
+        "n"(static_cast<int>(kRunsAlongRowsB)));
+}
+template <bool kRunsAlongRowsA, bool kRunsAlongRowsB>
+__device__ inline void multiply(float (&d)[32], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+      "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, add, 1, 1, %35, %36;\n}\n"
+      : MOEC_SUMS16(0), MOEC_SUMS16(16)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(kRunsAlongRowsA)),
+        "n"(static_cast<int>(kRunsAlongRowsB)));
+}
+
+/// The same with a in registers: of the rows that the thread has in d, the depths t % 4 * 2 + {0, 1} (first
+/// row, then second row), and these plus 8, in pairs of bf16.
+template <bool kRunsAlongRowsB>
+__device__ inline void multiply(float (&d)[16], const uint32_t* a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, add, 1, 1, %22;\n}\n"
+      : MOEC_SUMS16(0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+        "n"(static_cast<int>(kRunsAlongRowsB)));
+}
+template <bool kRunsAlongRowsB>
+__device__ inline void multiply(float (&d)[32], const uint32_t* a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+      "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, add, 1, 1, %38;\n}\n"
+      : MOEC_SUMS16(0), MOEC_SUMS16(16)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+        "n"(static_cast<int>(kRunsAlongRowsB)));
+}
+template <bool kRunsAlongRowsB>
+__device__ inline void multiply(float (&d)[64], const uint32_t* a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+      "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
+      "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
+      "%59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, add, 1, 1, %70;\n}\n"
+      : MOEC_SUMS16(0), MOEC_SUMS16(16), MOEC_SUMS16(32), MOEC_SUMS16(48)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+        "n"(static_cast<int>(kRunsAlongRowsB)));
+}
+
+#undef MOEC_SUMS16
+#undef MOEC_SUMS8
+
+}  // namespace moec::cuda::hopper
