@@ -140,7 +140,8 @@ TEST_CASE("golden plans: the examples compile to what tests/golden/plans says") 
       std::ofstream(golden) << compiled;
     }
     const std::string expected = read_file(golden);
-    CHECK_MESSAGE(compiled == expected, spec.filename().string(), " differs from ", golden.string(),
+    const bool as_before = compiled == expected;
+    CHECK_MESSAGE(as_before, spec.filename().string(), " differs from ", golden.string(),
                   "; if that is meant: ", kRefresh, "=1 test_compiler -tc='golden plans*'\n",
                   difference(lines_of(expected), lines_of(compiled)));
   }
