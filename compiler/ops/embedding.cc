@@ -31,11 +31,6 @@ void infer_embedding_bwd(OpCall& call) {
   set_gradient(call, 0, {attrs.vocab_size, attrs.dim});
 }
 
-/// A row of the weight per token.
-double embedding_bytes(const OpCall& call) {
-  return static_cast<double>(call.input(0).bytes() + 2 * call.output(0).bytes());
-}
-
 std::vector<Sample> embedding_samples() {
   return {{"repeated tokens", {{"t", {2, 5}, Fill::kTokens, 7}}, R"([
     {name: "y", inputs: ["t"], op_type: "Embedding", op: {vocab_size: 9, dim: 6, init_std: 1}}])"},
