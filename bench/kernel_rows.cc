@@ -1,49 +1,35 @@
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cctype>
 #include <optional>
 #include <set>
-#include <string_view>
 #include <utility>
 
 #include "bench/live_model.h"
 #include "bench/measure.h"
 #include "bench/rows.h"
 #include "bench/single_kernel.h"
-#include "kernels/catalog.h"
+#include "kernels/call_shapes.h"
 
 namespace moec::bench {
 namespace {
 
 using fb::ProgramKind;
 
-/// "f32[8,128,64]".
-std::string describe(const fb::TensorT& tensor) {
-  std::string type = fb::EnumNameDType(tensor.dtype);
-  for (char& c : type) c = static_cast<char>(std::tolower(c));
-  return fmt::format("{}[{}]", type, fmt::join(tensor.shape, ","));
+TensorView shape_view(const fb::TensorT* tensor) {
+  TensorView view;
+  if (tensor == nullptr) return view;
+  view.dtype = tensor->dtype;
+  view.rank = static_cast<int>(tensor->shape.size());
+  std::copy(tensor->shape.begin(), tensor->shape.end(), view.shape.begin());
+  return view;
 }
 
-/// The first operand that is there.
-const fb::TensorT* first_of(const runtime::LoadedPlan& plan, const std::vector<int>& ids) {
-  const auto found = std::find_if(ids.begin(), ids.end(), [](int id) { return id >= 0; });
-  return found == ids.end() ? nullptr : plan.tensor(*found);
-}
-
-/// First input, first output where it looks otherwise, and the optional inputs:
-/// "f32[8,128,64]->f32[8,128,96]+bias".
-std::string describe(const runtime::LoadedPlan& plan, const fb::InstructionT& instruction) {
-  const fb::TensorT* input = first_of(plan, instruction.inputs);
-  const fb::TensorT* output = first_of(plan, instruction.outputs);
-  std::string text = input == nullptr ? "" : describe(*input);
-  const std::string result = describe(*output);
-  if (result != text) text += "->" + result;
-  const std::vector<Operand>& operands = find_kernel(instruction.kernel)->inputs;
-  for (size_t i = 0; i < operands.size(); ++i)
-    if (operands[i].optional && instruction.inputs[i] >= 0) text += "+" + operands[i].name;
-  return text;
+std::string shapes_of(const runtime::LoadedPlan& plan, const fb::InstructionT& instruction) {
+  KernelCall call;
+  for (const int id : instruction.inputs) call.inputs.push_back(shape_view(plan.tensor(id)));
+  for (const int id : instruction.outputs) call.outputs.push_back(shape_view(plan.tensor(id)));
+  return call_shapes(*find_kernel(instruction.kernel), call);
 }
 
 /// Before the measurement: code is loaded, then submission as a whole is prepared.
@@ -70,7 +56,7 @@ std::vector<Row> rows_of(const Model& model) {
     for (size_t i = 0; program != nullptr && i < program->instructions.size(); ++i) {
       const fb::InstructionT& instruction = *program->instructions[i];
       std::string name =
-          fmt::format("kernel/{}/{}/{}", instruction.kernel, model.name, describe(*model.plan, instruction));
+          fmt::format("kernel/{}/{}/{}", instruction.kernel, model.name, shapes_of(*model.plan, instruction));
       if (seen.insert(name).second) rows.push_back({std::move(name), model.plan, kind, i});
     }
   }

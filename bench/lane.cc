@@ -11,8 +11,8 @@
 #include <thread>
 #include <vector>
 
-#include "bench/cuda_ceilings.h"
 #include "kernels/cpu/cpu_kernels.h"
+#include "runtime/cuda/cuda_ceilings.h"
 #include "runtime/cuda/cuda_device.h"
 
 namespace moec::bench {
@@ -80,7 +80,7 @@ Lane Lane::cpu(int threads) {
 }
 
 Result<Lane> Lane::cuda() {
-  MOEC_ASSIGN_OR_RETURN(const Ceilings ceilings, measure_cuda_ceilings());
+  MOEC_ASSIGN_OR_RETURN(const Ceilings ceilings, runtime::measure_cuda_ceilings());
   return Lane(0, ceilings);
 }
 

@@ -5,16 +5,13 @@
 #include <memory>
 #include <string>
 
+#include "runtime/ceilings.h"
 #include "runtime/device.h"
 #include "runtime/status.h"
 
 namespace moec::bench {
 
-/// The best that was measured, per second.
-struct Ceilings {
-  double flops = 0;
-  double bytes = 0;
-};
+using runtime::Ceilings;
 
 /// Of one run: floating-point operations, and bytes with every operand counted once.
 struct Work {

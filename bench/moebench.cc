@@ -10,11 +10,13 @@
 #include <iostream>
 
 #include "bench/rows.h"
+#include "bench/step_table.h"
 #include "compiler/compile.h"
 #include "compiler/error.h"
 #include "compiler/frontend.h"
 #include "runtime/cuda/cuda_device.h"
 #include "tools/command_line.h"
+#include "tools/recipe_flags.h"
 #include "tools/units.h"
 
 namespace moec::bench {
@@ -24,6 +26,8 @@ struct Flags {
   std::string device = "cpu";
   int threads = 0;
   double memory_gib = 1;
+  std::string step;  // a plan or a spec
+  tools::RecipeFlags recipe;
   std::string examples = MOEC_EXAMPLES;
 
   uint64_t memory() const {
@@ -93,7 +97,18 @@ Result<Lanes> open_lanes(const Flags& flags) {
   return Lanes{one_thread, flags.threads == 1 ? one_thread : Lane::cpu(flags.threads)};
 }
 
+Status print_step_table(const Flags& flags) {
+  MOEC_ASSIGN_OR_RETURN(const auto plan, tools::open_plan_or_spec(flags.step, flags.recipe));
+  MOEC_ASSIGN_OR_RETURN(const Lanes lanes, open_lanes(flags));
+  MOEC_ASSIGN_OR_RETURN(const std::string table, step_table(plan, lanes.models));
+  fmt::print("{}", table);
+  return {};
+}
+
 Status run(const Flags& flags) {
+  if (!flags.step.empty()) return print_step_table(flags);
+  if (!flags.recipe.compile_flag().empty())
+    return input_error(fmt::format("{} is for --step SPEC", flags.recipe.compile_flag()));
   MOEC_ASSIGN_OR_RETURN(const Examples examples, load_examples(flags));
   MOEC_ASSIGN_OR_RETURN(const Lanes lanes, open_lanes(flags));
   benchmark::AddCustomContext("best of " + lanes.table.name(), lanes.table.best());
@@ -127,8 +142,11 @@ void describe(CLI::App& app, Flags& flags) {
          "if that fits, and no step row")
       ->check(tools::number<double>(0))
       ->type_name("GIB");
+  app.add_option("--step", flags.step, "Print where the time of a step of this model goes, and no rows")
+      ->type_name("PLAN|SPEC");
   app.add_option("--examples", flags.examples, "Folder of the model specs (default: schema/examples)")
       ->type_name("DIR");
+  flags.recipe.add_to(app);
   app.allow_extras();
   app.footer(
       "Flags of Google Benchmark, e.g. --benchmark_filter=REGEX, --benchmark_list_tests, "
@@ -142,6 +160,7 @@ std::string unknown_flag(const std::string& argument) {
   const std::string flags[] = {"--device",
                                "--threads",
                                "--memory",
+                               "--step",
                                "--examples",
                                "--help",
                                "--version",

@@ -5,10 +5,16 @@
 
 #include "compiler/autodiff.h"
 #include "compiler/builder.h"
+#include "compiler/cost_model.h"
 #include "compiler/dump.h"
+#include "compiler/fuse.h"
 #include "compiler/lower.h"
+#include "compiler/memory_problem.h"
+#include "compiler/order.h"
 #include "compiler/programs.h"
+#include "compiler/recompute.h"
 #include "compiler/storage.h"
+#include "planner/place.h"
 #include "planner/validate.h"
 #include "schema/plan_file.h"
 #include "schema/version.h"
@@ -24,10 +30,20 @@ void check_recipe(const fb::ModelT& model) {
   require(recipe.batch_size > 0 && recipe.seq_len > 0 && recipe.grad_accum > 0,
           "batch_size, seq_len and grad_accum must be at least 1");
   require(recipe.seq_len <= model.context, "seq_len is longer than the model's context");
-  require(recipe.dtype == fb::DType::F32 || recipe.dtype == fb::DType::F64 || recipe.dtype == fb::DType::BF16,
-          "dtype must be F32, F64 or BF16");
+  require(recipe.dtype == fb::DType::F32 || recipe.dtype == fb::DType::F64 ||
+              recipe.dtype == fb::DType::BF16 || recipe.dtype == fb::DType::F16,
+          "dtype must be F32, F64, BF16 or F16");
   require(recipe.grad_dtype == fb::DType::F32 || recipe.grad_dtype == recipe.dtype,
           "grad_dtype must be F32 or the same as dtype");
+  require(recipe.moment_dtype == fb::DType::F32 ||
+              (recipe.moment_dtype == fb::DType::BF16 && recipe.dtype != fb::DType::F64),
+          "moment_dtype must be F32, or BF16 where dtype is not F64");
+  constexpr double kMaxLossScale = 1e30;
+  if (const auto& scale = recipe.loss_scale) {
+    require(recipe.dtype == fb::DType::F16, "loss_scale is for dtype F16");
+    require(scale->initial > 0 && scale->initial <= kMaxLossScale && scale->growth_interval > 0,
+            "loss_scale: initial must be above 0 and at most 1e30, growth_interval at least 1");
+  }
   constexpr uint32_t kMaxGradAccum = 1u << 16;
   require(recipe.grad_accum <= kMaxGradAccum, "grad_accum must be at most 65,536");
   constexpr double kMaxRate = 1e6;
@@ -51,6 +67,13 @@ Precision precision_of(const fb::RecipeT& recipe) {
   return {recipe.dtype, recipe.dtype == fb::DType::F64 ? fb::DType::F64 : recipe.grad_dtype};
 }
 
+/// The recipe with a loss scale where one is used.
+fb::RecipeT with_loss_scale(fb::RecipeT recipe) {
+  if (recipe.dtype == fb::DType::F16 && !recipe.loss_scale)
+    recipe.loss_scale = std::make_unique<fb::LossScaleT>();
+  return recipe;
+}
+
 /// Tokens that may be both read by every embedding and predicted: those below this number.
 uint32_t vocab_size(const fb::ModelT& model, int64_t logits) {
   int64_t size = std::min<int64_t>(logits, INT32_MAX);
@@ -65,9 +88,8 @@ uint32_t vocab_size(const fb::ModelT& model, int64_t logits) {
   return static_cast<uint32_t>(size);
 }
 
-void describe_parameters(fb::PlanT& plan, const PlanWriter& writer, const Storage& storage,
-                         const std::vector<Parameter>& parameters, bool all_decay) {
-  const bool masters = !storage.groups.empty() && !storage.groups[0].remainder.empty();
+void describe_parameters(fb::PlanT& plan, const PlanWriter& writer, const std::vector<Parameter>& parameters,
+                         bool all_decay) {
   for (const Parameter& p : parameters) {
     auto entry = std::make_unique<fb::ParameterT>();
     entry->name = p.name;
@@ -75,7 +97,8 @@ void describe_parameters(fb::PlanT& plan, const PlanWriter& writer, const Storag
     entry->grad = writer.tensor_id(gradient_name(p.name));
     entry->moment1 = writer.tensor_id(moment1_name(p.name));
     entry->moment2 = writer.tensor_id(moment2_name(p.name));
-    entry->remainder = masters ? writer.tensor_id(remainder_name(p.name)) : -1;
+    entry->remainder = writer.tensor_id(remainder_name(p.name));
+    entry->master = writer.tensor_id(master_name(p.name));
     entry->decay = all_decay || p.spec.shape.size() >= 2;
     const auto elements = static_cast<double>(TensorType{fb::DType::U8, p.spec.shape}.elements());
     entry->active_elements = static_cast<uint64_t>(std::llround(elements * p.spec.active_fraction));
@@ -104,40 +127,207 @@ void check_plan(const fb::PlanT& plan) {
     compile_error("the compiled plan is not sound (a fault of the compiler): {}", faults.front());
 }
 
+/// Everything that a plan is made of, before memory is planned.
+struct Programs {
+  std::vector<Parameter> parameters;
+  TensorType logits;
+  Storage storage;
+  Graph init, accumulate, apply, evaluate, prefill;
+  uint64_t saved_by_order = 0;
+};
+
+uint64_t activation_bytes(const Graph& graph) { return planner::plan_memory(memory_problem(graph)).peak; }
+
+/// Takes the order that needs less memory.
+void order(Programs& programs) {
+  Graph ordered = order_for_memory(programs.accumulate);
+  const uint64_t before = activation_bytes(programs.accumulate), after = activation_bytes(ordered);
+  if (after >= before) return;
+  programs.accumulate = std::move(ordered);
+  programs.saved_by_order = before - after;
+}
+
+Programs make_programs(const fb::ModelT& model, const CompileOptions& options) {
+  check_recipe(model);
+  const fb::RecipeT recipe = with_loss_scale(*model.recipe);
+  const Precision precision = precision_of(recipe);
+  const int64_t window = options.window_tokens;
+  if (window <= int64_t{recipe.seq_len})
+    compile_error("{}: a window of {} tokens does not hold a sequence of {} and its target", model.name,
+                  window, recipe.seq_len);
+  std::vector<Parameter> parameters;
+  TensorType logits;
+  Graph accumulate = accumulate_program(model, recipe, precision, window, options.host_batches, parameters);
+  Graph evaluate = evaluate_program(model, recipe, precision, window, options.host_batches);
+  Graph prefill = prefill_program(model, recipe, precision, logits);
+  for (Graph* graph : {&accumulate, &evaluate, &prefill}) fuse(*graph);
+  Storage storage = lay_out_storage(parameters, recipe, precision, options.host_batches ? 0 : window, logits);
+  Graph init = init_program(parameters, precision);
+  Graph apply = apply_program(storage, recipe, precision);
+  Programs programs{.parameters = std::move(parameters),
+                    .logits = std::move(logits),
+                    .storage = std::move(storage),
+                    .init = std::move(init),
+                    .accumulate = std::move(accumulate),
+                    .apply = std::move(apply),
+                    .evaluate = std::move(evaluate),
+                    .prefill = std::move(prefill)};
+  order(programs);
+  return programs;
+}
+
+uint64_t aligned(uint64_t bytes) {
+  return (bytes + planner::kAlignment - 1) / planner::kAlignment * planner::kAlignment;
+}
+
+/// Bytes of the arenas that outlive programs.
+uint64_t persistent_bytes(const Storage& storage) {
+  std::map<fb::ArenaKind, uint64_t> arenas;
+  for (const fb::BufferT& buffer : storage.buffers)
+    arenas[buffer.arena] = std::max(arenas[buffer.arena], aligned(buffer.offset + buffer.size));
+  uint64_t bytes = 0;
+  for (const auto& [kind, size] : arenas) bytes += size;
+  return bytes;
+}
+
+/// Times of this model's steps. They work on everything but the data that no batch needs.
+CostModel make_cost_model(const Programs& programs, const CompileOptions& options) {
+  CostModel costs(options.cost_model);
+  costs.set_measured(options.measured_seconds);
+  uint64_t bytes = activation_bytes(programs.accumulate);
+  for (const fb::BufferT& buffer : programs.storage.buffers)
+    if (buffer.kind != fb::BufferKind::Io) bytes += buffer.size;
+  costs.set_working_set(bytes);
+  return costs;
+}
+
+/// Bytes of the activation arena that the programs besides accumulate need.
+uint64_t other_activation_bytes(const Programs& programs) {
+  uint64_t bytes = 0;
+  for (const Graph* graph : {&programs.init, &programs.apply, &programs.evaluate, &programs.prefill})
+    bytes = std::max(bytes, activation_bytes(*graph));
+  return bytes;
+}
+
+/// What is live at the first of the steps where most bytes are, the largest first.
+std::vector<LiveBuffer> live_at_peak(const Graph& graph) {
+  const planner::Placement placement = planner::plan_memory(memory_problem(graph));
+  std::vector<uint64_t> live(graph.nodes().size(), 0);
+  for (const auto& [size, first, last] : placement.buffers)
+    for (uint32_t step = first; step <= last; ++step) live[step] += size;
+  const auto peak = static_cast<size_t>(std::ranges::max_element(live) - live.begin());
+  std::vector<LiveBuffer> buffers;
+  for (const auto& [size, first, last] : placement.buffers)
+    if (first <= peak && peak <= last)
+      buffers.push_back({graph.nodes()[first].label, std::string(graph.nodes()[first].def->key), size});
+  std::ranges::stable_sort(buffers, std::ranges::greater{}, &LiveBuffer::bytes);
+  return buffers;
+}
+
+/// The ways to train a model, from the one that keeps everything to the one that takes least memory.
+class Ways {
+ public:
+  Ways(const Programs& programs, const fb::RecipeT& recipe, const CostModel& costs)
+      : programs_(programs),
+        costs_(costs),
+        micro_batches_(recipe.grad_accum),
+        persistent_(persistent_bytes(programs.storage)),
+        others_(other_activation_bytes(programs)),
+        kept_seconds_(micro_batches_ * total_seconds(programs.accumulate, costs) +
+                      total_seconds(programs.apply, costs)) {}
+
+  struct Way {
+    Graph accumulate;
+    FrontierPoint point;
+  };
+
+  Way keep_everything() const { return make(programs_.accumulate, 0); }
+
+  /// Calls `visit` with every way that may take at most `budget` bytes, the fastest first, until it returns
+  /// true.
+  void visit(uint64_t budget, const std::function<bool(Way)>& visit) const {
+    const Recompute recompute(programs_.accumulate, costs_);
+    for (const planner::Alternative& alternative : recompute.alternatives())
+      if (persistent_ + std::max(alternative.live_bytes, others_) <= budget &&
+          visit(make(recompute.apply(alternative), alternative.extra_seconds)))
+        return;
+  }
+
+  /// The fastest way that takes at most `budget` bytes.
+  std::optional<Way> fastest_within(uint64_t budget) const {
+    std::optional<Way> found = keep_everything();
+    if (found->point.bytes <= budget) return found;
+    found.reset();
+    visit(budget, [&](Way way) {
+      if (way.point.bytes <= budget) found = std::move(way);
+      return found.has_value();
+    });
+    return found;
+  }
+
+  Shortage shortage(uint64_t budget) const {
+    std::optional<Way> least = keep_everything();
+    visit(UINT64_MAX, [&](Way way) {
+      if (way.point.bytes < least->point.bytes) least = std::move(way);
+      return false;
+    });
+    return {budget, least->point.bytes, persistent_, live_at_peak(least->accumulate)};
+  }
+
+ private:
+  Way make(Graph accumulate, double extra_seconds) const {
+    FrontierPoint point;
+    point.bytes = persistent_ + std::max(activation_bytes(accumulate), others_);
+    point.recompute_seconds = micro_batches_ * extra_seconds;
+    point.seconds = kept_seconds_ + point.recompute_seconds;
+    point.recomputed = static_cast<int>(std::ranges::count(accumulate.nodes(), true, &Node::recompute));
+    return {std::move(accumulate), point};
+  }
+
+  const Programs& programs_;
+  const CostModel& costs_;
+  double micro_batches_;
+  uint64_t persistent_, others_;
+  double kept_seconds_;
+};
+
+/// Computes again what the budget does not let the backward pass keep.
+void fit_budget(Programs& programs, const fb::ModelT& model, const CostModel& costs) {
+  const uint64_t budget = model.recipe->memory_budget;
+  if (budget == 0) return;
+  const Ways ways(programs, *model.recipe, costs);
+  std::optional<Ways::Way> way = ways.fastest_within(budget);
+  if (!way) {
+    Shortage shortage = ways.shortage(budget);
+    throw MemoryError(fmt::format("{}: recipe: memory_budget of {} bytes is {} bytes short", model.name,
+                                  budget, shortage.least - budget),
+                      std::move(shortage));
+  }
+  programs.accumulate = std::move(way->accumulate);
+}
+
 }  // namespace
 
 fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
-  check_recipe(model);
-  const fb::RecipeT& recipe = *model.recipe;
-  const Precision precision = precision_of(recipe);
-  if (options.window_tokens <= int64_t{recipe.seq_len})
-    compile_error("{}: a window of {} tokens does not hold a sequence of {} and its target", model.name,
-                  options.window_tokens, recipe.seq_len);
+  Programs programs = make_programs(model, options);
+  const CostModel costs = make_cost_model(programs, options);
+  fit_budget(programs, model, costs);
 
-  std::vector<Parameter> parameters;
-  TensorType logits;
-  const Graph accumulate =
-      accumulate_program(model, recipe, precision, options.window_tokens, options.host_batches, parameters);
-  const Graph evaluate =
-      evaluate_program(model, recipe, precision, options.window_tokens, options.host_batches);
-  const Graph prefill = prefill_program(model, recipe, precision, logits);
-  const Storage storage = lay_out_storage(parameters, recipe, precision, options.window_tokens, logits);
-  const Graph init = init_program(parameters, precision);
-  const Graph apply = apply_program(storage, recipe, precision);
-
-  PlanWriter writer(storage);
-  const std::pair<fb::ProgramKind, const Graph*> programs[] = {{fb::ProgramKind::Init, &init},
-                                                               {fb::ProgramKind::Accumulate, &accumulate},
-                                                               {fb::ProgramKind::Apply, &apply},
-                                                               {fb::ProgramKind::Evaluate, &evaluate},
-                                                               {fb::ProgramKind::Prefill, &prefill}};
-  for (const auto& [kind, graph] : programs) {
+  PlanWriter writer(programs.storage, &costs);
+  const std::pair<fb::ProgramKind, const Graph*> graphs[] = {
+      {fb::ProgramKind::Init, &programs.init},
+      {fb::ProgramKind::Accumulate, &programs.accumulate},
+      {fb::ProgramKind::Apply, &programs.apply},
+      {fb::ProgramKind::Evaluate, &programs.evaluate},
+      {fb::ProgramKind::Prefill, &programs.prefill}};
+  for (const auto& [kind, graph] : graphs) {
     if (options.on_stage)
       options.on_stage(fmt::format("{}: graph", fb::EnumNameProgramKind(kind)), dump_graph(*graph));
     writer.add_program(kind, *graph);
   }
+  const fb::RecipeT recipe = with_loss_scale(*model.recipe);
   fb::PlanT plan;
-  describe_parameters(plan, writer, storage, parameters,
+  describe_parameters(plan, writer, programs.parameters,
                       recipe.weight_decay_scope == fb::WeightDecayScope::All);
   auto io = make_interface(writer);
   fb::PlanT lowered = std::move(writer).finish();
@@ -148,13 +338,38 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   lowered.version = kPlanVersion;
   lowered.model = std::make_unique<fb::ModelT>(model);
   lowered.recipe = std::make_unique<fb::RecipeT>(recipe);
-  lowered.vocab_size = vocab_size(model, logits.cols());
+  lowered.vocab_size = vocab_size(model, programs.logits.cols());
+  lowered.saved_by_order = programs.saved_by_order;
   if (options.on_stage)
     for (const auto& program : lowered.programs)
       options.on_stage(fmt::format("{}: instructions", fb::EnumNameProgramKind(program->kind)),
                        dump_program(lowered, *program));
   check_plan(lowered);
   return lowered;
+}
+
+std::vector<FrontierPoint> frontier(const fb::ModelT& model, const CompileOptions& options) {
+  const Programs programs = make_programs(model, options);
+  const CostModel costs = make_cost_model(programs, options);
+  std::vector<FrontierPoint> points;
+  Ways(programs, *model.recipe, costs).visit(UINT64_MAX, [&](const Ways::Way& way) {
+    if (points.empty() || way.point.bytes < points.back().bytes) points.push_back(way.point);
+    return false;
+  });
+  return points;
+}
+
+std::optional<FrontierPoint> fastest_within(uint64_t budget, bool recompute, const fb::ModelT& model,
+                                            const CompileOptions& options) {
+  const Programs programs = make_programs(model, options);
+  const CostModel costs = make_cost_model(programs, options);
+  const Ways ways(programs, *model.recipe, costs);
+  if (!recompute) {
+    const FrontierPoint point = ways.keep_everything().point;
+    return point.bytes <= budget ? std::optional(point) : std::nullopt;
+  }
+  const std::optional<Ways::Way> way = ways.fastest_within(budget);
+  return way ? std::optional(way->point) : std::nullopt;
 }
 
 }  // namespace moec

@@ -109,4 +109,32 @@ int Graph::add_node(const OpDef& def, const fb::OpUnion& attrs, std::string labe
   return index;
 }
 
+void Graph::replace_nodes(std::vector<Node> nodes) {
+  constexpr int kNone = -1;
+  for (Value& value : values_) value.producer = kNone;
+  nodes_ = std::move(nodes);
+  for (size_t index = 0; index < nodes_.size(); ++index) {
+    const Node& node = nodes_[index];
+    std::vector<const TensorType*> types;
+    for (const ValueId id : node.inputs) types.push_back(id == kNoValue ? nullptr : &value(id).type);
+    OpCall call(*node.def, node.attrs, node.label, *this, types);
+    for (const ValueId id : node.inputs) {
+      if (id == kNoValue) continue;
+      const bool found = value(id).role != Role::kActivation && value(id).version == 0;
+      call.require(found || value(id).producer != kNone, "reads '{}' before it is written", value(id).name);
+    }
+    for (size_t i = 0; i < node.outputs.size(); ++i)
+      if (node.outputs[i] != kNoValue) call.set_output(static_cast<int>(i), value(node.outputs[i]).type);
+    node.def->infer(call);
+    for (size_t i = 0; i < node.outputs.size(); ++i) {
+      if (node.outputs[i] == kNoValue) continue;
+      Value& output = value(node.outputs[i]);
+      call.require(output.producer == kNone, "writes '{}' a second time", output.name);
+      call.require(output.type == call.output(static_cast<int>(i)), "writes {} to '{}', which is {}",
+                   call.output(static_cast<int>(i)).to_string(), output.name, output.type.to_string());
+      output.producer = static_cast<int>(index);
+    }
+  }
+}
+
 }  // namespace moec

@@ -52,13 +52,14 @@ struct Node {
   Phase phase = Phase::kForward;
   std::vector<ValueId> inputs;  // in the kernel's order; kNoValue where an optional one is absent
   std::vector<ValueId> outputs;
+  bool recompute = false;  // makes again what an earlier node has made
 };
 
 /// Types that a whole graph is computed in.
 struct Precision {
   fb::DType compute = fb::DType::F32;   // parameters and activations
   fb::DType gradient = fb::DType::F32;  // parameter gradients
-  /// Statistics, router values, losses and optimizer moments.
+  /// Statistics, router values and losses.
   fb::DType accumulator() const { return compute == fb::DType::F64 ? fb::DType::F64 : fb::DType::F32; }
 };
 
@@ -87,6 +88,10 @@ class Graph {
   /// Inputs missing at the end are taken as absent.
   int add_node(const OpDef& def, const fb::OpUnion& attrs, std::string label, std::vector<ValueId> inputs,
                std::vector<ValueId> outputs = {}, Phase phase = Phase::kForward);
+
+  /// Makes `nodes` the graph's, in this order, which is how a pass ends. Throws CompileError when a value is
+  /// written twice or read before it is written, or is not of the type that its op infers.
+  void replace_nodes(std::vector<Node> nodes);
 
  private:
   Precision precision_;

@@ -2,57 +2,12 @@
 
 #include <algorithm>
 
+#include "compiler/memory_problem.h"
 #include "compiler/op.h"
 #include "planner/planner.h"
 
 namespace moec {
 namespace {
-
-bool is_activation(const Graph& graph, ValueId id) {
-  return id != kNoValue && graph.value(id).role == Role::kActivation;
-}
-
-TensorView shape_view(const Graph& graph, ValueId id) {
-  TensorView view;
-  if (id == kNoValue) return view;
-  const TensorType& type = graph.value(id).type;
-  view.dtype = type.dtype;
-  view.rank = static_cast<int>(type.shape.size());
-  std::copy(type.shape.begin(), type.shape.end(), view.shape.begin());
-  return view;
-}
-
-uint64_t workspace_bytes(const Graph& graph, const Node& node) {
-  KernelCall call;
-  call.op = &node.attrs;
-  for (const ValueId id : node.inputs) call.inputs.push_back(shape_view(graph, id));
-  for (const ValueId id : node.outputs) call.outputs.push_back(shape_view(graph, id));
-  return node.def->kernel().workspace(call);
-}
-
-planner::Step make_step(const Graph& graph, const Node& node) {
-  planner::Step step;
-  step.workspace = workspace_bytes(graph, node);
-  for (const ValueId id : node.inputs)
-    if (is_activation(graph, id)) step.reads.push_back(id);
-  for (const ValueId id : node.outputs)
-    if (is_activation(graph, id)) step.writes.push_back(id);
-  for (const InPlace& pair : node.def->kernel().in_place) {
-    const ValueId out = node.outputs[static_cast<size_t>(pair.output)],
-                  in = node.inputs[static_cast<size_t>(pair.input)];
-    if (is_activation(graph, out) && is_activation(graph, in))
-      step.shares.push_back({out, in, pair.required});
-  }
-  return step;
-}
-
-planner::Problem make_problem(const Graph& graph) {
-  planner::Problem problem;
-  for (const Value& value : graph.values())
-    problem.sizes.push_back(static_cast<uint64_t>(value.type.bytes()));
-  for (const Node& node : graph.nodes()) problem.steps.push_back(make_step(graph, node));
-  return problem;
-}
 
 /// Activations written by the forward phase and read by the backward phase are `saved`, the others `temp`.
 std::vector<bool> saved_values(const Graph& graph) {
@@ -67,29 +22,10 @@ std::vector<bool> saved_values(const Graph& graph) {
   return saved;
 }
 
-/// Bytes that an instruction has to move at least: every operand once.
-uint64_t operand_bytes(const Graph& graph, const Node& node) {
-  int64_t bytes = 0;
-  for (const auto* list : {&node.inputs, &node.outputs})
-    for (const ValueId id : *list)
-      if (id != kNoValue) bytes += graph.value(id).type.bytes();
-  return static_cast<uint64_t>(bytes);
-}
-
-uint64_t node_flops(const Graph& graph, const Node& node) {
-  std::vector<const TensorType*> types;
-  for (const ValueId id : node.inputs) types.push_back(id == kNoValue ? nullptr : &graph.value(id).type);
-  OpCall call(*node.def, node.attrs, node.label, graph, types);
-  for (size_t i = 0; i < node.outputs.size(); ++i)
-    if (node.outputs[i] != kNoValue) call.set_output(static_cast<int>(i), graph.value(node.outputs[i]).type);
-  const double flops =
-      node.def->flops != nullptr ? node.def->flops(call) : static_cast<double>(call.output(0).elements());
-  return static_cast<uint64_t>(flops);
-}
-
 }  // namespace
 
-PlanWriter::PlanWriter(const Storage& storage) {
+PlanWriter::PlanWriter(const Storage& storage, const CostModel* costs) : costs_(costs) {
+  if (costs_ != nullptr) plan_.cost_model = costs_->device();
   for (const fb::BufferT& buffer : storage.buffers)
     plan_.buffers.push_back(std::make_unique<fb::BufferT>(buffer));
   for (const StorageSlot& slot : storage.slots)
@@ -115,7 +51,7 @@ int PlanWriter::add_tensor(const std::string& name, const TensorType& type, uint
 }
 
 void PlanWriter::add_program(fb::ProgramKind kind, const Graph& graph) {
-  const planner::Placement placement = planner::plan_memory(make_problem(graph));
+  const planner::Placement placement = planner::plan_memory(memory_problem(graph));
   const std::vector<bool> saved = saved_values(graph);
   const auto first_buffer = static_cast<uint32_t>(plan_.buffers.size());
   for (size_t i = 0; i < placement.buffers.size(); ++i) {
@@ -167,8 +103,11 @@ void PlanWriter::add_program(fb::ProgramKind kind, const Graph& graph) {
       instruction->workspace =
           add_tensor(buffer.name, {fb::DType::U8, {static_cast<int64_t>(buffer.size)}}, index, 0, 0);
     }
-    instruction->flops = node_flops(graph, node);
-    instruction->bytes = operand_bytes(graph, node);
+    const Work work = work_of(graph, node);
+    instruction->flops = static_cast<uint64_t>(work.flops);
+    instruction->bytes = static_cast<uint64_t>(work.bytes);
+    if (costs_ != nullptr) instruction->seconds = costs_->seconds(graph, node);
+    instruction->recompute = node.recompute;
     program->instructions.push_back(std::move(instruction));
   }
   plan_.programs.push_back(std::move(program));

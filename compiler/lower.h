@@ -4,6 +4,7 @@
 #include <map>
 #include <string>
 
+#include "compiler/cost_model.h"
 #include "compiler/graph.h"
 #include "compiler/storage.h"
 #include "plan_generated.h"
@@ -13,7 +14,8 @@ namespace moec {
 /// Collects the programs of a plan over one storage.
 class PlanWriter {
  public:
-  explicit PlanWriter(const Storage& storage);
+  /// `costs`, where given, outlives the writer and predicts what each instruction takes.
+  explicit PlanWriter(const Storage& storage, const CostModel* costs = nullptr);
 
   /// Appends a program: one instruction per node, activations placed by the planner.
   void add_program(fb::ProgramKind kind, const Graph& graph);
@@ -28,6 +30,7 @@ class PlanWriter {
   int add_tensor(const std::string& name, const TensorType& type, uint32_t buffer, uint64_t offset,
                  int version);
 
+  const CostModel* costs_;
   fb::PlanT plan_;
   std::map<std::string, int> persistent_;  // name -> tensor id of version 0
 };

@@ -111,6 +111,8 @@ struct OpDef {
   void (*infer)(OpCall& call) = nullptr;
   /// Floating point operations of a call, outputs inferred; nullptr counts one per output element.
   double (*flops)(const OpCall& call) = nullptr;
+  /// Bytes that a call has to move; nullptr counts every operand once.
+  double (*bytes)(const OpCall& call) = nullptr;
 
   // Of ops that models are written in:
   bool in_models = false;

@@ -50,18 +50,25 @@ Graph init_program(const std::vector<Parameter>& parameters, const Precision& pr
   Graph graph(precision, 0);
   const ValueId state = train_state(graph);
   for (size_t i = 0; i < parameters.size(); ++i) {
-    const auto& [name, spec] = parameters[i];
-    const ValueId memory = graph.persistent(name, {precision.compute, spec.shape}, Role::kParameter);
-    if (spec.init_std > 0) {
-      fb::InitNormalT normal;
-      normal.std = spec.init_std;
-      normal.stream = kInitStreams + static_cast<uint32_t>(i);
-      graph.add_node(find_op("init_normal"), make_attrs(normal), name, {state}, {graph.next_version(memory)});
-    } else {
-      fb::FillT fill;
-      fill.value = spec.init_value;
-      graph.add_node(find_op("fill"), make_attrs(fill), name, {}, {graph.next_version(memory)});
-    }
+    const ParameterSpec& spec = parameters[i].spec;
+    const auto initialise = [&](const std::string& name, fb::DType dtype, Role role) {
+      const ValueId memory = graph.next_version(graph.persistent(name, {dtype, spec.shape}, role));
+      if (spec.init_std > 0) {
+        fb::InitNormalT normal;
+        normal.std = spec.init_std;
+        normal.stream = kInitStreams + static_cast<uint32_t>(i);
+        graph.add_node(find_op("init_normal"), make_attrs(normal), name, {state}, {memory});
+      } else {
+        fb::FillT fill;
+        fill.value = spec.init_value;
+        graph.add_node(find_op("fill"), make_attrs(fill), name, {}, {memory});
+      }
+    };
+    const std::string& name = parameters[i].name;
+    initialise(name, precision.compute, Role::kParameter);
+    // The same numbers, so that the parameter is its master rounded.
+    if (precision.compute == fb::DType::F16)
+      initialise(master_name(name), fb::DType::F32, Role::kOptimizerState);
   }
   return graph;
 }
@@ -114,16 +121,18 @@ Graph apply_program(const Storage& storage, const fb::RecipeT& recipe, const Pre
   rate.schedule = std::make_unique<fb::ScheduleT>(*recipe.schedule);
   update_state("lr_schedule", make_attrs(std::move(rate)), {});
 
+  uint32_t stream = 0;
   for (const ParameterGroup& group : storage.groups) {
     fb::AdamWT attrs = *recipe.adamw;
     if (!group.decay) attrs.weight_decay = 0;
+    attrs.stream = stream++;
     const ValueId param = memory(group.param), m1 = memory(group.moment1), m2 = memory(group.moment2);
-    const ValueId remainder = group.remainder.empty() ? kNoValue : memory(group.remainder);
+    const ValueId master = group.master.empty() ? kNoValue : memory(group.master);
     std::vector<ValueId> outputs = {graph.next_version(param), graph.next_version(m1),
                                     graph.next_version(m2)};
-    if (remainder != kNoValue) outputs.push_back(graph.next_version(remainder));
+    if (master != kNoValue) outputs.push_back(graph.next_version(master));
     update("adamw", make_attrs(attrs), "adamw." + group.param,
-           {param, memory(group.grad), m1, m2, remainder, train_state(graph)}, outputs);
+           {param, memory(group.grad), m1, m2, master, train_state(graph)}, outputs);
   }
   if (recipe.grad_accum > 1)
     for (const ParameterGroup& group : storage.groups)
@@ -131,7 +140,9 @@ Graph apply_program(const Storage& storage, const fb::RecipeT& recipe, const Pre
              {graph.next_version(memory(group.grad))});
 
   const ValueId state = train_state(graph), metrics = memory(kMetricsName);
-  update("end_step", make_attrs<fb::EndStepT>(), "end_step", {state, metrics},
+  fb::EndStepT end;
+  if (recipe.loss_scale) end.loss_scale = std::make_unique<fb::LossScaleT>(*recipe.loss_scale);
+  update("end_step", make_attrs(std::move(end)), "end_step", {state, metrics},
          {graph.next_version(state), graph.next_version(metrics)});
   return graph;
 }

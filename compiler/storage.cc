@@ -78,25 +78,29 @@ void add_group(Layout& layout, const std::vector<Parameter>& parameters, bool de
   if (elements == 0) return;
 
   const std::string suffix = decay ? "decayed" : "undecayed";
-  const bool masters = precision.compute == fb::DType::BF16;
+  const bool split = precision.compute == fb::DType::BF16, copied = precision.compute == fb::DType::F16;
+  const fb::DType moments = precision.compute == fb::DType::F64 ? fb::DType::F64 : recipe.moment_dtype;
   ParameterGroup group{.decay = decay,
                        .param = "param." + suffix,
                        .grad = "grad." + suffix,
                        .moment1 = "moment1." + suffix,
                        .moment2 = "moment2." + suffix,
-                       .remainder = masters ? "remainder." + suffix : "",
+                       .master = split    ? "remainder." + suffix
+                                 : copied ? "master." + suffix
+                                          : "",
                        .elements = elements};
   using Kind = fb::BufferKind;
   using Arena = fb::ArenaKind;
   std::vector<Companion> companions = {
       {group.param, parameter_name, precision.compute, Role::kParameter, Kind::Param, Arena::Params},
       {group.grad, gradient_name, precision.gradient, Role::kGradient, Kind::Grad, Arena::Grads},
-      {group.moment1, moment1_name, precision.accumulator(), Role::kOptimizerState, Kind::OptimizerState,
+      {group.moment1, moment1_name, moments, Role::kOptimizerState, Kind::OptimizerState,
        Arena::OptimizerState},
-      {group.moment2, moment2_name, precision.accumulator(), Role::kOptimizerState, Kind::OptimizerState,
+      {group.moment2, moment2_name, moments, Role::kOptimizerState, Kind::OptimizerState,
        Arena::OptimizerState}};
-  if (masters)
-    companions.push_back({group.remainder, remainder_name, fb::DType::U16, Role::kOptimizerState,
+  if (split || copied)
+    companions.push_back({group.master, split ? remainder_name : master_name,
+                          split ? fb::DType::U16 : fb::DType::F32, Role::kOptimizerState,
                           Kind::OptimizerState, Arena::OptimizerState});
   for (const Companion& c : companions) {
     const TensorType range{c.dtype, {elements}};
@@ -122,6 +126,7 @@ const StorageSlot& Storage::slot(const std::string& name) const {
 std::string moment1_name(const std::string& parameter) { return "moment1." + parameter; }
 std::string moment2_name(const std::string& parameter) { return "moment2." + parameter; }
 std::string remainder_name(const std::string& parameter) { return "remainder." + parameter; }
+std::string master_name(const std::string& parameter) { return "master." + parameter; }
 
 Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::RecipeT& recipe,
                         const Precision& precision, int64_t window_tokens, const TensorType& logits) {
@@ -131,7 +136,7 @@ Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::Reci
   const int64_t batch = recipe.batch_size, seq = recipe.seq_len;
   layout.add(kTrainStateName, {fb::DType::U8, {sizeof(TrainState)}}, Role::kState, Kind::Scalar);
   layout.add(kMetricsName, {fb::DType::F64, {kMetricsRows, kMetricsColumns}}, Role::kState, Kind::Io);
-  layout.add(kWindowName, {fb::DType::I32, {window_tokens}}, Role::kIo, Kind::Io);
+  if (window_tokens > 0) layout.add(kWindowName, {fb::DType::I32, {window_tokens}}, Role::kIo, Kind::Io);
   layout.add(kTokensName, {fb::DType::I32, {batch, seq}}, Role::kIo, Kind::Io);
   layout.add(kTargetsName, {fb::DType::I32, {batch, seq}}, Role::kIo, Kind::Io);
   layout.add(kPromptName, {fb::DType::I32, {1, seq}}, Role::kIo, Kind::Io);

@@ -25,8 +25,8 @@ struct StorageSlot {
 struct ParameterGroup {
   bool decay = false;
   std::string param, grad, moment1, moment2;
-  std::string remainder;  // empty when parameters are their own masters
-  int64_t elements = 0;   // padding included
+  std::string master;    // what makes 16-bit parameters f32 masters; empty when they are their own
+  int64_t elements = 0;  // padding included
 };
 
 struct Storage {
@@ -39,10 +39,12 @@ struct Storage {
 
 std::string moment1_name(const std::string& parameter);
 std::string moment2_name(const std::string& parameter);
+/// Of a bf16 parameter what it lacks of its f32 master, of an f16 parameter the master.
 std::string remainder_name(const std::string& parameter);
+std::string master_name(const std::string& parameter);
 
 /// Lays out the memory of a model that is trained with `recipe`; `window_tokens` is the size of the token
-/// window. `logits` is the type of the prefill's result.
+/// window, 0 for none. `logits` is the type of the prefill's result.
 Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::RecipeT& recipe,
                         const Precision& precision, int64_t window_tokens, const TensorType& logits);
 

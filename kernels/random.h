@@ -42,7 +42,7 @@ MOEC_HOST_DEVICE inline RandomBlock philox4x32(RandomBlock counter, uint64_t key
 }
 
 /// What random numbers are for. Numbers of different domains are independent.
-enum class RandomDomain : uint32_t { Init, Dropout, SequenceStart, Shuffle };
+enum class RandomDomain : uint32_t { Init, Dropout, SequenceStart, Shuffle, Rounding };
 
 /// The 128 random bits number `block` (< 2^56) of a stream. `sequence` tells the uses of one stream apart,
 /// for example micro-batches.

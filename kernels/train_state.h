@@ -24,9 +24,9 @@ struct TrainState {
   double grad_norm = 0;  // global norm of the unscaled gradient before clipping
   double lr = 0;         // learning rate of this step
   double loss_scale = 1;
-  double grad_scale = 1;    // what the optimizer multiplies gradients with: clip factor / loss_scale
-  uint32_t non_finite = 0;  // 1 when the gradient holds an infinity or a NaN
-  int32_t clean_steps = 0;  // steps since the loss scale last changed
+  double grad_scale = 1;     // what the optimizer multiplies gradients with: clip factor / loss_scale
+  uint32_t non_finite = 0;   // 1 when the gradient holds an infinity or a NaN
+  uint32_t clean_steps = 0;  // steps since the loss scale last changed
   uint32_t reserved[8] = {};
 };
 static_assert(sizeof(TrainState) == 160);
@@ -39,6 +39,7 @@ enum MetricsColumn {
   kMetricGradNorm,
   kMetricLr,
   kMetricSkipped,
+  kMetricLossScale,  // of this step; 0 where it is not dynamic
   kMetricsColumns = 8
 };
 constexpr int64_t kMetricsRows = 1024;

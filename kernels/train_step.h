@@ -19,23 +19,23 @@ MOEC_HOST_DEVICE inline void finish_grad_norm(TrainState& state, double sum_of_s
   state.grad_scale = (clip < 1 ? clip : 1) / state.loss_scale;
 }
 
-/// Dynamic loss scale: half after a non-finite gradient, double after 2,000 clean steps. A scale of 1 means
-/// that the run does not scale its loss, and stays.
-MOEC_HOST_DEVICE inline void update_loss_scale(TrainState& state) {
-  constexpr int32_t kGrowthInterval = 2000;
-  if (state.loss_scale == 1) return;
+/// Dynamic loss scale (Micikevicius et al. 2018): half after a non-finite gradient, but never 0 as an f32;
+/// twice after `growth_interval` clean steps.
+MOEC_HOST_DEVICE inline void update_loss_scale(TrainState& state, uint32_t growth_interval) {
+  constexpr double kSmallest = 1.1754943508222875e-38;
   if (state.non_finite) {
-    state.loss_scale *= 0.5;
+    state.loss_scale = state.loss_scale > 2 * kSmallest ? state.loss_scale * 0.5 : kSmallest;
     state.clean_steps = 0;
-  } else if (++state.clean_steps == kGrowthInterval) {
+  } else if (++state.clean_steps >= growth_interval) {
     state.loss_scale *= 2;
     state.clean_steps = 0;
   }
 }
 
 /// Writes the step's row of the metrics ring [kMetricsRows, kMetricsColumns] and moves on to the next step.
-/// kMetricSkipped counts the skipped steps up to and including this one.
-MOEC_HOST_DEVICE inline void finish_step(TrainState& state, double* metrics) {
+/// kMetricSkipped counts the skipped steps up to and including this one. growth_interval 0: the loss is not
+/// scaled, or by a scale that stays.
+MOEC_HOST_DEVICE inline void finish_step(TrainState& state, double* metrics, uint32_t growth_interval) {
   state.skipped_steps += state.non_finite;
   double* row = metrics + state.step % kMetricsRows * kMetricsColumns;
   for (int column = 0; column < kMetricsColumns; ++column) row[column] = 0;
@@ -45,7 +45,10 @@ MOEC_HOST_DEVICE inline void finish_step(TrainState& state, double* metrics) {
   row[kMetricGradNorm] = state.grad_norm;
   row[kMetricLr] = state.lr;
   row[kMetricSkipped] = static_cast<double>(state.skipped_steps);
-  update_loss_scale(state);
+  if (growth_interval > 0) {
+    row[kMetricLossScale] = state.loss_scale;
+    update_loss_scale(state, growth_interval);
+  }
   state.loss = 0;
   state.aux_loss = 0;
   state.non_finite = 0;

@@ -2,7 +2,35 @@
 
 #include <algorithm>
 
-namespace moec::workspace {
+namespace moec {
+namespace {
+
+constexpr int64_t kMostLogitsBytes = int64_t{512} << 20;
+constexpr int64_t kMostLogitsRows = 8192;
+constexpr int64_t kRowMultiple = 128;
+
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+}  // namespace
+
+LogitsChunks logits_chunks(const KernelCall& call) {
+  const TensorView &x = call.inputs[0], &weight = call.inputs[1], &dweight = call.outputs[2];
+  const int64_t element = dtype_size(x.dtype);
+  LogitsChunks chunks = {};
+  chunks.classes = element == 2 ? round_up(weight.rows(), 8) : weight.rows();
+  chunks.stride = element == 2 ? round_up(weight.rows(), 64) : weight.rows();
+  const int64_t fit = kMostLogitsBytes / std::max<int64_t>(1, chunks.stride * element);
+  chunks.rows = std::clamp(fit / kRowMultiple * kRowMultiple, kRowMultiple, kMostLogitsRows);
+  chunks.rows = std::clamp<int64_t>(x.rows(), 1, chunks.rows);
+  chunks.logits_offset = round_up(8 * (x.rows() + 1), 256);
+  chunks.weight_offset = chunks.logits_offset + round_up(chunks.rows * chunks.stride * element, 256);
+  const int64_t own_weight = chunks.classes == weight.rows() ? 0 : chunks.classes * weight.cols() * element;
+  chunks.sums_offset = chunks.weight_offset + round_up(own_weight, 256);
+  chunks.sums = dweight.present() && dtype_size(dweight.dtype) == 2 && chunks.rows < x.rows();
+  return chunks;
+}
+
+namespace workspace {
 namespace {
 
 constexpr uint64_t kF64 = 8;
@@ -33,6 +61,11 @@ uint64_t row_partials(const KernelCall& call) {
   return 2 * kF64 * static_cast<uint64_t>(matrix(call).rows());
 }
 
+uint64_t linear_cross_entropy(const KernelCall& call) {
+  const LogitsChunks chunks = logits_chunks(call);
+  return static_cast<uint64_t>(chunks.sums_offset + (chunks.sums ? 4 * call.outputs[2].elements() : 0));
+}
+
 uint64_t attention_bwd(const KernelCall& call) {
   const TensorView& lse = call.inputs[3];
   return kF64 * static_cast<uint64_t>(lse.rows() * attention_row_stride(lse.cols()));
@@ -47,4 +80,5 @@ uint64_t grad_norm(const KernelCall& call) {
   return 2 * kF64 * static_cast<uint64_t>(kRangePartials) * (call.inputs.size() - 1);
 }
 
-}  // namespace moec::workspace
+}  // namespace workspace
+}  // namespace moec

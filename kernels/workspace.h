@@ -7,14 +7,31 @@
 
 namespace moec {
 
-/// Rows are reduced to columns in at most this many partial sums, added in order.
-constexpr int64_t kColumnPartials = 64;
+/// Rows are reduced to columns in at most this many partial sums of f64, added in order; of f32 in twice as
+/// many, one for each of the 132 processors of an H100 or H200.
+constexpr int64_t kColumnPartials = 66;
 /// Blocks of a reduction over a contiguous range, added in order.
 constexpr int64_t kRangePartials = 1024;
 /// Assignments in a block of the counting sort.
 constexpr int64_t kExpertIndexBlock = 1024;
 /// Values of a digit, where tokens are sorted digit by digit.
 constexpr int64_t kTokenDigits = 256;
+
+/// linear_cross_entropy holds the logits of some of its rows at a time: few enough for the memory, enough to
+/// make large matrix products. Its workspace holds, in this order: the losses [rows] of f64 and the number of
+/// targets (f64); the logits of a chunk in the type of x; where the types are of 16 bits and the classes no
+/// multiple of 8, for which matrix products are several times slower, the weight with rows of zeros at its
+/// end; perhaps the weight gradient in f32.
+struct LogitsChunks {
+  int64_t rows;           // of a chunk; the last one may have fewer
+  int64_t classes;        // columns of the logits, those of the zeros included
+  int64_t stride;         // elements from a row of logits to the next
+  int64_t logits_offset;  // bytes
+  int64_t weight_offset;  // bytes
+  int64_t sums_offset;    // bytes
+  bool sums;  // several chunks add to a 16-bit weight gradient, which is summed in f32 and rounded once
+};
+LogitsChunks logits_chunks(const KernelCall& call);
 
 namespace workspace {
 
@@ -27,6 +44,8 @@ uint64_t column_partials(const KernelCall& call);
 uint64_t column_partials_twice(const KernelCall& call);
 /// [rows of the logits, 2] of f64.
 uint64_t row_partials(const KernelCall& call);
+/// See LogitsChunks.
+uint64_t linear_cross_entropy(const KernelCall& call);
 /// Positions of one head in the workspace of attention_bwd, so that tiles of 64 need no bounds.
 constexpr int64_t attention_row_stride(int64_t seq) { return (seq + 63) / 64 * 64; }
 /// Per query row and head, in rows of attention_row_stride(): one f64 or two f32, the row sums of dy * y and,

@@ -25,7 +25,7 @@ std::vector<Lifetime> normalised(const std::vector<Lifetime>& buffers, uint64_t 
   std::vector<uint32_t> starts;
   for (const Lifetime& buffer : buffers) starts.push_back(buffer.first);
   std::ranges::sort(starts);
-  starts.erase(std::ranges::unique(starts).begin(), starts.end());
+  starts.erase(std::unique(starts.begin(), starts.end()), starts.end());
   const auto rank = [&](uint32_t step) {
     return static_cast<uint32_t>(std::ranges::upper_bound(starts, step) - starts.begin()) - 1;
   };
@@ -101,18 +101,24 @@ constexpr GreedyOrder kGreedyOrders[] = {
     {"by start", {&Traits::earliness, &Traits::length, &Traits::size}},
 };
 
-/// The search for a low layout: keeps the best one found.
-class Search {
+/// Tries one way after the other and keeps the lowest layout.
+class Contest {
  public:
-  Search(const std::vector<Lifetime>& blocks, uint64_t lower_bound, Budget budget)
-      : blocks_(blocks), lower_bound_(lower_bound), budget_(budget) {}
+  /// `blocks` are the normalised `buffers`.
+  Contest(const std::vector<Lifetime>& buffers, const std::vector<Lifetime>& blocks, Budget budget)
+      : buffers_(buffers),
+        blocks_(blocks),
+        lower_bound_(std::ranges::max(live_bytes(blocks))),
+        budget_(budget) {}
 
   void run() {
     try_in_time();
     try_orders();
     Layout layout;
     if (!good_enough() && lowest_stretch(blocks_, budget_, layout)) keep(std::move(layout), "lowest stretch");
-    reorder();
+    search_at(lower_bound_);
+    reorder(budget_.left / 2);
+    bisect();
   }
 
   Layout best{.offsets = {}, .peak = std::numeric_limits<uint64_t>::max()};
@@ -143,8 +149,10 @@ class Search {
   void try_orders() {
     const RangeMax contention(live_bytes(blocks_));
     std::vector<Traits> traits;
-    for (const Lifetime& block : blocks_) {
-      const double size = static_cast<double>(block.size), length = block.last - block.first + 1.0;
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const Lifetime& block = blocks_[i];
+      const double size = static_cast<double>(block.size);
+      const double length = buffers_[i].last - buffers_[i].first + 1.0;
       traits.push_back({.size = size,
                         .length = length,
                         .area = size * length,
@@ -152,7 +160,7 @@ class Search {
                         .contention = static_cast<double>(contention(block.first, block.last))});
     }
     for (const GreedyOrder& greedy : kGreedyOrders) {
-      if (good_enough() || budget_.spent()) return;
+      if (best.peak == lower_bound_ || budget_.spent()) return;
       std::vector<int> order(blocks_.size());
       std::iota(order.begin(), order.end(), 0);
       std::ranges::stable_sort(order, std::greater{}, [&](int i) { return greedy(traits[i]); });
@@ -166,12 +174,39 @@ class Search {
     }
   }
 
+  /// Spends up to a third of the budget on a layout within `capacity`; whether there is none or none was
+  /// found.
+  bool search_at(uint64_t capacity) {
+    if (good_enough() || !search_is_affordable()) return false;
+    Budget share{.left = budget_.left / 3};
+    budget_.left -= share.left;
+    SearchResult found = search(blocks_, capacity, share);
+    budget_.left += share.left;
+    return found.verdict == Verdict::kPlaced && keep(std::move(found.layout), "search");
+  }
+
+  /// Searches between what failed and the best.
+  void bisect() {
+    for (uint64_t least = lower_bound_ + 1; least < best.peak && !good_enough() && search_is_affordable();) {
+      const uint64_t middle = least + (best.peak - least) / 2;
+      if (!search_at(middle)) least = middle + 1;
+    }
+  }
+
+  /// Whether the budget allows for some descents, each with as many nodes as blocks.
+  bool search_is_affordable() const {
+    constexpr uint64_t kDescents = 4;
+    uint64_t sections = 0;
+    for (const Lifetime& block : blocks_) sections += block.last - block.first + 1;
+    return sections < budget_.left / kDescents / blocks_.size();
+  }
+
   /// Local search over orders: whichever block broke the limit is moved to an earlier place, drawn at random
   /// from a fixed seed, until the layout is good or the budget is spent.
-  void reorder() {
+  void reorder(uint64_t reserve) {
     std::minstd_rand draw(1);
     Layout layout;
-    while (!order_.empty() && !good_enough() && !budget_.spent()) {
+    while (!order_.empty() && !good_enough() && budget_.left > reserve) {
       const size_t placed = first_fit(blocks_, order_, best.peak - 1, budget_, layout);
       if (placed == order_.size()) {
         keep(layout, "reordered");
@@ -184,6 +219,7 @@ class Search {
     }
   }
 
+  const std::vector<Lifetime>& buffers_;
   const std::vector<Lifetime>& blocks_;
   uint64_t lower_bound_;
   Budget budget_;
@@ -204,9 +240,21 @@ Offsets place(const std::vector<Lifetime>& buffers, uint64_t alignment) {
   constexpr uint64_t kPasses = 200, kMostWork = 300'000'000;
   const uint64_t n = blocks.size();
   const uint64_t work = n < 1'000'000 ? std::min(kMostWork, kPasses * (n + 8) * (n + 8)) : kMostWork;
-  Search search(blocks, std::ranges::max(live_bytes(blocks)), {.left = work});
-  search.run();
-  return {std::move(search.best.offsets), search.best.peak, std::move(search.heuristic)};
+  Contest contest(buffers, blocks, {.left = work});
+  contest.run();
+  return {std::move(contest.best.offsets), contest.best.peak, std::move(contest.heuristic)};
+}
+
+Fit place_within(const std::vector<Lifetime>& buffers, uint64_t alignment, uint64_t capacity, uint64_t work) {
+  Fit fit{.verdict = Verdict::kPlaced, .placed = place(buffers, alignment), .nodes = 0};
+  if (fit.placed.peak <= capacity) return fit;
+  Budget budget{.left = work};
+  SearchResult found = search(normalised(buffers, alignment), capacity, budget);
+  fit.verdict = found.verdict;
+  fit.nodes = found.nodes;
+  if (found.verdict == Verdict::kPlaced)
+    fit.placed = {std::move(found.layout.offsets), found.layout.peak, "search"};
+  return fit;
 }
 
 }  // namespace moec::planner

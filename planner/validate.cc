@@ -159,7 +159,7 @@ class Tables {
     }
     const uint64_t elements = checked_.tensors[parameter.param()].elements;
     for (int id : {parameter.param(), parameter.grad(), parameter.moment1(), parameter.moment2(),
-                   parameter.remainder()}) {
+                   parameter.remainder(), parameter.master()}) {
       if (id == -1) continue;
       if (!in_range(id)) {
         faults_.add("{}: tensor {} does not exist", name, id);

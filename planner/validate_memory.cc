@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 
+#include "planner/validate_overlaps.h"
 #include "planner/validate_parts.h"
 
 namespace moec::planner {
@@ -157,63 +158,23 @@ class Walk {
   std::array<Contents, static_cast<size_t>(fb::ArenaKind::MAX) + 1> contents_;
 };
 
-/// The transient buffers of one program, with the lifetimes that the walk saw.
-class LiveBuffers {
- public:
-  LiveBuffers(const CheckedPlan& checked, int program, const std::vector<Use>& uses)
-      : plan_(checked.plan), uses_(uses) {
-    for (uint32_t b = 0; b < length(plan_.buffers()); ++b)
-      if (plan_.buffers()->Get(b)->program() == program && uses[b].any()) starts_.push_back(b);
-    ends_ = starts_;
-    std::ranges::sort(starts_, {}, [&](uint32_t b) { return uses[b].first; });
-    std::ranges::sort(ends_, {}, [&](uint32_t b) { return uses[b].last; });
+/// Adds a fault for each transient buffer of the program that is placed over another live one. Returns the
+/// largest sum of live bytes.
+uint64_t check_overlaps(const fb::Plan& plan, int program, const std::vector<Use>& uses, Faults& faults) {
+  std::vector<PlacedBuffer> placed;
+  std::vector<const flatbuffers::String*> names;
+  for (uint32_t b = 0; b < length(plan.buffers()); ++b) {
+    const fb::Buffer& buffer = *plan.buffers()->Get(b);
+    if (buffer.program() != program || !uses[b].any()) continue;
+    placed.push_back({buffer.offset(), buffer.size(), uses[b].first, uses[b].last});
+    names.push_back(buffer.name());
   }
-
-  /// Sweeps over time, adds a fault for each buffer placed over another live one, and returns the largest sum
-  /// of live bytes.
-  uint64_t sweep(Faults& faults) const {
-    std::map<uint64_t, uint32_t> live;  // buffers by offset
-    uint64_t bytes = 0, most = 0;
-    auto dead = ends_.begin();
-    for (uint32_t b : starts_) {
-      for (; uses_[*dead].last < uses_[b].first; ++dead) {
-        bytes -= rounded(*dead);
-        const auto gone = live.find(buffer(*dead).offset());
-        if (gone != live.end() && gone->second == *dead) live.erase(gone);
-      }
-      bytes += rounded(b);
-      most = std::max(most, bytes);
-      if (buffer(b).size() == 0) continue;
-      if (const auto other = under(live, b))
-        faults.add("buffer {}: shares bytes with {} while both are live", quoted(buffer(b).name()),
-                   quoted(buffer(*other).name()));
-      else
-        live.emplace(buffer(b).offset(), b);
-    }
-    return most;
-  }
-
- private:
-  const fb::Buffer& buffer(uint32_t b) const { return *plan_.buffers()->Get(b); }
-  uint64_t rounded(uint32_t b) const {
-    return (buffer(b).size() + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-  }
-
-  /// A live buffer that shares bytes with `b`. The live ones are disjoint, so it can only be a neighbour.
-  std::optional<uint32_t> under(const std::map<uint64_t, uint32_t>& live, uint32_t b) const {
-    const uint64_t begin = buffer(b).offset(), end = begin + buffer(b).size();
-    const auto next = live.lower_bound(begin);
-    if (next != live.end() && next->first < end) return next->second;
-    if (next == live.begin()) return std::nullopt;
-    const auto [offset, previous] = *std::prev(next);
-    if (offset + buffer(previous).size() > begin) return previous;
-    return std::nullopt;
-  }
-
-  const fb::Plan& plan_;
-  const std::vector<Use>& uses_;
-  std::vector<uint32_t> starts_, ends_;
-};
+  const Overlaps overlaps = find_overlaps(placed, kArenaAlignment);
+  for (const auto& [above, below] : overlaps.pairs)
+    faults.add("buffer {}: shares bytes with {} while both are live", quoted(names[above]),
+               quoted(names[below]));
+  return overlaps.most_live_bytes;
+}
 
 void check_lifetimes(const fb::Plan& plan, const std::vector<Use>& uses, Faults& faults) {
   for (uint32_t b = 0; b < length(plan.buffers()); ++b) {
@@ -236,7 +197,7 @@ void check_memory(const CheckedPlan& checked, Faults& faults) {
   check_lifetimes(plan, uses, faults);
   uint64_t lower_bound = 0;
   for (int p = 0; p < checked.programs(); ++p)
-    lower_bound = std::max(lower_bound, LiveBuffers(checked, p, uses).sweep(faults));
+    lower_bound = std::max(lower_bound, check_overlaps(plan, p, uses, faults));
   if (plan.activations_lower_bound() != lower_bound)
     faults.add("activations_lower_bound is {}, the live bytes reach {}", plan.activations_lower_bound(),
                lower_bound);

@@ -2,7 +2,6 @@
 #include <sys/mman.h>
 
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <exception>
 #include <utility>
@@ -12,8 +11,6 @@
 
 namespace moec::runtime {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 /// Anonymous pages: zeroed, page-aligned, and touched only when a kernel first uses them.
 class Pages {

@@ -13,6 +13,20 @@
 namespace moec::runtime {
 namespace {
 
+/// A read that was done when it was asked for.
+class DoneRead final : public LateRead {
+ public:
+  DoneRead(std::vector<std::byte> bytes, double seconds) : bytes_(std::move(bytes)), seconds_(seconds) {}
+
+  Result<bool> ready() override { return true; }
+  std::span<const std::byte> bytes() const override { return bytes_; }
+  Result<double> seconds() override { return seconds_; }
+
+ private:
+  std::vector<std::byte> bytes_;
+  double seconds_;
+};
+
 /// "the plan needs 96 bytes: Params 64, State 32".
 std::string memory_needed(const fb::PlanT& plan) {
   uint64_t total = 0;
@@ -110,6 +124,32 @@ Status Device::read(int tensor, uint64_t offset, std::span<std::byte> bytes) {
   return copy_out(bytes, from);
 }
 
+Status Device::stage(std::span<const std::byte> bytes) {
+  staged_ = bytes;
+  return copy_to_stage(bytes);
+}
+
+Status Device::write_staged(int tensor) {
+  MOEC_ASSIGN_OR_RETURN(std::byte* const to, locate(tensor, 0, staged_.size()));
+  return copy_from_stage(to);
+}
+
+Result<std::unique_ptr<LateRead>> Device::read_later(int tensor, uint64_t offset, size_t bytes) {
+  if (bytes > kMostLateBytes) return failure(fmt::format("{} bytes are too many to be read later", bytes));
+  MOEC_ASSIGN_OR_RETURN(const std::byte* const from, locate(tensor, offset, bytes));
+  return copy_out_later(from, bytes);
+}
+
+Result<std::unique_ptr<LateRead>> Device::copy_out_later(const void* from, size_t bytes) {
+  std::vector<std::byte> copy(bytes);
+  MOEC_RETURN_IF_ERROR(copy_out(copy, from));
+  const auto now = Clock::now();
+  const bool first = last_late_read_ == Clock::time_point();
+  const std::chrono::duration<double> elapsed = now - (first ? now : last_late_read_);
+  last_late_read_ = now;
+  return std::unique_ptr<LateRead>(std::make_unique<DoneRead>(std::move(copy), elapsed.count()));
+}
+
 Result<size_t> Device::find_program(fb::ProgramKind kind) const {
   if (plan_ == nullptr) return failure("no plan is loaded on the device");
   for (size_t i = 0; i < programs_.size(); ++i)
@@ -142,8 +182,36 @@ Status Device::run(std::span<const fb::ProgramKind> sequence) {
       MOEC_ASSIGN_OR_RETURN(const size_t program, find_program(kind));
       programs.push_back(program);
     }
-    return execute(programs);
+    return timeline_ ? execute_timed(programs) : execute(programs);
   });
+}
+
+Status Device::start_timeline(TimelineDetail detail) {
+  if (detail == TimelineDetail::kReplays) return failure(fmt::format("{}: records no replays", name()));
+  timeline_ = {.method = "instructions timed one by one"};
+  timeline_start_ = Clock::now();
+  return {};
+}
+
+Result<Timeline> Device::stop_timeline() {
+  MOEC_RETURN_IF_ERROR(wait());
+  return *std::exchange(timeline_, std::nullopt);
+}
+
+Status Device::execute_timed(std::span<const size_t> programs) {
+  for (const size_t program : programs)
+    for (size_t i = 0; i < programs_[program].calls.size(); ++i) {
+      const std::chrono::duration<double> begin = Clock::now() - timeline_start_;
+      MOEC_ASSIGN_OR_RETURN(const double seconds, execute_one(program, i));
+      timeline_->instructions.push_back({{begin.count(), begin.count() + seconds}, program, i});
+    }
+  return {};
+}
+
+Result<std::vector<MemoryUse>> Device::memory_use() {
+  MemoryUse arenas{.what = "arenas"};
+  for (const auto& arena : plan().plan.arenas) arenas.bytes += arena->size;
+  return std::vector<MemoryUse>{arenas};
 }
 
 Result<double> Device::run_instruction(fb::ProgramKind kind, size_t instruction) {

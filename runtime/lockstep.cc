@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/float16.h"
 #include "kernels/master_weight.h"
 #include "kernels/train_state.h"
 #include "runtime/guard.h"
@@ -67,7 +68,9 @@ Result<std::vector<double>> read_output(Device& device, const fb::InstructionT& 
     case fb::DType::I32:
       return widened<int32_t>(bytes);
     case fb::DType::BF16:
-      return widened<uint16_t>(bytes, [](uint16_t x) { return std::bit_cast<float>(uint32_t{x} << 16); });
+      return widened<bf16>(bytes);
+    case fb::DType::F16:
+      return widened<f16>(bytes);
     case fb::DType::U16: {
       MOEC_ASSIGN_OR_RETURN(const Bytes weights, read_all(device, instruction.outputs[0]));
       const auto* weight = reinterpret_cast<const uint16_t*>(weights.data());
@@ -138,6 +141,8 @@ double lockstep_tolerance(fb::DType dtype) {
       return 1e-4;
     case fb::DType::BF16:
       return 0x1p-6;  // four roundings
+    case fb::DType::F16:
+      return 0x1p-9;
     default:
       return 0;
   }

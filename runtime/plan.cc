@@ -41,10 +41,18 @@ Status check_identifier(const std::string& bytes, const std::string& source) {
                                  printable(found), fb::PlanIdentifier()));
 }
 
-/// The attribute table a kernel reads is the one its key is named after, up to "_bwd".
+/// The attribute table a kernel reads is the one its key is named after, up to "_bwd", but for these.
+constexpr std::pair<std::string_view, fb::Op> kOtherAttributes[] = {
+    {"bias_bwd", fb::Op::Linear},
+    {"grouped_bias_bwd", fb::Op::GroupedLinear},
+    {"add_rmsnorm", fb::Op::FusedNorm},
+    {"add_layernorm", fb::Op::FusedNorm},
+    {"linear_cross_entropy", fb::Op::CrossEntropy},
+};
+
 bool attributes_fit(std::string_view kernel, fb::Op op) {
-  if (kernel == "bias_bwd") return op == fb::Op::Linear;
-  if (kernel == "grouped_bias_bwd") return op == fb::Op::GroupedLinear;
+  for (const auto& [key, attributes] : kOtherAttributes)
+    if (kernel == key) return op == attributes;
   std::string stem(kernel.substr(0, kernel.find("_bwd")));
   std::erase(stem, '_');
   const std::string_view name = fb::EnumNameOp(op);
@@ -87,7 +95,7 @@ int LoadedPlan::parameter_index(std::string_view name) const {
 ProgramCost cost_of(const fb::ProgramT& program) {
   ProgramCost cost;
   for (const auto& instruction : program.instructions) {
-    cost.flops += instruction->flops;
+    if (!instruction->recompute) cost.flops += instruction->flops;
     cost.bytes += instruction->bytes;
   }
   return cost;

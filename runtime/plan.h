@@ -26,7 +26,8 @@ struct LoadedPlan {
   int parameter_index(std::string_view name) const;
 };
 
-/// Floating-point operations and bytes moved by one run of a program, as the compiler counted them.
+/// Floating-point operations and bytes moved by one run of a program, as the compiler counted them. What is computed
+/// again counts as bytes, but not as operations of the model.
 struct ProgramCost {
   uint64_t flops = 0;
   uint64_t bytes = 0;

@@ -207,7 +207,7 @@ Result<HostTensor> Safetensors::read(const TensorInfo& expected) const {
     return input_error(fmt::format("{}: tensor '{}' is {} [{}], the plan wants {} [{}]", path_, info.name,
                                    dtype_name(info.dtype), fmt::join(info.shape, ","),
                                    dtype_name(expected.dtype), fmt::join(expected.shape, ",")));
-  return guarded("reading " + path_, [&]() -> Result<HostTensor> {
+  return guarded("reading " + path_, [&info = info, &data = data]() -> Result<HostTensor> {
     return HostTensor{info, {data.begin(), data.end()}};
   });
 }

@@ -4,10 +4,12 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <utility>
 
+#include "kernels/float16.h"
 #include "kernels/master_weight.h"
 #include "runtime/guard.h"
 #include "runtime/window.h"
@@ -20,7 +22,22 @@ std::span<const std::byte> bytes_of(const T& value) {
   return std::as_bytes(std::span(&value, 1));
 }
 
-float widen(uint16_t bf16) { return std::bit_cast<float>(static_cast<uint32_t>(bf16) << 16); }
+using MetricsRow = std::array<double, kMetricsColumns>;
+
+/// Bytes from the start of the metrics ring.
+uint64_t row_offset(int64_t step) { return static_cast<uint64_t>(step % kMetricsRows) * sizeof(MetricsRow); }
+
+Result<StepMetrics> metrics_of(int64_t step, const MetricsRow& row) {
+  if (row[kMetricStep] != static_cast<double>(step))
+    return failure(fmt::format("the metrics of step {} are not on the device", step));
+  return StepMetrics{.step = step,
+                     .loss = row[kMetricLoss],
+                     .aux_loss = row[kMetricAuxLoss],
+                     .grad_norm = row[kMetricGradNorm],
+                     .lr = row[kMetricLr],
+                     .skipped_steps = static_cast<int64_t>(row[kMetricSkipped]),
+                     .loss_scale = row[kMetricLossScale]};
+}
 
 /// Values of a floating-point tensor as f32.
 Result<std::vector<float>> to_f32(const HostTensor& tensor) {
@@ -33,7 +50,10 @@ Result<std::vector<float>> to_f32(const HostTensor& tensor) {
       for (const double x : tensor.as<double>()) values.push_back(static_cast<float>(x));
       break;
     case fb::DType::BF16:
-      for (const uint16_t x : tensor.as<uint16_t>()) values.push_back(widen(x));
+      values.assign(tensor.as<bf16>().begin(), tensor.as<bf16>().end());
+      break;
+    case fb::DType::F16:
+      values.assign(tensor.as<f16>().begin(), tensor.as<f16>().end());
       break;
     default:
       return failure(fmt::format("tensor '{}' is {}, not a float type the host reads", tensor.info.name,
@@ -67,12 +87,16 @@ Status Session::check_interface() const {
         fmt::format("{}: batch size {}, sequence length {} and accumulation {} must be positive",
                     plan_->source, batch_size(), seq_len(), grad_accum()));
   for (const auto& parameter : plan.parameters) {
-    const fb::TensorT* remainder = plan_->tensor(parameter->remainder);
-    const bool split = remainder != nullptr;
-    if (split &&
-        (remainder->dtype != fb::DType::U16 || plan_->tensor(parameter->param)->dtype != fb::DType::BF16))
-      return input_error(fmt::format("{}: parameter '{}' is not a bf16 with a u16 remainder", plan_->source,
-                                     parameter->name));
+    const auto is = [&](int tensor, fb::DType dtype) {
+      return tensor < 0 || plan_->tensor(tensor)->dtype == dtype;
+    };
+    if (!is(parameter->remainder, fb::DType::U16) || !is(parameter->master, fb::DType::F32) ||
+        (parameter->remainder >= 0 && !is(parameter->param, fb::DType::BF16)) ||
+        (parameter->master >= 0 && !is(parameter->param, fb::DType::F16)))
+      return input_error(
+          fmt::format("{}: parameter '{}' is neither a bf16 with a u16 remainder nor an f16 "
+                      "with an f32 master",
+                      plan_->source, parameter->name));
   }
   const fb::InterfaceT& io = *plan.io;
   const Expectation expectations[] = {
@@ -111,6 +135,7 @@ Status Session::initialise(uint64_t seed, double lr) {
   state.seed = seed;
   state.base_lr = lr;
   state.window_tokens = before->window_tokens;
+  if (const auto& scale = plan_->plan.recipe->loss_scale) state.loss_scale = scale->initial;
   MOEC_RETURN_IF_ERROR(device_->write(plan_->plan.io->train_state, 0, std::as_bytes(std::span(&state, 1))));
   step_ = 0;
   return device_->run(fb::ProgramKind::Init);
@@ -141,6 +166,8 @@ Status Session::set_data(std::vector<int32_t> train, std::vector<int32_t> valida
       return input_error(fmt::format("{} tokens of data, a sequence of {} and its targets need {}",
                                      tokens->size(), seq_len(), seq_len() + 1));
   }
+  MOEC_RETURN_IF_ERROR(device_->wait());  // a chunk of the old data may be on its way
+  staged_ = -1;
   train_ = std::move(train);
   validation_ = std::move(validation);
   chunk_ = -1;
@@ -157,9 +184,13 @@ Status Session::fill_window_for_step() {
   const WindowChunks chunks(train_, window_size(), seq_len());
   const int64_t chunk = step_ / chunks.steps_per_chunk(batch_size() * grad_accum()) % chunks.count();
   if (chunk == chunk_) return {};
-  MOEC_RETURN_IF_ERROR(fill_window(chunks.chunk(chunk)));
+  if (chunk != staged_) MOEC_RETURN_IF_ERROR(device_->stage(std::as_bytes(chunks.chunk(chunk))));
+  MOEC_RETURN_IF_ERROR(device_->write_staged(plan_->plan.io->window));
+  const auto tokens = static_cast<int64_t>(chunks.chunk(chunk).size());  // the same for all chunks
+  if (chunk_ < 0) MOEC_RETURN_IF_ERROR(write_state(&TrainState::window_tokens, tokens));
   chunk_ = chunk;
-  return {};
+  staged_ = (chunk + 1) % chunks.count();
+  return staged_ == chunk ? Status() : device_->stage(std::as_bytes(chunks.chunk(staged_)));
 }
 
 Status Session::write_batch(std::span<const int32_t> tokens, std::span<const int32_t> targets) {
@@ -226,18 +257,29 @@ Result<std::vector<float>> Session::prefill(std::span<const int32_t> tokens) {
 }
 
 Result<StepMetrics> Session::read_metrics(int64_t step) {
-  double row[kMetricsColumns];
-  const auto offset = static_cast<uint64_t>(step % kMetricsRows) * sizeof(row);
+  if (step < 0 || step >= step_)
+    return failure(fmt::format("step {} has not been taken ({} steps done)", step, step_));
+  MetricsRow row{};
   MOEC_RETURN_IF_ERROR(
-      device_->read(plan_->plan.io->metrics, offset, std::as_writable_bytes(std::span(row))));
-  if (step < 0 || step >= step_ || row[kMetricStep] != static_cast<double>(step))
-    return failure(fmt::format("the metrics of step {} are not on the device ({} steps done)", step, step_));
-  return StepMetrics{.step = step,
-                     .loss = row[kMetricLoss],
-                     .aux_loss = row[kMetricAuxLoss],
-                     .grad_norm = row[kMetricGradNorm],
-                     .lr = row[kMetricLr],
-                     .skipped_steps = static_cast<int64_t>(row[kMetricSkipped])};
+      device_->read(plan_->plan.io->metrics, row_offset(step), std::as_writable_bytes(std::span(row))));
+  return metrics_of(step, row);
+}
+
+Result<LateMetrics> Session::read_metrics_later() {
+  if (step_ == 0) return failure("no step has been taken whose metrics could be read");
+  MOEC_ASSIGN_OR_RETURN(
+      auto row, device_->read_later(plan_->plan.io->metrics, row_offset(step_ - 1), sizeof(MetricsRow)));
+  return LateMetrics(step_ - 1, std::move(row));
+}
+
+Status Session::start_timer() {
+  return device_->read_later(plan_->plan.io->train_state, 0, sizeof(uint64_t)).status();
+}
+
+Result<StepMetrics> LateMetrics::metrics() const {
+  MetricsRow row{};
+  std::memcpy(row.data(), row_->bytes().data(), sizeof(row));
+  return metrics_of(step_, row);
 }
 
 Result<TrainState> Session::read_train_state() {
@@ -293,7 +335,8 @@ TensorInfo Session::parameter_info(size_t index) const {
 Result<HostTensor> Session::read_parameter(size_t index) {
   const fb::ParameterT& parameter = *plan_->plan.parameters[index];
   return guarded("reading parameter '" + parameter.name + "'", [&]() -> Result<HostTensor> {
-    MOEC_ASSIGN_OR_RETURN(HostTensor stored, read_tensor(parameter.param));
+    MOEC_ASSIGN_OR_RETURN(HostTensor stored,
+                          read_tensor(parameter.master < 0 ? parameter.param : parameter.master));
     HostTensor value{.info = parameter_info(index), .data = {}};
     if (stored.info.dtype == value.info.dtype) {
       value.data = std::move(stored.data);
@@ -328,19 +371,30 @@ Status Session::write_parameter(const HostTensor& value) {
     const fb::ParameterT& parameter = *plan_->plan.parameters[static_cast<size_t>(index)];
     const fb::DType stored = tensor_info(parameter.param).dtype;
     if (stored == info.dtype) return device_->write(parameter.param, 0, value.data);
-    if (stored != fb::DType::BF16)
-      return failure(fmt::format("parameter '{}' is {}, which the host does not write", info.name,
-                                 fb::EnumNameDType(stored)));
-    std::vector<uint16_t> weights, remainders;
-    for (const uint32_t bits : value.as<uint32_t>()) {
-      const SplitMaster split = split_master(bits);
-      weights.push_back(split.weight);
-      remainders.push_back(split.remainder);
-    }
-    MOEC_RETURN_IF_ERROR(device_->write(parameter.param, 0, std::as_bytes(std::span(weights))));
-    if (parameter.remainder < 0) return {};
-    return device_->write(parameter.remainder, 0, std::as_bytes(std::span(remainders)));
+    if (stored == fb::DType::F16) return write_copied(parameter, value);
+    if (stored == fb::DType::BF16) return write_split(parameter, value);
+    return failure(fmt::format("parameter '{}' is {}, which the host does not write", info.name,
+                               fb::EnumNameDType(stored)));
   });
+}
+
+Status Session::write_split(const fb::ParameterT& parameter, const HostTensor& value) {
+  std::vector<uint16_t> weights, remainders;
+  for (const uint32_t bits : value.as<uint32_t>()) {
+    const SplitMaster split = split_master(bits);
+    weights.push_back(split.weight);
+    remainders.push_back(split.remainder);
+  }
+  MOEC_RETURN_IF_ERROR(device_->write(parameter.param, 0, std::as_bytes(std::span(weights))));
+  if (parameter.remainder < 0) return {};
+  return device_->write(parameter.remainder, 0, std::as_bytes(std::span(remainders)));
+}
+
+Status Session::write_copied(const fb::ParameterT& parameter, const HostTensor& value) {
+  const std::vector<f16> weights(value.as<float>().begin(), value.as<float>().end());
+  MOEC_RETURN_IF_ERROR(device_->write(parameter.param, 0, std::as_bytes(std::span(weights))));
+  if (parameter.master < 0) return {};
+  return device_->write(parameter.master, 0, value.data);
 }
 
 Result<uint64_t> Session::state_hash() {
@@ -348,8 +402,8 @@ Result<uint64_t> Session::state_hash() {
   if (hash == nullptr) return failure("no host memory for a hash");
   XXH64_reset(hash.get(), 0);
   for (const auto& parameter : plan_->plan.parameters) {
-    for (const int tensor :
-         {parameter->param, parameter->remainder, parameter->moment1, parameter->moment2}) {
+    for (const int tensor : {parameter->param, parameter->remainder, parameter->master, parameter->moment1,
+                             parameter->moment2}) {
       if (tensor < 0) continue;
       MOEC_ASSIGN_OR_RETURN(const HostTensor value, read_tensor(tensor));
       XXH64_update(hash.get(), value.data.data(), value.data.size());

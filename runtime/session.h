@@ -24,19 +24,44 @@ struct StepMetrics {
   double grad_norm = 0;
   double lr = 0;
   int64_t skipped_steps = 0;  // up to and including this one
+  double loss_scale = 0;      // of this step; 0 where it is not dynamic
+};
+
+/// Metrics of a step on their way to the host.
+class LateMetrics {
+ public:
+  LateMetrics(int64_t step, std::unique_ptr<LateRead> row) : step_(step), row_(std::move(row)) {}
+
+  /// The step, counting from 0.
+  int64_t step() const { return step_; }
+  /// Whether the step is done; does not wait.
+  Result<bool> ready() { return row_->ready(); }
+  /// Once ready() has said that the step is done.
+  Result<StepMetrics> metrics() const;
+  /// Seconds on the device's clock from the step whose metrics were asked for before, or from start_timer if
+  /// that was later, to the end of this one; likewise.
+  Result<double> seconds() { return row_->seconds(); }
+
+ private:
+  int64_t step_;
+  std::unique_ptr<LateRead> row_;
 };
 
 /// B sequences of S tokens per micro-batch, A micro-batches per step.
 ///
 /// Data longer than the plan's window W is cut into chunks (WindowChunks), each of which stays in the window
 /// for n / (A*B) steps, n being its number of sequences; the chunk of a step is a function of the step alone,
-/// so that a run that is continued sees the same data. Where A*B does not divide n, a pass over a chunk
+/// so that a run that is continued sees the same data. While one chunk is used the next one is on its way to
+/// the device, and no step waits for the host. Where A*B does not divide n, a pass over a chunk
 /// leaves out some sequences that the next pass may meet.
 class Session {
  public:
   /// Loads the plan on the device.
   static Result<Session> create(std::shared_ptr<const LoadedPlan> plan, std::unique_ptr<Device> device,
                                 MemoryOptions options = {});
+
+  Session(Session&&) = default;
+  Session& operator=(Session&&) = delete;
 
   const LoadedPlan& plan() const { return *plan_; }
   Device& device() { return *device_; }
@@ -71,8 +96,13 @@ class Session {
   /// Longest prompt; 0 when the plan has no Prefill program.
   int64_t prefill_length() const;
 
-  /// Metrics of a step that is among the last kMetricsRows.
+  /// Metrics of a step that is among the last kMetricsRows; waits for it.
   Result<StepMetrics> read_metrics(int64_t step);
+  /// Metrics of the last step, without waiting for it. To be read before kMetricsRows more steps are taken,
+  /// and to be dropped before the session.
+  Result<LateMetrics> read_metrics_later();
+  /// Lets the time of the next step whose metrics are read later begin when the device comes to here.
+  Status start_timer();
 
   Result<TrainState> read_train_state();
   /// Continues from a saved state; the window and its size stay those of this session's data.
@@ -80,11 +110,11 @@ class Session {
 
   /// Name, shape and type of parameter `index` as the host sees it: f64 in f64 plans, else f32.
   TensorInfo parameter_info(size_t index) const;
-  /// The parameter as the optimizer knows it: of a bf16 parameter with a remainder, the exact f32 master.
+  /// The parameter as the optimizer knows it: of a 16-bit parameter, the exact f32 master.
   Result<HostTensor> read_parameter(size_t index);
   Result<HostTensor> read_parameter(std::string_view name);
-  /// Sets the parameter named by `value.info`, which must equal its parameter_info. A bf16 parameter without
-  /// remainder takes the nearest value.
+  /// Sets the parameter named by `value.info`, which must equal its parameter_info. A 16-bit parameter
+  /// without a master takes the nearest value.
   Status write_parameter(const HostTensor& value);
 
   /// Any tensor of the plan, as it is stored.
@@ -92,7 +122,7 @@ class Session {
   Result<HostTensor> read_tensor(int tensor);
   Status write_tensor(int tensor, const HostTensor& value);
 
-  /// XXH64 of all parameters, remainders and moments in the plan's order.
+  /// XXH64 of all parameters, remainders, masters and moments in the plan's order.
   Result<uint64_t> state_hash();
 
  private:
@@ -100,6 +130,9 @@ class Session {
       : plan_(std::move(plan)), device_(std::move(device)) {}
 
   Status check_interface() const;
+  /// Writes f32 values to a bf16 parameter and its remainder, or to an f16 parameter and its master.
+  Status write_split(const fb::ParameterT& parameter, const HostTensor& value);
+  Status write_copied(const fb::ParameterT& parameter, const HostTensor& value);
   Status check_tokens(std::span<const int32_t> tokens) const;
   /// Writes one field of the train state.
   template <class T>
@@ -109,11 +142,12 @@ class Session {
   Status fill_window_for_step();
 
   std::shared_ptr<const LoadedPlan> plan_;
-  std::unique_ptr<Device> device_;
   std::vector<int32_t> train_;
   std::vector<int32_t> validation_;
+  std::unique_ptr<Device> device_;  // reads train_ until it is destroyed
   int64_t step_ = 0;
-  int64_t chunk_ = -1;  // of train_ in the window, -1 for none
+  int64_t chunk_ = -1;   // of train_ in the window, -1 for none
+  int64_t staged_ = -1;  // chunk of train_ that was staged last, -1 for none
 };
 
 }  // namespace moec::runtime

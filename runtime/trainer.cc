@@ -2,19 +2,27 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
+#include <deque>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 #include "runtime/file_io.h"
 #include "runtime/guard.h"
 #include "runtime/run_dir.h"
+#include "runtime/trace_file.h"
 
 namespace moec::runtime {
 namespace {
 
 using nlohmann::json;
-using Clock = std::chrono::steady_clock;
+
+/// How far the host is ahead of the device, at most: enough to never let it wait, little enough to stop soon.
+constexpr double kSecondsInFlight = 0.25;
+/// Of the time in flight, for which the host sleeps when it is that far ahead; and bounds of that sleep.
+constexpr double kShareAsleep = 0.125, kLeastSleep = 20e-6, kMostSleep = 5e-3;
 
 Status check_options(const TrainOptions& options) {
   const std::pair<const char*, int64_t> counts[] = {
@@ -54,12 +62,18 @@ class Trainer {
 
   Result<TrainResult> run() {
     MOEC_RETURN_IF_ERROR(start());
-    restart_timer();
+    MOEC_RETURN_IF_ERROR(session_.start_timer());
     while (!at_end()) {
+      if (tracer_) MOEC_RETURN_IF_ERROR(trace());
       MOEC_RETURN_IF_ERROR(session_.train_step());
-      if (due(options_.log_every) || at_end()) MOEC_RETURN_IF_ERROR(log_step());
+      MOEC_ASSIGN_OR_RETURN(LateMetrics late, session_.read_metrics_later());
+      in_flight_.push_back(std::move(late));
+      MOEC_RETURN_IF_ERROR(take_in(most_in_flight_));
       if (!at_end()) MOEC_RETURN_IF_ERROR(do_what_is_due());
     }
+    MOEC_RETURN_IF_ERROR(take_in(0));
+    if (row_.steps > 0) MOEC_RETURN_IF_ERROR(log_row());
+    MOEC_RETURN_IF_ERROR(write_trace());
     result_.step = session_.step();
     result_.stopped = result_.step < options_.max_steps;
     if (!result_.stopped) {
@@ -71,6 +85,14 @@ class Trainer {
   }
 
  private:
+  /// Steps taken in since the last row.
+  struct Row {
+    int64_t steps = 0;
+    double seconds = 0;
+    StepMetrics metrics;   // of the newest
+    bool skipped = false;  // the newest
+  };
+
   bool stop_asked() const { return options_.stop != nullptr && options_.stop->load(); }
   bool at_end() const { return session_.step() >= options_.max_steps || stop_asked(); }
   bool due(int64_t every) const { return every > 0 && session_.step() % every == 0; }
@@ -94,8 +116,20 @@ class Trainer {
       if (!dir.empty() && has_checkpoint(dir))
         return input_error(
             fmt::format("{}: holds a run already: resume it, or choose another directory", dir));
+      if (!dir.empty() && file_exists(log_path(dir)))
+        return input_error(fmt::format(
+            "{}: the log of a run that left no checkpoint: remove it, or choose another directory",
+            log_path(dir)));
       MOEC_RETURN_IF_ERROR(
           session_.initialise(options_.seed.value_or(recipe.seed), options_.lr.value_or(recipe.lr)));
+    }
+    MOEC_ASSIGN_OR_RETURN(const TrainState state, session_.read_train_state());
+    skipped_steps_ = state.skipped_steps;
+    if (!options_.trace_file.empty()) {
+      const int64_t steps = StepTracer::steps_needed(session_.device());
+      if (options_.max_steps - session_.step() < steps)
+        return input_error(fmt::format("a trace needs a run of at least {} steps", steps));
+      tracer_.emplace(session_);
     }
     if (dir.empty()) return {};
     MOEC_RETURN_IF_ERROR(make_directories(dir));
@@ -107,16 +141,12 @@ class Trainer {
   Status do_what_is_due() {
     const bool evaluating = due(options_.eval_every), sampling = due(options_.sample_every);
     const bool saving = due(options_.save_every);
+    if (!evaluating && !sampling && !saving) return {};
+    MOEC_RETURN_IF_ERROR(take_in(0));
     if (evaluating) MOEC_RETURN_IF_ERROR(evaluate());
     if (sampling) MOEC_RETURN_IF_ERROR(sample());
     if (saving) MOEC_RETURN_IF_ERROR(save());
-    if (evaluating || sampling || saving) restart_timer();
-    return {};
-  }
-
-  void restart_timer() {
-    timer_ = Clock::now();
-    timed_from_ = session_.step();
+    return session_.start_timer();
   }
 
   /// Text of a sample need not be UTF-8, which JSON must be.
@@ -124,23 +154,70 @@ class Trainer {
     return log_ ? log_->write_line(line.dump(-1, ' ', false, json::error_handler_t::replace)) : Status();
   }
 
-  Status log_step() {
-    const int64_t step = session_.step();
-    // Reading the metrics waits for the device, so the time is taken after it.
-    MOEC_ASSIGN_OR_RETURN(const StepMetrics metrics, session_.read_metrics(step - 1));
-    const std::chrono::duration<double> elapsed = Clock::now() - timer_;
-    const double seconds = elapsed.count() / static_cast<double>(step - timed_from_);
-    StepReport report{.step = step,
+  /// Takes in the metrics of steps that are done, in order, and waits for the oldest while more than `most`
+  /// are in flight. Looks again and again instead of waiting in CUDA, which would keep a core busy.
+  Status take_in(size_t most) {
+    while (!in_flight_.empty()) {
+      MOEC_ASSIGN_OR_RETURN(const bool ready, in_flight_.front().ready());
+      if (ready) {
+        MOEC_RETURN_IF_ERROR(take_in(in_flight_.front()));
+        in_flight_.pop_front();
+      } else if (in_flight_.size() > most) {
+        std::this_thread::sleep_for(std::chrono::duration<double>(sleep_seconds_));
+      } else {
+        return {};
+      }
+    }
+    return {};
+  }
+
+  Status take_in(LateMetrics& step) {
+    MOEC_ASSIGN_OR_RETURN(row_.metrics, step.metrics());
+    MOEC_ASSIGN_OR_RETURN(const double seconds, step.seconds());
+    row_.seconds += seconds;
+    ++row_.steps;
+    row_.skipped = row_.metrics.skipped_steps > skipped_steps_;
+    skipped_steps_ = row_.metrics.skipped_steps;
+    run_ahead(seconds);
+    const bool due = (step.step() + 1) % options_.log_every == 0;
+    return due || row_.skipped ? log_row() : Status();
+  }
+
+  /// Sets how far the host may be ahead of a device that takes so long for a step.
+  void run_ahead(double step_seconds) {
+    constexpr double kLeast = 2, kMost = Device::kMostLateReads - 1;
+    const double steps = std::clamp(kSecondsInFlight / std::max(step_seconds, 1e-9), kLeast, kMost);
+    most_in_flight_ = static_cast<size_t>(steps);
+    sleep_seconds_ = std::clamp(kShareAsleep * steps * step_seconds, kLeastSleep, kMostSleep);
+  }
+
+  /// Of the steps taken in since the last row.
+  Status log_row() {
+    const Row row = std::exchange(row_, {});
+    const double seconds = row.seconds / static_cast<double>(row.steps);
+    StepReport report{.step = row.metrics.step + 1,
+                      .skipped = row.skipped,
                       .max_steps = options_.max_steps,
-                      .metrics = metrics,
+                      .metrics = row.metrics,
                       .milliseconds = seconds * 1e3,
                       .tokens_per_second = tokens_per_step() / seconds,
                       .mfu = std::nullopt};
-    if (options_.peak_flops) report.mfu = flops_per_step() / seconds / *options_.peak_flops;
-    result_.train_loss = metrics.loss;
+    if (options_.ceilings.flops > 0) report.mfu = flops_per_step() / seconds / options_.ceilings.flops;
+    result_.train_loss = row.metrics.loss;
     if (observer_.on_step) observer_.on_step(report);
-    restart_timer();
     return log_line(to_json(report));
+  }
+
+  Status trace() {
+    if (tracer_->turns()) MOEC_RETURN_IF_ERROR(take_in(0));
+    return tracer_->before_step();
+  }
+
+  Status write_trace() {
+    if (!tracer_) return {};
+    MOEC_RETURN_IF_ERROR(tracer_->finish());
+    if (observer_.on_trace) observer_.on_trace(tracer_->trace());
+    return write_trace_file(options_.trace_file, session_.plan().plan, tracer_->trace(), options_.ceilings);
   }
 
   double tokens_per_step() const {
@@ -191,9 +268,13 @@ class Trainer {
   const TrainObserver& observer_;
   TrainResult result_;
   std::optional<LineFile> log_;
-  Clock::time_point timer_;
-  int64_t timed_from_ = 0;   // step at timer_
-  int64_t saved_step_ = -1;  // of the newest checkpoint
+  std::optional<StepTracer> tracer_;
+  std::deque<LateMetrics> in_flight_;  // steps submitted and not taken in, oldest first
+  size_t most_in_flight_ = 2;
+  double sleep_seconds_ = kLeastSleep;
+  Row row_;
+  int64_t skipped_steps_ = 0;  // by the steps taken in
+  int64_t saved_step_ = -1;    // of the newest checkpoint
 };
 
 }  // namespace

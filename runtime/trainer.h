@@ -9,11 +9,13 @@
 #include <string>
 #include <string_view>
 
+#include "runtime/ceilings.h"
 #include "runtime/dataset.h"
 #include "runtime/generate.h"
 #include "runtime/report.h"
 #include "runtime/session.h"
 #include "runtime/status.h"
+#include "runtime/step_tracer.h"
 
 namespace moec::runtime {
 
@@ -32,8 +34,10 @@ struct TrainOptions {
   bool resume = false;
   std::optional<uint64_t> seed;  // unset: the recipe's; not used on resume
   std::optional<double> lr;      // unset: the recipe's, on resume the run's
-  /// FLOP/s that the device can reach at most, for MFU.
-  std::optional<double> peak_flops;
+  /// What the device can do at best, for MFU and the trace; 0 where it is not known.
+  Ceilings ceilings;
+  /// Where the trace of some steps goes (step_tracer.h); empty for none.
+  std::string trace_file;
   /// Saved with the run, e.g. the data files and flags.
   nlohmann::json run_options = nlohmann::json::object();
   /// When it becomes true, the run ends after the step under way, with a checkpoint.
@@ -46,6 +50,7 @@ struct TrainObserver {
   std::function<void(int64_t step, double validation_loss)> on_evaluation;
   std::function<void(int64_t step, std::string_view text)> on_sample;
   std::function<void(int64_t step)> on_checkpoint;
+  std::function<void(const StepTrace&)> on_trace;
 };
 
 struct TrainResult {
@@ -56,8 +61,9 @@ struct TrainResult {
 };
 
 /// Trains until max_steps: initialises the session (or continues the checkpoint), then steps, with a log row,
-/// an evaluation, a checkpoint and a sample whenever they are due and at the end. The log of a continued run
-/// loses the lines after the checkpoint.
+/// an evaluation, a checkpoint and a sample whenever they are due and at the end. A step that was skipped has
+/// a row always. Rows lag behind the steps, which are submitted ahead of the device; evaluation, checkpoint
+/// and sample wait for it. The log of a continued run loses the lines after the checkpoint.
 Result<TrainResult> train(Session& session, Dataset data, const TrainOptions& options,
                           const TrainObserver& observer = {});
 

@@ -10,10 +10,12 @@
 #include <memory>
 #include <new>
 #include <optional>
+#include <utility>
 
 #include "compiler/error.h"
 #include "runtime/file_io.h"
 #include "tools/terminal.h"
+#include "tools/units.h"
 
 namespace moec::tools {
 namespace {
@@ -148,9 +150,17 @@ std::string number_fault(const std::string& text, bool whole, const std::string&
 }
 
 CLI::Validator one_of(std::vector<std::string> words) {
-  return {[words](const std::string& text) {
+  return {[words = std::move(words)](const std::string& text) {
             const bool known = std::find(words.begin(), words.end(), text) != words.end();
             return known ? "" : fmt::format("'{}' is not one of {}", text, fmt::join(words, ", "));
+          },
+          ""};
+}
+
+CLI::Validator byte_size() {
+  return {[](const std::string& text) {
+            return parse_bytes(text) ? ""
+                                     : fmt::format("'{}' is not a size such as 139GiB, 512MiB or 4096", text);
           },
           ""};
 }

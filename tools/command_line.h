@@ -52,6 +52,9 @@ CLI::Validator number(T low, std::optional<T> high = {}) {
 /// Accepts one of these words.
 CLI::Validator one_of(std::vector<std::string> words);
 
+/// Accepts sizes such as 139GiB (units.h).
+CLI::Validator byte_size();
+
 /// The root of a tool: its name, --help, --version and the look of the help text.
 void describe_tool(CLI::App& app, const std::string& name, const std::string& description);
 

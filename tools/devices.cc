@@ -26,10 +26,13 @@ void add_device_flags(CLI::App& app, DeviceFlags& flags) {
       ->type_name("N");
 }
 
+bool picks_cuda(const DeviceFlags& flags) {
+  return flags.device == "cuda" || (flags.device == "auto" && runtime::cuda_available().ok());
+}
+
 Result<std::unique_ptr<runtime::Device>> make_device(const DeviceFlags& flags) {
   cpu::set_threads(flags.threads);
-  const bool cuda = flags.device == "cuda" || (flags.device == "auto" && runtime::cuda_available().ok());
-  if (cuda) return runtime::make_cuda_device(execution_of(flags.execution));
+  if (picks_cuda(flags)) return runtime::make_cuda_device(execution_of(flags.execution));
   return runtime::make_cpu_device();
 }
 

@@ -19,6 +19,9 @@ struct DeviceFlags {
 /// Adds --device, --execution and --threads.
 void add_device_flags(CLI::App& app, DeviceFlags& flags);
 
+/// Whether make_device makes a CUDA device, or tries to.
+bool picks_cuda(const DeviceFlags& flags);
+
 /// A device by its name: cpu, cuda, or auto, which is cuda where a GPU can be used.
 Result<std::unique_ptr<runtime::Device>> make_device(const DeviceFlags& flags);
 

@@ -70,7 +70,7 @@ lockstep() {
 }
 
 sanitize() {
-  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/test_cuda" -tc="every op's samples run on memory*" | tee "$work/sanitize"
+  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/test_cuda" -tc="every op's samples run on memory*,the optimizer step*" | tee "$work/sanitize"
   local status=${PIPESTATUS[0]}
   sed -n 's/.*ERROR SUMMARY: \(.*\)/note: \1/p; s/.*RACECHECK SUMMARY: \(.*\)/note: \1/p' "$work/sanitize"
   return "$status"
@@ -101,9 +101,41 @@ sys.exit(abs(loss["cuda"] - loss["cpu"]) > 0.01 * loss["cpu"])
 PYTHON
 }
 
+# The step of a small model whose data passes through the window, replayed: what the GPU and the host lose between steps.
+replays() {
+  seq 1 40000 >"$work/numbers.txt"
+  "$bin/moerun" train "$root/schema/examples/char-gpt.json" --window-tokens 16385 --data "$work/numbers.txt" \
+    --encoding chars --device cuda --max-steps 500 --log-every 1 --peak-tflops 1 --out-dir "$work/run-replays" \
+    --trace "$work/trace.json" | grep '^trace' | tee "$work/replays" || return 1
+  python3 - "$work/replays" <<'PYTHON'
+import re, sys
+line = re.search(r"idle between replays ([\d.]+) us \| host waits a step ([\d.]+) \| host CPU time a step ([\d.]+) us", open(sys.argv[1]).read())
+if not line: sys.exit("the trace tells nothing of replays: is CUPTI installed?")
+idle, waits, host = map(float, line.groups())
+print(f"note: GPU idle {idle} us (< 10), host waits {waits} (0), host CPU {host} us (< 20) a step")
+sys.exit(idle >= 10 or waits > 0 or host >= 20)
+PYTHON
+}
+
+# Where the time of a step goes: a table per model, of which the sum is the step.
+step_tables() {
+  local model
+  for model in char-gpt moe-tiny; do
+    "$bin/moebench" --device=cuda --step "$root/schema/examples/$model.json" | tee -a "$work/steps" || return 1
+  done
+  grep -c '^step ' "$work/steps" | sed 's/.*/note: & models/'
+}
+
 timings() {
   "$bin/test_cuda" --no-skip -m -tc="step times" | tee "$work/times" || return 1
   sed -n 's/^\(char-gpt F32 whole.*\)/note: \1/p' "$work/times"
+}
+
+# Errors of single kernels against fp64, next to those of PyTorch.
+errors() {
+  mkdir -p "$work/values"
+  MOEC_VALUES=$work/values "$bin/test_cuda" --no-skip -tc="kernel values" || return 1
+  python3 "$root/tests/oracle/kernel_errors.py" "$work/values"
 }
 
 peer() {
@@ -113,21 +145,30 @@ peer() {
 
 check "tests" tests
 sed 's/"repeat": 12/"repeat": 2/' "$root/schema/examples/gpt2-124m.json" >"$work/gpt2-2-layers.json"
-for dtype in f32 bf16; do
+for dtype in f32 bf16 f16; do
   check "lockstep moe-tiny $dtype" lockstep "$root/schema/examples/moe-tiny.json" --dtype $dtype
   check "lockstep char-gpt $dtype" lockstep "$root/schema/examples/char-gpt.json" --dtype $dtype
+  # More rows than the head holds logits of at a time.
+  check "lockstep moe-tiny in chunks $dtype" lockstep "$root/schema/examples/moe-tiny.json" --dtype $dtype --batch-size 65
   check "lockstep gpt2-2-layers $dtype" lockstep "$work/gpt2-2-layers.json" --dtype $dtype --batch-size 1 --seq-len 256
 done
 for tool in memcheck racecheck initcheck synccheck; do
   check "planted fault $tool" planted $tool
   check "sanitizer $tool" sanitize $tool
 done
+if python3 -c 'import torch' 2>/dev/null; then
+  check "errors beside PyTorch" errors
+else
+  echo "errors beside PyTorch: not checked, python3 has no PyTorch"
+fi
 [[ -z $text ]] || check "training char-gpt" training
+check "replays" replays
+check "step tables" step_tables
 check "timings" timings
 [[ -z $peer ]] || check "peer" peer
 
 echo
-cat "$work/times" 2>/dev/null
+cat "$work/times" "$work/steps" 2>/dev/null
 printf '%s\n' "${rows[@]}"
 echo "logs in $logs"
 ((failures == 0))

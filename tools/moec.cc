@@ -12,6 +12,9 @@
 #include "schema/version.h"
 #include "tools/command_line.h"
 #include "tools/diff_command.h"
+#include "tools/fit_command.h"
+#include "tools/frontier_command.h"
+#include "tools/place_command.h"
 #include "tools/plan_report.h"
 #include "tools/recipe_flags.h"
 #include "tools/units.h"
@@ -123,6 +126,9 @@ int main(int argc, char** argv) {
                    explain),
       plan_command(app, "verify", "Check a plan's structure and meaning with the independent validator",
                    verify),
+      frontier_command(app),
+      fit_command(app),
+      place_command(app),
       diff_command(app)};
   return run_tool(app, argc, argv, commands);
 }

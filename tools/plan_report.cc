@@ -62,6 +62,56 @@ uint64_t device_bytes(const fb::PlanT& plan) {
   return bytes;
 }
 
+/// Predicted time of an optimizer step, and of that what is spent on computing again.
+struct PredictedTime {
+  double seconds = 0, again = 0;
+  uint64_t instructions_again = 0;
+};
+
+PredictedTime predicted_time(const fb::PlanT& plan) {
+  PredictedTime time;
+  for (const auto& program : plan.programs) {
+    const bool accumulate = program->kind == fb::ProgramKind::Accumulate;
+    if (!accumulate && program->kind != fb::ProgramKind::Apply) continue;
+    const double runs = accumulate ? plan.recipe->grad_accum : 1;
+    for (const auto& instruction : program->instructions) {
+      time.seconds += runs * instruction->seconds;
+      if (instruction->recompute) time.again += runs * instruction->seconds;
+      time.instructions_again += instruction->recompute;
+    }
+  }
+  return time;
+}
+
+/// What order and recompute do for the memory, where they do anything.
+std::string saving_rows(const fb::PlanT& plan) {
+  const PredictedTime time = predicted_time(plan);
+  const uint64_t saved = plan.saved_by_order;
+  std::string text;
+  if (saved > 0)
+    text += bytes_row(
+        "saved by order", saved,
+        time.instructions_again > 0
+            ? "before recompute"
+            : share_text(static_cast<double>(saved),
+                         static_cast<double>(saved + arena_size(plan, fb::ArenaKind::Activations))) +
+                  " of the arena in the order of differentiation");
+  if (time.instructions_again > 0)
+    text += row("recompute", with_commas(time.instructions_again),
+                fmt::format("instructions a micro-batch, {} of the predicted time",
+                            share_text(time.again, time.seconds)));
+  return text;
+}
+
+/// The predicted time of a step; nothing for a plan without prediction.
+std::string time_row(const fb::PlanT& plan, double tokens) {
+  if (plan.cost_model.empty()) return "";
+  const double seconds = predicted_time(plan).seconds;
+  return row(
+      "predicted time", short_time_text(seconds),
+      fmt::format("on {}, {} tok/s", plan.cost_model, with_commas(static_cast<uint64_t>(tokens / seconds))));
+}
+
 std::string memory_table(const fb::PlanT& plan) {
   const BytesByKind persistent = persistent_bytes(plan);
   std::string text = title("Memory");
@@ -73,7 +123,7 @@ std::string memory_table(const fb::PlanT& plan) {
   }
   const uint64_t activations = arena_size(plan, fb::ArenaKind::Activations);
   text += bytes_row("activation arena", activations, ratio_text(activations, plan.activations_lower_bound));
-  return text + bytes_row("all arenas", device_bytes(plan));
+  return text + bytes_row("all arenas", device_bytes(plan)) + saving_rows(plan);
 }
 
 std::string work_table(const fb::PlanT& plan) {
@@ -85,7 +135,8 @@ std::string work_table(const fb::PlanT& plan) {
   const auto tokens = uint64_t{recipe.batch_size} * recipe.seq_len * recipe.grad_accum;
   return title("One step") + row("tokens", with_commas(tokens)) + row("arithmetic", si_text(flops, "FLOP")) +
          row("memory traffic", si_text(bytes, "B"), "every operand once") +
-         row("instructions", with_commas(instructions), fmt::format("in {} programs", plan.programs.size()));
+         row("instructions", with_commas(instructions), fmt::format("in {} programs", plan.programs.size())) +
+         time_row(plan, static_cast<double>(tokens));
 }
 
 /// The largest buffers that are live at a program's peak, and the instruction that made each.
@@ -151,8 +202,10 @@ std::string recipe_text(const fb::RecipeT& recipe) {
   std::string text = fmt::format("{} x {} tokens", recipe.batch_size, recipe.seq_len);
   if (recipe.grad_accum > 1) text += fmt::format(" x {} micro-batches", recipe.grad_accum);
   const bool wide = recipe.dtype == fb::DType::F64;
-  return text + fmt::format(" a step, {} weights, {} gradients", lower(fb::EnumNameDType(recipe.dtype)),
-                            lower(fb::EnumNameDType(wide ? fb::DType::F64 : recipe.grad_dtype)));
+  return text + fmt::format(" a step, {} weights, {} gradients, {} moments",
+                            lower(fb::EnumNameDType(recipe.dtype)),
+                            lower(fb::EnumNameDType(wide ? fb::DType::F64 : recipe.grad_dtype)),
+                            lower(fb::EnumNameDType(wide ? fb::DType::F64 : recipe.moment_dtype)));
 }
 
 std::string summary(const fb::PlanT& plan) {

@@ -4,12 +4,17 @@
 #include <fmt/ranges.h>
 
 #include <limits>
+#include <memory>
 #include <utility>
 
+#include "compiler/cost_model.h"
 #include "compiler/error.h"
 #include "compiler/frontend.h"
 #include "runtime/file_io.h"
 #include "tools/command_line.h"
+#include "tools/measured_times.h"
+#include "tools/shortage.h"
+#include "tools/units.h"
 
 namespace moec::tools {
 namespace {
@@ -26,6 +31,11 @@ constexpr const char* type_name() {
 template <class T>
 CLI::Validator not_negative() {
   return number<T>(0, std::numeric_limits<T>::max());
+}
+
+fb::LossScaleT& loss_scale(fb::RecipeT& recipe) {
+  if (!recipe.loss_scale) recipe.loss_scale = std::make_unique<fb::LossScaleT>();
+  return *recipe.loss_scale;
 }
 
 }  // namespace
@@ -64,12 +74,23 @@ void RecipeFlags::add_to(CLI::App& app) {
   add<uint32_t>(app, "--batch-size", "Sequences per micro-batch", [](R& r, uint32_t v) { r.batch_size = v; });
   add<uint32_t>(app, "--seq-len", "Tokens per sequence", [](R& r, uint32_t v) { r.seq_len = v; });
   add<uint32_t>(app, "--grad-accum", "Micro-batches per step", [](R& r, uint32_t v) { r.grad_accum = v; });
-  add_enum<fb::DType>(app, "--dtype", "Weights and activations",
-                      {{"f32", fb::DType::F32}, {"f64", fb::DType::F64}, {"bf16", fb::DType::BF16}},
-                      [](R& r, fb::DType v) { r.dtype = v; });
+  add_enum<fb::DType>(
+      app, "--dtype", "Weights and activations",
+      {{"f32", fb::DType::F32}, {"f64", fb::DType::F64}, {"bf16", fb::DType::BF16}, {"f16", fb::DType::F16}},
+      [](R& r, fb::DType v) {
+        r.dtype = v;
+        if (v != fb::DType::F16) r.loss_scale.reset();
+      });
   add_enum<bool>(app, "--grad-dtype", "Gradients of the weights, 'same' as the weights or f32",
                  {{"f32", false}, {"same", true}},
                  [](R& r, bool same) { r.grad_dtype = same ? r.dtype : fb::DType::F32; });
+  add_enum<fb::DType>(app, "--moment-dtype", "AdamW's moments; bf16 is rounded stochastically",
+                      {{"f32", fb::DType::F32}, {"bf16", fb::DType::BF16}},
+                      [](R& r, fb::DType v) { r.moment_dtype = v; });
+  add<double>(app, "--loss-scale", "f16: factor of the loss at first, which adapts itself",
+              [](R& r, double v) { loss_scale(r).initial = v; });
+  add<uint32_t>(app, "--loss-scale-interval", "f16: steps without overflow until the factor doubles",
+                [](R& r, uint32_t v) { loss_scale(r).growth_interval = v; });
   app.add_option("--lr", lr_, "Peak learning rate")
       ->check(not_negative<float>())
       ->type_name("X")
@@ -104,6 +125,17 @@ void RecipeFlags::add_to(CLI::App& app) {
                           {"epoch", fb::Sampling::Epoch},
                           {"sequential", fb::Sampling::Sequential}},
                          [](R& r, fb::Sampling v) { r.sampling = v; });
+  const auto keep_budget = [this](const std::string& text) {
+    if (compile_flag_.empty()) compile_flag_ = "--memory-budget";
+    changes_.push_back([bytes = *parse_bytes(text)](R& r) { r.memory_budget = bytes; });
+  };
+  app.add_option_function<std::string>(
+         "--memory-budget", keep_budget,
+         "Bytes that all arenas may take together, e.g. 139GiB; what does not fit is\ncomputed again in the "
+         "backward pass")
+      ->check(byte_size())
+      ->type_name("BYTES")
+      ->group(kGroup);
   app.add_option("--seed", seed_, "Key of every random stream")
       ->check(not_negative<uint64_t>())
       ->type_name("N")
@@ -117,19 +149,62 @@ void RecipeFlags::add_to(CLI::App& app) {
       ->check(number<int64_t>(1))
       ->type_name("N")
       ->group(kGroup);
+  constexpr const char* kPrediction = "Predicted times";
+  app.add_option("--cost-model", cost_model_, "Device that times are predicted for (default: h200)")
+      ->check(one_of(CostModel::devices()))
+      ->type_name(fmt::format("{}", fmt::join(CostModel::devices(), "|")))
+      ->group(kPrediction);
+  app.add_option(
+         "--measured", measured_,
+         "Kernel times of that device, as moebench --benchmark_format=json writes them;\nthey replace "
+         "predicted ones")
+      ->type_name("FILE")
+      ->group(kPrediction);
 }
 
-Result<fb::PlanT> RecipeFlags::compile_spec(const std::string& path, CompileOptions options) const {
+fb::ModelT RecipeFlags::read_spec(const std::string& path) const {
   fb::ModelT model = read_model(path);
   for (const auto& change : changes_) change(*model.recipe);
   if (lr_) model.recipe->lr = *lr_;
   if (seed_) model.recipe->seed = *seed_;
+  return model;
+}
+
+Result<CompileOptions> RecipeFlags::options(CompileOptions options) const {
   if (window_tokens_) options.window_tokens = *window_tokens_;
+  if (!cost_model_.empty()) options.cost_model = cost_model_;
+  if (!measured_.empty()) {
+    MOEC_ASSIGN_OR_RETURN(options.measured_seconds, read_measured_times(measured_));
+  }
+  return options;
+}
+
+Result<fb::PlanT> RecipeFlags::compile_spec(const std::string& path, CompileOptions compile_options) const {
+  const fb::ModelT model = read_spec(path);
+  MOEC_ASSIGN_OR_RETURN(compile_options, options(std::move(compile_options)));
   try {
-    return compile(model, options);
+    return compile(model, compile_options);
+  } catch (const MemoryError& e) {
+    return input_error(fmt::format("{}: {}", path, shortage_text(model, compile_options, e.shortage)));
   } catch (const CompileError& e) {
     return input_error(fmt::format("{}: {}", path, e.what()));  // the compiler does not know the file
   }
+}
+
+Result<std::shared_ptr<const runtime::LoadedPlan>> open_plan_or_spec(const std::string& path,
+                                                                     const RecipeFlags& flags) {
+  MOEC_ASSIGN_OR_RETURN(std::string content, runtime::read_file(path));
+  const size_t first = content.find_first_not_of(" \t\r\n");
+  if (path.ends_with(".json") || (first != content.npos && content[first] == '{')) {
+    MOEC_ASSIGN_OR_RETURN(const fb::PlanT plan, flags.compile_spec(path));
+    const std::vector<uint8_t> bytes = serialize_plan(plan);
+    return runtime::parse_plan(std::string(bytes.begin(), bytes.end()), path);
+  }
+  if (!flags.compile_flag().empty())
+    return input_error(
+        fmt::format("{} is compiled into a plan: give it to moec, or train a SPEC instead of {}",
+                    flags.compile_flag(), path));
+  return runtime::parse_plan(std::move(content), path);
 }
 
 }  // namespace moec::tools

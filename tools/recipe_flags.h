@@ -4,15 +4,24 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "compiler/compile.h"
 #include "plan_generated.h"
+#include "runtime/plan.h"
 #include "runtime/status.h"
 
 namespace moec::tools {
+
+class RecipeFlags;
+
+/// The plan at the path, or the one that the spec there compiles to with the flags, which a plan takes none
+/// of.
+Result<std::shared_ptr<const runtime::LoadedPlan>> open_plan_or_spec(const std::string& path,
+                                                                     const RecipeFlags& flags);
 
 class RecipeFlags {
  public:
@@ -24,8 +33,14 @@ class RecipeFlags {
   std::optional<float> lr() const { return lr_; }
   std::optional<uint64_t> seed() const { return seed_; }
 
-  /// Compiles the spec at `path` with the recipe changed as the flags say. An input error names the file;
-  /// throws CompileError, with the place, for JSON that is no model.
+  /// The spec at `path` with the recipe changed as the flags say. Throws CompileError, with the place, for
+  /// JSON that is no model.
+  fb::ModelT read_spec(const std::string& path) const;
+  /// `options` with what the flags say about compiling. Fails for a file of measured times that cannot be
+  /// read.
+  Result<CompileOptions> options(CompileOptions options = {}) const;
+
+  /// Compiles the spec at `path`. An input error names the file; throws CompileError as read_spec does.
   Result<fb::PlanT> compile_spec(const std::string& path, CompileOptions options = {}) const;
 
  private:
@@ -42,6 +57,8 @@ class RecipeFlags {
   std::optional<float> lr_;
   std::optional<uint64_t> seed_;
   std::optional<int64_t> window_tokens_;
+  std::string cost_model_;
+  std::string measured_;  // file
 };
 
 }  // namespace moec::tools

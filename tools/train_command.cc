@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <atomic>
 #include <chrono>
@@ -8,10 +9,10 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
+#include <vector>
 
-#include "compiler/compile.h"
 #include "kernels/cpu/cpu_kernels.h"
-#include "runtime/file_io.h"
+#include "runtime/cuda/cuda_ceilings.h"
 #include "runtime/run_dir.h"
 #include "runtime/trainer.h"
 #include "tools/commands.h"
@@ -52,26 +53,6 @@ void stop_on_signals() {
   ::sigaction(SIGPIPE, &action, nullptr);  // nobody reads the rows any more
 }
 
-bool is_spec(const std::string& path, const std::string& content) {
-  const size_t first = content.find_first_not_of(" \t\r\n");
-  return path.ends_with(".json") || (first != content.npos && content[first] == '{');
-}
-
-/// The plan at the path, or the one that its spec compiles to.
-Result<std::shared_ptr<const runtime::LoadedPlan>> open_plan(const TrainFlags& flags) {
-  MOEC_ASSIGN_OR_RETURN(std::string content, runtime::read_file(flags.model));
-  if (is_spec(flags.model, content)) {
-    MOEC_ASSIGN_OR_RETURN(const fb::PlanT plan, flags.recipe.compile_spec(flags.model));
-    const std::vector<uint8_t> bytes = serialize_plan(plan);
-    return runtime::parse_plan(std::string(bytes.begin(), bytes.end()), flags.model);
-  }
-  if (!flags.recipe.compile_flag().empty())
-    return input_error(
-        fmt::format("{} is compiled into a plan: give it to moec, or train a SPEC instead of {}",
-                    flags.recipe.compile_flag(), flags.model));
-  return runtime::parse_plan(std::move(content), flags.model);
-}
-
 Result<int64_t> choose_max_steps(const TrainFlags& flags, const fb::RecipeT& recipe) {
   if (flags.max_steps) return *flags.max_steps;
   if (recipe.schedule->total_steps > 0) return int64_t{recipe.schedule->total_steps};
@@ -100,9 +81,32 @@ nlohmann::json run_options(const TrainFlags& flags, int64_t max_steps) {
           {"max_steps", max_steps}};
 }
 
+/// What the device of the flags can do at best, measured, or as the user says.
+Result<runtime::Ceilings> find_ceilings(const TrainFlags& flags, fb::DType dtype) {
+  runtime::Ceilings ceilings;
+  const bool measure = !flags.peak_tflops || !flags.options.trace_file.empty();
+  if (measure && picks_cuda(flags.device)) {
+    MOEC_ASSIGN_OR_RETURN(ceilings, runtime::measure_cuda_ceilings());
+  } else if (measure) {
+    cpu::set_threads(flags.device.threads);
+    ceilings.flops = cpu_matmul_rate(dtype);
+  }
+  if (flags.peak_tflops) ceilings.flops = *flags.peak_tflops * 1e12;
+  return ceilings;
+}
+
+/// "arenas: 1.20 GiB, context: 520 MiB".
+Result<std::string> memory_text(runtime::Device& device) {
+  MOEC_ASSIGN_OR_RETURN(const std::vector<runtime::MemoryUse> uses, device.memory_use());
+  std::vector<std::string> parts;
+  for (const runtime::MemoryUse& use : uses)
+    if (use.bytes > 0) parts.push_back(fmt::format("{}: {}", use.what, bytes_text(use.bytes)));
+  return fmt::format("{}", fmt::join(parts, ", "));
+}
+
 /// What is about to run, before the first step.
-void print_header(LiveOutput& out, runtime::Session& session, const runtime::Dataset& data,
-                  std::optional<double> peak) {
+Status print_header(LiveOutput& out, runtime::Session& session, const runtime::Dataset& data,
+                    const runtime::Ceilings& ceilings) {
   const fb::PlanT& plan = session.plan().plan;
   uint64_t memory = 0;
   for (const auto& arena : plan.arenas) memory += arena->size;
@@ -112,10 +116,12 @@ void print_header(LiveOutput& out, runtime::Session& session, const runtime::Dat
   out.line(fmt::format("data    {} tokens to train on, {} to validate", with_commas(data.train.size()),
                        with_commas(data.validation.size())));
   const std::string_view device = session.device().name();
-  out.line(fmt::format("device  {}{}{}, planned memory: {}", device,
+  out.line(fmt::format("device  {}{}, matrix product at best: {}", device,
                        device == "cpu" ? fmt::format(", threads: {}", cpu::threads()) : "",
-                       peak ? fmt::format(", matrix product at best: {}", si_text(*peak, "FLOP/s")) : "",
-                       bytes_text(memory)));
+                       si_text(ceilings.flops, "FLOP/s")));
+  MOEC_ASSIGN_OR_RETURN(const std::string taken, memory_text(session.device()));
+  out.line(fmt::format("memory  planned: {}; taken: {}", bytes_text(memory), taken));
+  return {};
 }
 
 /// Shows a run as it goes: on a terminal one row that is overwritten, of which some stay; elsewhere all rows.
@@ -134,7 +140,8 @@ class Progress {
                   out_.line(fmt::format("step {} | sample\n{}\n{}\n{}", step, paint_.dim(kRule),
                                         printable(text), paint_.dim(kRule)));
                 },
-            .on_checkpoint = nullptr};
+            .on_checkpoint = nullptr,
+            .on_trace = [this](const runtime::StepTrace& trace) { show(trace); }};
   }
 
  private:
@@ -151,6 +158,16 @@ class Progress {
       const double left = static_cast<double>(report.max_steps - report.step) * report.milliseconds / 1e3;
       out_.status(fmt::format("{} left | {}", duration_text(left), row));
     }
+  }
+
+  void show(const runtime::StepTrace& trace) {
+    out_.line(fmt::format("trace | instructions: {}", trace.instructions.method));
+    if (!trace.figures) return;
+    const runtime::ReplayFigures& figures = *trace.figures;
+    out_.line(fmt::format(
+        "trace | GPU idle between replays {:.2f} us | host waits a step {:.2f} | host CPU time a step {:.2f} "
+        "us",
+        1e6 * figures.idle_seconds, figures.host_waits, 1e6 * figures.host_cpu_seconds));
   }
 
   LiveOutput& out_;
@@ -178,24 +195,22 @@ Status check_resume(const TrainFlags& flags) {
 
 Status train(const TrainFlags& flags) {
   MOEC_RETURN_IF_ERROR(check_resume(flags));
-  MOEC_ASSIGN_OR_RETURN(const auto plan, open_plan(flags));
+  MOEC_ASSIGN_OR_RETURN(const auto plan, open_plan_or_spec(flags.model, flags.recipe));
   runtime::TrainOptions options = flags.options;
   MOEC_ASSIGN_OR_RETURN(options.max_steps, choose_max_steps(flags, *plan->plan.recipe));
   MOEC_ASSIGN_OR_RETURN(runtime::Dataset data, load_data(flags, plan->plan));
+  // Before the plan takes the device's memory.
+  MOEC_ASSIGN_OR_RETURN(options.ceilings, find_ceilings(flags, plan->plan.recipe->dtype));
   MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.device));
   options.seed = flags.recipe.seed();
   if (flags.recipe.lr()) options.lr = static_cast<double>(*flags.recipe.lr());
   options.sample.sampler.seed = options.seed.value_or(plan->plan.recipe->seed);
   options.run_options = run_options(flags, options.max_steps);
-  if (flags.peak_tflops)
-    options.peak_flops = *flags.peak_tflops * 1e12;
-  else if (session.device().name() == "cpu")
-    options.peak_flops = cpu_matmul_rate(plan->plan.recipe->dtype);
   options.stop = &stop_asked;
   stop_on_signals();
 
   LiveOutput out(stdout);
-  print_header(out, session, data, options.peak_flops);
+  MOEC_RETURN_IF_ERROR(print_header(out, session, data, options.ceilings));
   Progress progress(out);
   const auto start = std::chrono::steady_clock::now();
   MOEC_ASSIGN_OR_RETURN(const runtime::TrainResult result,
@@ -241,9 +256,12 @@ void add_run_flags(CLI::App& app, TrainFlags& flags) {
       ->type_name("TEXT");
   add_device_flags(app, flags.device);
   app.add_option("--peak-tflops", flags.peak_tflops,
-                 "100% of MFU (default: on the CPU, a matrix product, measured)")
+                 "100% of MFU (default: a matrix product, measured; on the GPU in bf16)")
       ->check(number<double>(1e-6))
       ->type_name("X");
+  app.add_option("--trace", options.trace_file,
+                 "Record some steps, for ui.perfetto.dev, and what the host costs the GPU")
+      ->type_name("FILE");
 }
 
 constexpr const char* kExamples = R"(Examples:

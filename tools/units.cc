@@ -2,11 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <iterator>
+#include <string_view>
 
 namespace moec::tools {
 namespace {
+
+constexpr const char* kByteUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
 
 /// Three significant digits: 1.23, 12.3, 123.
 std::string three_digits(double value) {
@@ -22,12 +27,26 @@ std::string with_commas(uint64_t value) {
 }
 
 std::string bytes_text(uint64_t bytes) {
-  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
   if (bytes < 1024) return fmt::format("{} B", bytes);
   auto value = static_cast<double>(bytes);
   size_t unit = 0;
   for (; value >= 999.5; ++unit) value /= 1024;
-  return fmt::format("{} {}", three_digits(value), kUnits[unit]);
+  return fmt::format("{} {}", three_digits(value), kByteUnits[unit]);
+}
+
+std::optional<uint64_t> parse_bytes(const std::string& text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || !(value >= 0)) return {};
+  std::string_view unit(end, static_cast<size_t>(text.data() + text.size() - end));
+  unit.remove_prefix(std::min(unit.find_first_not_of(' '), unit.size()));
+  if (unit.empty()) unit = kByteUnits[0];
+  const auto found = std::ranges::find(kByteUnits, unit);
+  if (found == std::end(kByteUnits)) return {};
+  const double bytes = std::ldexp(value, 10 * static_cast<int>(found - std::begin(kByteUnits)));
+  constexpr double kMost = 1e18;
+  if (bytes > kMost) return {};
+  return static_cast<uint64_t>(bytes);
 }
 
 std::string si_text(double value, const std::string& unit) {
@@ -44,6 +63,12 @@ std::string duration_text(double seconds) {
   const auto whole = std::llround(seconds);
   if (whole < 3600) return fmt::format("{} min {:02} s", whole / 60, whole % 60);
   return fmt::format("{} h {:02} min", whole / 3600, whole % 3600 / 60);
+}
+
+std::string short_time_text(double seconds) {
+  if (seconds < 0.9995e-3) return three_digits(seconds * 1e6) + " us";
+  if (seconds < 0.9995) return three_digits(seconds * 1e3) + " ms";
+  return three_digits(seconds) + " s";
 }
 
 std::string share_text(double part, double whole) {

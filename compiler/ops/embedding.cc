@@ -26,6 +26,11 @@ void infer_embedding_bwd(OpCall& call) {
   set_gradient(call, 0, {attrs.vocab_size, attrs.dim});
 }
 
+/// A row of the weight per token.
+double embedding_bytes(const OpCall& call) {
+  return static_cast<double>(call.input(0).bytes() + 2 * call.output(0).bytes());
+}
+
 std::vector<Sample> embedding_samples() {
   return {{"repeated tokens", {{"t", {2, 5}, Fill::kTokens, 7}}, R"([
     {name: "y", inputs: ["t"], op_type: "Embedding", op: {vocab_size: 9, dim: 6, init_std: 1}}])"}};
@@ -65,6 +70,7 @@ const OpDef embedding = {.key = "embedding",
                          .attrs = fb::Op::Embedding,
                          .infer = infer_embedding,
                          .flops = flops_per_element<0>,
+                         .bytes = embedding_bytes,
                          .in_models = true,
                          .parameters = embedding_parameters,
                          .backward = embedding_rule,

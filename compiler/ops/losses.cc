@@ -31,6 +31,25 @@ void cross_entropy_rule(BackwardContext& b) {
   b.emit("cross_entropy_bwd", {b.grad(0), b.input(0), b.input(1), b.output(1)}, {0});
 }
 
+/// Products of all rows with the weight: for the logits, and with gradients twice more.
+double linear_cross_entropy_flops(const OpCall& call) {
+  const TensorType &x = call.input(0), &weight = call.input(1);
+  const double logits = static_cast<double>(x.rows()) * static_cast<double>(weight.rows());
+  return logits * ((call.has_input(3) ? 6 : 2) * static_cast<double>(x.cols()) + 4);
+}
+
+void infer_linear_cross_entropy(OpCall& call) {
+  const TensorType &x = call.input(0), &weight = call.input(1), &targets = call.input(2);
+  call.require(x.dtype == call.precision().compute && !x.shape.empty() && weight.cols() == x.cols(),
+               "weight {} does not fit x {}", weight.to_string(), x.to_string());
+  call.require(targets.dtype == fb::DType::I32 && targets.elements() == x.rows(),
+               "targets {} do not fit x {}", targets.to_string(), x.to_string());
+  call.set_output(0, scalar_type(call));
+  if (!call.has_input(3)) return;
+  call.set_output(1, x);
+  set_gradient(call, 2, weight.shape);
+}
+
 void infer_second(OpCall& call) { call.set_output(0, call.input(1)); }
 
 void infer_aux_loss(OpCall& call) {
@@ -55,7 +74,10 @@ void router_z_loss_rule(BackwardContext& b) { b.emit("router_z_loss_bwd", {b.gra
 std::vector<Sample> cross_entropy_samples() {
   const std::string nodes = R"([{name: "y", inputs: ["x", "t"], op_type: "CrossEntropy", op: {}}])";
   return {{"some ignored", {{"x", {2, 5, 7}}, {"t", {2, 5}, Fill::kTargets, 7}}, nodes},
-          {"one row", {{"x", {1, 33}}, {"t", {1}, Fill::kTokens, 33}}, nodes}};
+          {"one row", {{"x", {1, 33}}, {"t", {1}, Fill::kTokens, 33}}, nodes},
+          {"of a linear", {{"x", {3, 7, 5}}, {"t", {3, 7}, Fill::kTargets, 11}}, R"([
+             {name: "logits", inputs: ["x"], op_type: "Linear", op: {out_features: 11, init_std: 1}},
+             {name: "y", inputs: ["logits", "t"], op_type: "CrossEntropy", op: {}}])"}};
 }
 
 std::vector<Sample> aux_loss_samples() {
@@ -85,6 +107,13 @@ const OpDef cross_entropy = {.key = "cross_entropy",
                              .samples = cross_entropy_samples};
 const OpDef cross_entropy_bwd = {
     .key = "cross_entropy_bwd", .attrs = fb::Op::CrossEntropy, .infer = infer_second, .flops = input_flops};
+
+/// Made by the fuse pass of a Linear and the CrossEntropy of its output; with `dloss` also of their
+/// gradients.
+const OpDef linear_cross_entropy = {.key = "linear_cross_entropy",
+                                    .attrs = fb::Op::CrossEntropy,
+                                    .infer = infer_linear_cross_entropy,
+                                    .flops = linear_cross_entropy_flops};
 
 const OpDef aux_loss = {.key = "aux_loss",
                         .attrs = fb::Op::AuxLoss,

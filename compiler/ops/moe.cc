@@ -93,6 +93,25 @@ void infer_grouped_linear_bwd_input(OpCall& call) {
   call.set_output(0, {call.input(0).dtype, with_cols(call.input(0).shape, call.input(2).cols())});
 }
 
+void infer_grouped_linear_swiglu(OpCall& call) {
+  infer_grouped_linear(call);
+  const TensorType& h = call.output(0);
+  call.require(h.cols() % 2 == 0, "needs interleaved gate and up columns, not {}", h.to_string());
+  call.set_output(1, {h.dtype, with_cols(h.shape, h.cols() / 2)});
+}
+
+void infer_grouped_linear_bwd_input_swiglu(OpCall& call) {
+  const TensorType& h = call.input(3);
+  call.require(h.cols() == 2 * call.input(2).cols(), "gates and ups {} do not fit weight {}", h.to_string(),
+               call.input(2).to_string());
+  call.set_output(0, h);
+  call.set_output(1, {h.dtype, with_cols(h.shape, h.cols() / 2)});
+}
+
+double grouped_linear_bwd_input_swiglu_flops(const OpCall& call) {
+  return grouped_flops(call.input(0), call.output(1).cols());
+}
+
 void infer_grouped_linear_bwd_weight(OpCall& call) {
   set_gradient(call, 0,
                {call.attrs<fb::GroupedLinearT>().experts, call.input(0).cols(), call.input(1).cols()});
@@ -161,6 +180,9 @@ std::vector<Sample> combine_samples() {
           {"one choice",
            {{"rows", {7, 6}}, {"weights", {7, 1}}, {"experts", {7, 1}, Fill::kOneExpert, 4}},
            index},
+          {"long rows",
+           {{"rows", {4, 150}}, {"weights", {2, 2}}, {"experts", {2, 2}, Fill::kDistinctExperts, 4}},
+           index},
           {"top-k ties", {{"x", {5, 3}}, {"logits", {5, 4}, Fill::kTies}}, layer}};
 }
 
@@ -169,7 +191,20 @@ std::vector<Sample> dispatch_samples() {
     {name: "index", inputs: ["experts"], op_type: "ExpertIndex", op: {experts: 4}},
     {name: "y", inputs: ["x", "index.permutation", "index.inverse"], op_type: "Dispatch", op: {}}])";
   return {{"an empty expert", {{"x", {3, 5, 6}}, {"experts", {3, 5, 2}, Fill::kDistinctExperts, 4}}, nodes},
-          {"all on the same", {{"x", {7, 6}}, {"experts", {7, 1}, Fill::kOneExpert, 4}}, nodes}};
+          {"all on the same", {{"x", {7, 6}}, {"experts", {7, 1}, Fill::kOneExpert, 4}}, nodes},
+          {"long rows", {{"x", {2, 150}}, {"experts", {2, 2}, Fill::kDistinctExperts, 4}}, nodes}};
+}
+
+/// Nodes of experts as models have them, which are fused.
+std::string swiglu_layer(bool bias) {
+  return fmt::format(R"([
+    {{name: "index", inputs: ["experts"], op_type: "ExpertIndex", op: {{experts: 4}}}},
+    {{name: "gate_up", inputs: ["x", "index.offsets"], op_type: "GroupedLinear",
+      op: {{experts: 4, out_features: 10, bias: {0}, init_std: 1}}}},
+    {{name: "swiglu", inputs: ["gate_up"], op_type: "Swiglu", op: {{}}}},
+    {{name: "y", inputs: ["swiglu", "index.offsets"], op_type: "GroupedLinear",
+      op: {{experts: 4, out_features: 3, bias: {0}, init_std: 1}}}}])",
+                     bias);
 }
 
 std::vector<Sample> grouped_linear_samples() {
@@ -179,7 +214,13 @@ std::vector<Sample> grouped_linear_samples() {
      op: {experts: 4, out_features: 5, bias: true, init_std: 1}}])";
   return {{"an empty expert", {{"x", {30, 3}}, {"experts", {15, 2}, Fill::kDistinctExperts, 4}}, nodes},
           {"all on the same", {{"x", {14, 3}}, {"experts", {7, 2}, Fill::kOneExpert, 4}}, nodes},
-          {"one row", {{"x", {1, 3}}, {"experts", {1, 1}, Fill::kDistinctExperts, 4}}, nodes}};
+          {"one row", {{"x", {1, 3}}, {"experts", {1, 1}, Fill::kDistinctExperts, 4}}, nodes},
+          {"SwiGLU between",
+           {{"x", {10, 3}}, {"experts", {5, 2}, Fill::kDistinctExperts, 4}},
+           swiglu_layer(false)},
+          {"SwiGLU between, biased",
+           {{"x", {14, 3}}, {"experts", {7, 2}, Fill::kOneExpert, 4}},
+           swiglu_layer(true)}};
 }
 
 }  // namespace
@@ -222,6 +263,14 @@ const OpDef grouped_linear_bwd_input = {.key = "grouped_linear_bwd_input",
                                         .attrs = fb::Op::GroupedLinear,
                                         .infer = infer_grouped_linear_bwd_input,
                                         .flops = grouped_linear_flops};
+const OpDef grouped_linear_swiglu = {.key = "grouped_linear_swiglu",
+                                     .attrs = fb::Op::GroupedLinear,
+                                     .infer = infer_grouped_linear_swiglu,
+                                     .flops = grouped_linear_flops};
+const OpDef grouped_linear_bwd_input_swiglu = {.key = "grouped_linear_bwd_input_swiglu",
+                                               .attrs = fb::Op::GroupedLinear,
+                                               .infer = infer_grouped_linear_bwd_input_swiglu,
+                                               .flops = grouped_linear_bwd_input_swiglu_flops};
 const OpDef grouped_linear_bwd_weight = {.key = "grouped_linear_bwd_weight",
                                          .attrs = fb::Op::GroupedLinear,
                                          .infer = infer_grouped_linear_bwd_weight,

@@ -1,4 +1,4 @@
-// RMSNorm and LayerNorm over the last dimension.
+// RMSNorm and LayerNorm over the last dimension, alone and of the sum of two values.
 #include "compiler/ops/ops.h"
 
 namespace moec::ops {
@@ -12,10 +12,34 @@ void require_rows(const OpCall& call) {
                call.input(0).to_string());
 }
 
+/// One number per row: a mean or the reciprocal of a standard deviation.
+void set_statistic(OpCall& call, int output) {
+  call.set_output(output, {call.precision().accumulator(), leading(call.input(0))});
+}
+
 void infer_rmsnorm(OpCall& call) {
   require_rows(call);
   infer_like_first(call);
-  call.set_output(1, {call.precision().accumulator(), leading(call.input(0))});
+  set_statistic(call, 1);
+}
+
+void infer_layernorm(OpCall& call) {
+  infer_rmsnorm(call);
+  set_statistic(call, 2);
+}
+
+void infer_add_rmsnorm(OpCall& call) {
+  require_rows(call);
+  call.require(call.input(0) == call.input(1), "{} and {} differ", call.input(0).to_string(),
+               call.input(1).to_string());
+  infer_like_first(call);
+  call.set_output(1, call.input(0));
+  set_statistic(call, 2);
+}
+
+void infer_add_layernorm(OpCall& call) {
+  infer_add_rmsnorm(call);
+  set_statistic(call, 3);
 }
 
 std::vector<ParameterSpec> rmsnorm_parameters(const OpCall& call) {
@@ -30,13 +54,6 @@ void rmsnorm_rule(BackwardContext& b) {
 void infer_rmsnorm_bwd(OpCall& call) {
   infer_like_first(call);
   set_gradient(call, 1, call.input(2).shape);
-}
-
-void infer_layernorm(OpCall& call) {
-  require_rows(call);
-  infer_like_first(call);
-  call.set_output(1, {call.precision().accumulator(), leading(call.input(0))});
-  call.set_output(2, {call.precision().accumulator(), leading(call.input(0))});
 }
 
 std::vector<ParameterSpec> layernorm_parameters(const OpCall& call) {
@@ -60,15 +77,40 @@ std::vector<Sample> rmsnorm_samples() {
   return {
       {"rows", {{"x", {2, 3, 8}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {eps: 0.001}}])"},
       {"ragged, one row", {{"x", {1, 1, 37}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
-      {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"}};
+      {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
+      {"long rows", {{"x", {2, 150}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
+      {"longer rows", {{"x", {2, 300}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"}};
 }
 
 std::vector<Sample> layernorm_samples() {
-  return {{"with bias", {{"x", {2, 3, 8}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
-          {"without bias",
-           {{"x", {3, 19}}},
-           R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {bias: false, eps: 0.01}}])"},
-          {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"}};
+  return {
+      {"with bias", {{"x", {2, 3, 8}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
+      {"without bias",
+       {{"x", {3, 19}}},
+       R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {bias: false, eps: 0.01}}])"},
+      {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
+      {"long rows", {{"x", {2, 150}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
+      {"longer rows", {{"x", {2, 300}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"}};
+}
+
+/// A pre-norm block without its branch, so that the gradient of the sum is one of the norm and one around it.
+std::vector<Sample> add_norm_samples(const char* op, const char* attrs) {
+  const std::string nodes = fmt::format(R"([{{name: "sum", inputs: ["a", "b"], op_type: "Add", op: {{}}}},
+                      {{name: "norm", inputs: ["sum"], op_type: "{}", op: {}}},
+                      {{name: "y", inputs: ["sum", "norm"], op_type: "Mul", op: {{}}}}])",
+                                        op, attrs);
+  return {{"rows", {{"a", {2, 3, 8}}, {"b", {2, 3, 8}}}, nodes},
+          {"ragged, one row", {{"a", {1, 1, 37}}, {"b", {1, 1, 37}}}, nodes},
+          {"many rows", {{"a", {131, 5}}, {"b", {131, 5}}}, nodes},
+          {"long rows", {{"a", {2, 150}}, {"b", {2, 150}}}, nodes}};
+}
+
+std::vector<Sample> add_rmsnorm_samples() { return add_norm_samples("RmsNorm", "{eps: 0.001}"); }
+std::vector<Sample> add_layernorm_samples() {
+  std::vector<Sample> samples = add_norm_samples("LayerNorm", "{eps: 0.001}");
+  const std::vector<Sample> without_bias = add_norm_samples("LayerNorm", "{bias: false}");
+  samples.insert(samples.end(), without_bias.begin(), without_bias.end());
+  return samples;
 }
 
 }  // namespace
@@ -81,6 +123,11 @@ const OpDef rmsnorm = {.key = "rmsnorm",
                        .parameters = rmsnorm_parameters,
                        .backward = rmsnorm_rule,
                        .samples = rmsnorm_samples};
+const OpDef add_rmsnorm = {.key = "add_rmsnorm",
+                           .attrs = fb::Op::FusedNorm,
+                           .infer = infer_add_rmsnorm,
+                           .flops = flops_per_element<5>,
+                           .samples = add_rmsnorm_samples};
 const OpDef rmsnorm_bwd = {.key = "rmsnorm_bwd",
                            .attrs = fb::Op::RmsNorm,
                            .infer = infer_rmsnorm_bwd,
@@ -94,6 +141,11 @@ const OpDef layernorm = {.key = "layernorm",
                          .parameters = layernorm_parameters,
                          .backward = layernorm_rule,
                          .samples = layernorm_samples};
+const OpDef add_layernorm = {.key = "add_layernorm",
+                             .attrs = fb::Op::FusedNorm,
+                             .infer = infer_add_layernorm,
+                             .flops = flops_per_element<8>,
+                             .samples = add_layernorm_samples};
 const OpDef layernorm_bwd = {.key = "layernorm_bwd",
                              .attrs = fb::Op::LayerNorm,
                              .infer = infer_layernorm_bwd,

@@ -25,6 +25,11 @@ void infer_load_batch(OpCall& call) {
                "the token window must be i32[W]");
 }
 
+/// A batch is a small part of the window.
+double load_batch_bytes(const OpCall& call) {
+  return 2.0 * static_cast<double>(call.output(0).bytes() + call.output(1).bytes());
+}
+
 double grad_norm_flops(const OpCall& call) {
   double elements = 0;
   for (size_t i = 1; i < call.input_count(); ++i)
@@ -39,7 +44,15 @@ void infer_adamw(OpCall& call) {
   call.set_output(0, call.input(0));
   call.set_output(1, call.input(2));
   call.set_output(2, call.input(3));
-  if (call.has_input(4)) call.set_output(3, call.input(4));
+  const fb::DType dtype = call.input(0).dtype;
+  const bool halves = dtype == fb::DType::BF16, copies = dtype == fb::DType::F16;
+  call.require(call.has_input(4) == (halves || copies),
+               "16-bit parameters need f32 masters, others have none");
+  if (!call.has_input(4)) return;
+  call.require(call.input(4).shape == call.input(0).shape &&
+                   call.input(4).dtype == (halves ? fb::DType::U16 : fb::DType::F32),
+               "the masters of {} are {}", call.input(0).to_string(), call.input(4).to_string());
+  call.set_output(3, call.input(4));
 }
 
 void infer_select_token(OpCall& call) {
@@ -55,8 +68,11 @@ const OpDef init_normal = {
 const OpDef fill = {.key = "fill", .attrs = fb::Op::Fill, .infer = [](OpCall&) {}, .flops = no_flops};
 const OpDef seed_gradient = {
     .key = "seed_gradient", .attrs = fb::Op::SeedGradient, .infer = infer_seed_gradient, .flops = no_flops};
-const OpDef load_batch = {
-    .key = "load_batch", .attrs = fb::Op::LoadBatch, .infer = infer_load_batch, .flops = no_flops};
+const OpDef load_batch = {.key = "load_batch",
+                          .attrs = fb::Op::LoadBatch,
+                          .infer = infer_load_batch,
+                          .flops = no_flops,
+                          .bytes = load_batch_bytes};
 const OpDef record_loss = {
     .key = "record_loss", .attrs = fb::Op::RecordLoss, .infer = infer_update<1>, .flops = no_flops};
 const OpDef lr_schedule = {

@@ -107,11 +107,13 @@ void swiglu_bwd(const KernelCall& call) {
     const T* dy = call.inputs[0].as<const T>();
     const T* x = call.inputs[1].as<const T>();
     T* dx = call.outputs[0].as<T>();
+    T* y = call.outputs[1].as<T>();
     parallel_ranges(call.inputs[0].elements(), kPieceElements, [=](int64_t begin, int64_t end) {
 #pragma GCC ivdep
       for (int64_t i = begin; i < end; ++i) {
         const Acc gate = x[2 * i], up = x[2 * i + 1], g = dy[i];
         const Acc s = sigmoid_fast(gate);
+        if (y) y[i] = static_cast<T>(gate * s * up);
         dx[2 * i] = static_cast<T>(g * up * s * (1 + gate * (1 - s)));
         dx[2 * i + 1] = static_cast<T>(g * gate * s);
       }

@@ -97,7 +97,7 @@ void multiply_tile(const Product& product, int64_t row, int64_t col, int64_t hei
                 cols = std::min(kTileCols, product.c.cols - col);
   const int64_t inner = product.a.cols;
   const Matrix target = product.c.block(row, col, rows, cols);
-  const bool rounds = target.dtype == fb::DType::BF16;
+  const bool rounds = dtype_size(target.dtype) == 2;
   const Matrix sum = rounds ? Matrix{c_scratch, fb::DType::F32, rows, cols, cols} : target;
 
   // What the sum over k is added to.
@@ -142,7 +142,7 @@ void copy(const Matrix& source, const Matrix& target) {
 }
 
 Matrix load(const Matrix& source, float* scratch) {
-  if (source.dtype != fb::DType::BF16) return source;
+  if (dtype_size(source.dtype) != 2) return source;
   if (source.transposed) return load(source.t(), scratch).t();
   const Matrix converted = {scratch, fb::DType::F32, source.rows, source.cols, source.cols};
   copy(source, converted);

@@ -11,7 +11,7 @@
 
 namespace moec::cpu {
 
-/// A matrix in memory, not owned: F32, F64 or BF16. Element (i, j) is at data[i * stride + j], or at
+/// A matrix in memory, not owned: of any float type. Element (i, j) is at data[i * stride + j], or at
 /// data[j * stride + i] when transposed.
 struct Matrix {
   void* data = nullptr;
@@ -52,8 +52,8 @@ Matrix load(const Matrix& source, float* scratch);
 void gemm(double alpha, const Matrix& a, const Matrix& b, double beta, const Matrix& c);
 
 /// c[m,n] = a[m,k] b[k,n], plus `bias` (a row of n) in every row if it has data, plus the old c if
-/// `accumulate`; not both. Operands may be BF16 or F32 in any mixture (sums are F32), or all F64; c is not
-/// transposed.
+/// `accumulate`; not both. Operands may be F32, BF16 or F16 in any mixture (sums are F32), or all F64; c is
+/// not transposed.
 struct Product {
   Matrix a;
   Matrix b;

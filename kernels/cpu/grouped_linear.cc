@@ -68,6 +68,21 @@ void grouped_linear_bwd_input(const KernelCall& call) {
   });
 }
 
+void grouped_linear_swiglu(const KernelCall& call) {
+  const TensorView &h = call.outputs[0], &y = call.outputs[1];
+  grouped_linear({.inputs = call.inputs, .outputs = {h}, .op = call.op});
+  swiglu({.inputs = {h}, .outputs = {y}});
+}
+
+void grouped_linear_bwd_input_swiglu(const KernelCall& call) {
+  const TensorView &dy = call.inputs[0], &offsets = call.inputs[1], &weight = call.inputs[2],
+                   &h = call.inputs[3], &dh = call.outputs[0], &y = call.outputs[1];
+  const TensorView& activation_gradient = y;  // until y takes its place
+  grouped_linear_bwd_input(
+      {.inputs = {dy, offsets, weight}, .outputs = {activation_gradient}, .op = call.op});
+  swiglu_bwd({.inputs = {activation_gradient, h}, .outputs = {dh, y}});
+}
+
 void grouped_linear_bwd_weight(const KernelCall& call) {
   const TensorView &dy = call.inputs[0], &rows = call.inputs[1], &dweight = call.outputs[0];
   const bool accumulate = call.inputs[3].present();

@@ -1,5 +1,5 @@
-// Affine maps of the last dimension: y = x weight^T (+ bias). x[R,I] and y[R,O] stand for any leading
-// dimensions.
+// Affine maps of the last dimension: y = x weight^T (+ bias), alone and with what precedes or follows them.
+// x[R,I] and y[R,O] stand for any leading dimensions.
 #include <algorithm>
 
 #include "kernels/cpu/cpu_kernels.h"
@@ -9,10 +9,62 @@
 #include "kernels/workspace.h"
 
 namespace moec::cpu {
+namespace {
+
+/// Runs a kernel of another row of the catalog as a part of one.
+template <class Attrs>
+void run(CpuKernel kernel, std::vector<TensorView> inputs, TensorView output, Attrs attrs) {
+  fb::OpUnion op;
+  op.Set(std::move(attrs));
+  kernel({.inputs = std::move(inputs), .outputs = {output}, .workspace = {}, .op = &op});
+}
+
+fb::GeluT gelu_attrs(fb::Activation activation) {
+  fb::GeluT attrs;
+  attrs.tanh = activation == fb::Activation::GeluTanh;
+  return attrs;
+}
+
+void activate(fb::Activation activation, const TensorView& x, const TensorView& y) {
+  if (activation == fb::Activation::Silu) {
+    run(silu, {x}, y, fb::SiluT());
+  } else {
+    run(gelu, {x}, y, gelu_attrs(activation));
+  }
+}
+
+/// dx = dy times the derivative at x.
+void differentiate(fb::Activation activation, const TensorView& dy, const TensorView& x,
+                   const TensorView& dx) {
+  if (activation == fb::Activation::Silu) {
+    run(silu_bwd, {dy, x}, dx, fb::SiluT());
+  } else {
+    run(gelu_bwd, {dy, x}, dx, gelu_attrs(activation));
+  }
+}
+
+}  // namespace
 
 void linear(const KernelCall& call) {
   const Matrix x = as_matrix(call.inputs[0]), weight = as_matrix(call.inputs[1]);
   multiply({.a = x, .b = weight.t(), .c = as_matrix(call.outputs[0]), .bias = as_matrix(call.inputs[2])});
+}
+
+/// One step after the other: the reference for kernels that save passes over memory.
+void fused_linear(const KernelCall& call) {
+  const auto& attrs = call.attrs<fb::FusedLinearT>();
+  const TensorView &residual = call.inputs[3], &state = call.inputs[4], &y = call.outputs[0];
+  const TensorView& z = call.outputs[1].present() ? call.outputs[1] : y;
+  const Matrix x = as_matrix(call.inputs[0]), weight = as_matrix(call.inputs[1]);
+  multiply({.a = x, .b = weight.t(), .c = as_matrix(z), .bias = as_matrix(call.inputs[2])});
+  if (attrs.activation != fb::Activation::None) activate(attrs.activation, z, y);
+  if (attrs.dropout_p > 0 && state.present()) {
+    fb::DropoutT dropped;
+    dropped.p = attrs.dropout_p;
+    dropped.stream = attrs.dropout_stream;
+    run(dropout, {y, state}, y, dropped);
+  }
+  if (residual.present()) run(add, {residual, y}, y, fb::AddT());
 }
 
 void linear_bwd_input(const KernelCall& call) {
@@ -23,6 +75,19 @@ void linear_bwd_input(const KernelCall& call) {
 void linear_bwd_weight(const KernelCall& call) {
   const Matrix dy = as_matrix(call.inputs[0]), x = as_matrix(call.inputs[1]);
   multiply({.a = dy.t(), .b = x, .c = as_matrix(call.outputs[0]), .accumulate = call.inputs[2].present()});
+}
+
+void fused_linear_bwd_input(const KernelCall& call) {
+  const TensorView &z = call.inputs[2], &dx = call.outputs[0];
+  linear_bwd_input({.inputs = {call.inputs[0], call.inputs[1]}, .outputs = {dx}, .workspace = {}});
+  differentiate(call.attrs<fb::FusedLinearT>().activation, dx, z, dx);
+}
+
+void linear_bwd_parameters(const KernelCall& call) {
+  const TensorView& dy = call.inputs[0];
+  linear_bwd_weight(
+      {.inputs = {dy, call.inputs[1], call.inputs[2]}, .outputs = {call.outputs[0]}, .workspace = {}});
+  bias_bwd({.inputs = {dy, call.inputs[3]}, .outputs = {call.outputs[1]}, .workspace = call.workspace});
 }
 
 /// Ranges of rows are summed to partial sums [kColumnPartials, O] in f64, which are then added in order.

@@ -1,4 +1,6 @@
-// RMSNorm and LayerNorm over the last dimension D. Statistics are kept per row in the accumulation type.
+// RMSNorm and LayerNorm over the last dimension D, alone and of the sum of two values. Statistics are kept
+// per row in the accumulation type. A sum is normalised as it is stored, which is what the backward pass
+// reads.
 #include <cmath>
 
 #include "kernels/cpu/cpu_kernels.h"
@@ -7,6 +9,13 @@
 
 namespace moec::cpu {
 namespace {
+
+/// sum may be a or b.
+template <class T, class Acc = Accumulator<T>>
+void add_row(const T* a, const T* b, T* sum, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) sum[i] = static_cast<T>(static_cast<Acc>(a[i]) + static_cast<Acc>(b[i]));
+}
 
 /// y may be x. Returns 1 / sqrt(mean(x^2) + eps).
 template <class T, class Acc = Accumulator<T>>
@@ -21,9 +30,10 @@ Acc rmsnorm_row(const T* x, const T* weight, T* y, int64_t n, Acc eps) {
   return rstd;
 }
 
-/// Writes dx, which may be dy, and adds the row's share to dweight.
+/// Writes dx, which may be dy or dresidual, and adds the row's share to dweight. dresidual may be null.
 template <class T, class Acc = Accumulator<T>>
-void rmsnorm_bwd_row(const T* dy, const T* x, const T* weight, Acc rstd, T* dx, Acc* dweight, int64_t n) {
+void rmsnorm_bwd_row(const T* dy, const T* x, const T* weight, Acc rstd, const T* dresidual, T* dx,
+                     Acc* dweight, int64_t n) {
   Acc dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (int64_t i = 0; i < n; ++i)
@@ -33,7 +43,8 @@ void rmsnorm_bwd_row(const T* dy, const T* x, const T* weight, Acc rstd, T* dx, 
   for (int64_t i = 0; i < n; ++i) {
     const Acc g = dy[i], v = x[i];
     dweight[i] += g * v * rstd;
-    dx[i] = static_cast<T>(rstd * (g * static_cast<Acc>(weight[i]) - v * along));
+    const Acc around = dresidual ? static_cast<Acc>(dresidual[i]) : Acc{0};
+    dx[i] = static_cast<T>(around + rstd * (g * static_cast<Acc>(weight[i]) - v * along));
   }
 }
 
@@ -63,10 +74,11 @@ Moments<Acc> layernorm_row(const T* x, const T* weight, const T* bias, T* y, int
   return {mean, rstd};
 }
 
-/// Writes dx, which may be dy, and adds the row's shares to dweight and dbias.
+/// Writes dx, which may be dy or dresidual, and adds the row's shares to dweight and dbias. dresidual may be
+/// null.
 template <class T, class Acc = Accumulator<T>>
-void layernorm_bwd_row(const T* dy, const T* x, const T* weight, Moments<Acc> moments, T* dx, Acc* dweight,
-                       Acc* dbias, int64_t n) {
+void layernorm_bwd_row(const T* dy, const T* x, const T* weight, Moments<Acc> moments, const T* dresidual,
+                       T* dx, Acc* dweight, Acc* dbias, int64_t n) {
   const Acc mean = moments.mean, rstd = moments.rstd;
   Acc sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
@@ -81,8 +93,15 @@ void layernorm_bwd_row(const T* dy, const T* x, const T* weight, Moments<Acc> mo
     const Acc g = dy[i], normal = (static_cast<Acc>(x[i]) - mean) * rstd;
     dweight[i] += g * normal;
     dbias[i] += g;
-    dx[i] = static_cast<T>(rstd * (g * static_cast<Acc>(weight[i]) - constant - normal * along));
+    const Acc around = dresidual ? static_cast<Acc>(dresidual[i]) : Acc{0};
+    dx[i] = static_cast<T>(around + rstd * (g * static_cast<Acc>(weight[i]) - constant - normal * along));
   }
+}
+
+/// A row of an optional operand, null when it is absent.
+template <class T>
+const T* row_of(const TensorView& x, int64_t row) {
+  return x.present() ? x.as<const T>() + row * x.cols() : nullptr;
 }
 
 }  // namespace
@@ -100,8 +119,24 @@ void rmsnorm(const KernelCall& call) {
   });
 }
 
+void add_rmsnorm(const KernelCall& call) {
+  const TensorView &a = call.inputs[0], &b = call.inputs[1], &weight = call.inputs[2];
+  const int64_t n = a.cols();
+  dispatch(a.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    const auto eps = static_cast<Acc>(call.attrs<fb::FusedNormT>().eps);
+    parallel_rows(a.rows(), n, [&](int64_t row) {
+      T* sum = call.outputs[0].as<T>() + row * n;
+      add_row(a.as<const T>() + row * n, b.as<const T>() + row * n, sum, n);
+      call.outputs[2].as<Acc>()[row] =
+          rmsnorm_row(sum, weight.as<const T>(), call.outputs[1].as<T>() + row * n, n, eps);
+    });
+  });
+}
+
 void rmsnorm_bwd(const KernelCall& call) {
   const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2];
+  const TensorView& dresidual = call.inputs[5];
   const int64_t n = x.cols();
   dispatch(x.dtype, [&]<class T>() {
     using Acc = Accumulator<T>;
@@ -113,7 +148,7 @@ void rmsnorm_bwd(const KernelCall& call) {
       std::fill_n(dweight, n, Acc{0});
       for (int64_t row = begin; row < end; ++row)
         rmsnorm_bwd_row(dy.as<const T>() + row * n, x.as<const T>() + row * n, weight.as<const T>(),
-                        rstd[row], dx + row * n, dweight, n);
+                        rstd[row], row_of<T>(dresidual, row), dx + row * n, dweight, n);
     });
     sum_column_partials(partials, pieces, call.outputs[1], call.inputs[4].present());
   });
@@ -135,9 +170,27 @@ void layernorm(const KernelCall& call) {
   });
 }
 
+void add_layernorm(const KernelCall& call) {
+  const TensorView &a = call.inputs[0], &b = call.inputs[1], &weight = call.inputs[2], &bias = call.inputs[3];
+  const int64_t n = a.cols();
+  dispatch(a.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    const auto eps = static_cast<Acc>(call.attrs<fb::FusedNormT>().eps);
+    parallel_rows(a.rows(), n, [&](int64_t row) {
+      T* sum = call.outputs[0].as<T>() + row * n;
+      add_row(a.as<const T>() + row * n, b.as<const T>() + row * n, sum, n);
+      const Moments<Acc> moments = layernorm_row(sum, weight.as<const T>(), bias.as<const T>(),
+                                                 call.outputs[1].as<T>() + row * n, n, eps);
+      call.outputs[2].as<Acc>()[row] = moments.mean;
+      call.outputs[3].as<Acc>()[row] = moments.rstd;
+    });
+  });
+}
+
 void layernorm_bwd(const KernelCall& call) {
   const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2];
-  const TensorView &mean = call.inputs[3], &rstd = call.inputs[4], &dbias = call.outputs[2];
+  const TensorView &mean = call.inputs[3], &rstd = call.inputs[4], &dresidual = call.inputs[7];
+  const TensorView& dbias = call.outputs[2];
   const int64_t n = x.cols();
   dispatch(x.dtype, [&]<class T>() {
     using Acc = Accumulator<T>;
@@ -149,8 +202,8 @@ void layernorm_bwd(const KernelCall& call) {
       for (int64_t row = begin; row < end; ++row)
         layernorm_bwd_row<T>(dy.as<const T>() + row * n, x.as<const T>() + row * n, weight.as<const T>(),
                              {mean.as<const Acc>()[row], rstd.as<const Acc>()[row]},
-                             call.outputs[0].as<T>() + row * n, weight_partials + piece * n,
-                             bias_partials + piece * n, n);
+                             row_of<T>(dresidual, row), call.outputs[0].as<T>() + row * n,
+                             weight_partials + piece * n, bias_partials + piece * n, n);
     });
     sum_column_partials(weight_partials, pieces, call.outputs[1], call.inputs[5].present());
     if (dbias.present()) sum_column_partials(bias_partials, pieces, dbias, call.inputs[6].present());

@@ -3,6 +3,7 @@
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/types.h"
 #include "kernels/master_weight.h"
+#include "kernels/stochastic_round.h"
 #include "kernels/train_step.h"
 
 namespace moec::cpu {
@@ -33,31 +34,108 @@ double sum_of_squares(const TensorView& grad, double* partials) {
   return sum;
 }
 
-template <class T, class Grad, class Acc = Accumulator<T>>
-void adamw_range(AdamWStep<Acc> step, T* weight, const Grad* grad, Acc* moment1, Acc* moment2, int64_t n) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    Acc m1 = moment1[i], m2 = moment2[i];
-    weight[i] = static_cast<T>(step.update(static_cast<Acc>(weight[i]), static_cast<Acc>(grad[i]), m1, m2));
-    moment1[i] = m1;
-    moment2[i] = m2;
+/// Weights that are kept as they are computed with.
+template <class Acc>
+struct OwnWeights {
+  using Value = Acc;
+  Acc* weight;
+
+  Acc load(int64_t i) const { return weight[i]; }
+  void store(int64_t i, Acc value) const { weight[i] = value; }
+};
+
+/// bf16 weights and the remainders of their f32 masters.
+struct SplitWeights {
+  using Value = float;
+  bf16* weight;
+  uint16_t* remainder;
+
+  float load(int64_t i) const { return std::bit_cast<float>(join_master(weight[i].bits, remainder[i])); }
+  void store(int64_t i, float value) const {
+    const SplitMaster split = split_master(std::bit_cast<uint32_t>(value));
+    weight[i].bits = split.weight;
+    remainder[i] = split.remainder;
+  }
+};
+
+/// f16 weights beside their f32 masters.
+struct CopiedWeights {
+  using Value = float;
+  f16* weight;
+  float* master;
+
+  float load(int64_t i) const { return master[i]; }
+  void store(int64_t i, float value) const {
+    master[i] = value;
+    weight[i] = static_cast<f16>(value);
+  }
+};
+
+/// Calls body(weights), masters being the remainders, the f32 weights, or absent.
+template <class Body>
+void with_weights(const TensorView& weight, const TensorView& master, Body&& body) {
+  switch (weight.dtype) {
+    case fb::DType::F32:
+      return body(OwnWeights<float>{weight.as<float>()});
+    case fb::DType::F64:
+      return body(OwnWeights<double>{weight.as<double>()});
+    case fb::DType::BF16:
+      return body(SplitWeights{weight.as<bf16>(), master.as<uint16_t>()});
+    case fb::DType::F16:
+      return body(CopiedWeights{weight.as<f16>(), master.as<float>()});
+    default:
+      throw std::logic_error("weights are f32, f64, bf16 or f16");
   }
 }
 
-/// The weights are f32 masters kept as pairs of 16 bits.
-template <class Grad>
-void adamw_range(AdamWStep<float> step, bf16* weight, uint16_t* remainder, const Grad* grad, float* moment1,
-                 float* moment2, int64_t n) {
+/// `noise` rounds bf16 moments, and only those.
+template <class Moment, class Acc>
+Moment to_moment(Acc value, uint32_t noise) {
+  if constexpr (std::is_same_v<Moment, bf16>) {
+    bf16 rounded;
+    rounded.bits = round_stochastically(std::bit_cast<uint32_t>(value), noise);
+    return rounded;
+  } else {
+    return value;
+  }
+}
+
+/// Calls body.template operator()<Moment>() for moments of computations in Acc.
+template <class Acc, class Body>
+void with_moments(fb::DType dtype, Body&& body) {
+  if constexpr (std::is_same_v<Acc, float>)
+    if (dtype == fb::DType::BF16) return body.template operator()<bf16>();
+  body.template operator()<Acc>();
+}
+
+/// The words of the elements [begin, end); begin is a multiple of 4.
+void make_words(const MomentNoise& noise, int64_t begin, int64_t end, uint32_t* words) {
+  for (int64_t i = begin; i < end; i += 4) {
+    const RandomBlock block = noise.block(static_cast<uint64_t>(i / 4));
+    for (int64_t j = i; j < std::min(end, i + 4); ++j) words[j - begin] = block.word[j - i];
+  }
+}
+
+/// What an update reads and writes besides the weights; the ranges are as long as theirs.
+template <class Grad, class Moment>
+struct Ranges {
+  const Grad* grad;
+  Moment* moment1;
+  Moment* moment2;
+};
+
+/// Updates the elements [begin, end). `noise[i - begin]` rounds the moments of element i, where they are
+/// bf16.
+template <class Weights, class Grad, class Moment, class Acc = typename Weights::Value>
+void adamw_range(AdamWStep<Acc> step, Weights weights, Ranges<Grad, Moment> ranges, const uint32_t* words,
+                 int64_t begin, int64_t end) {
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const auto master = std::bit_cast<float>(join_master(weight[i].bits, remainder[i]));
-    float m1 = moment1[i], m2 = moment2[i];
-    const float updated = step.update(master, static_cast<float>(grad[i]), m1, m2);
-    const SplitMaster split = split_master(std::bit_cast<uint32_t>(updated));
-    weight[i].bits = split.weight;
-    remainder[i] = split.remainder;
-    moment1[i] = m1;
-    moment2[i] = m2;
+  for (int64_t i = begin; i < end; ++i) {
+    const uint32_t word = std::is_same_v<Moment, bf16> ? words[i - begin] : 0;
+    Acc m1 = ranges.moment1[i], m2 = ranges.moment2[i];
+    weights.store(i, step.update(weights.load(i), static_cast<Acc>(ranges.grad[i]), m1, m2));
+    ranges.moment1[i] = to_moment<Moment>(m1, word & 0xffff);
+    ranges.moment2[i] = to_moment<Moment>(m2, word >> 16);
   }
 }
 
@@ -71,24 +149,26 @@ void grad_norm(const KernelCall& call) {
 }
 
 void adamw(const KernelCall& call) {
-  const TensorView &param = call.outputs[0], &grad = call.inputs[1], &remainder = call.outputs[3];
+  const TensorView &param = call.outputs[0], &grad = call.inputs[1];
+  const TensorView &moment1 = call.outputs[1], &moment2 = call.outputs[2], &master = call.outputs[3];
   const TrainState& state = *call.inputs[5].as<const TrainState>();
+  const fb::AdamWT& attrs = call.attrs<fb::AdamWT>();
   if (state.non_finite) return;
-  dispatch(param.dtype, [&]<class T>() {
+  with_weights(param, master, [&]<class Weights>(Weights weights) {
+    using Acc = typename Weights::Value;
+    const AdamWStep<Acc> step(attrs, state);
     dispatch(grad.dtype, [&]<class Grad>() {
-      using Acc = Accumulator<T>;
-      const AdamWStep<Acc> step(call.attrs<fb::AdamWT>(), state);
-      parallel_ranges(param.elements(), kPieceElements, [&](int64_t begin, int64_t end) {
-        T* weight = param.as<T>() + begin;
-        const Grad* g = grad.as<const Grad>() + begin;
-        Acc *m1 = call.outputs[1].as<Acc>() + begin, *m2 = call.outputs[2].as<Acc>() + begin;
-        if constexpr (std::is_same_v<T, bf16>) {
-          if (remainder.present()) {
-            adamw_range(step, weight, remainder.as<uint16_t>() + begin, g, m1, m2, end - begin);
-            return;
+      with_moments<Acc>(moment1.dtype, [&]<class Moment>() {
+        const Ranges<Grad, Moment> ranges{grad.as<const Grad>(), moment1.as<Moment>(), moment2.as<Moment>()};
+        parallel_ranges(param.elements(), kPieceElements, [&](int64_t begin, int64_t end) {
+          constexpr int64_t kStrip = 1024;  // whose words are made together
+          for (; begin < end; begin += kStrip) {
+            const int64_t stop = std::min(end, begin + kStrip);
+            uint32_t words[kStrip];
+            if constexpr (std::is_same_v<Moment, bf16>) make_words({attrs, state}, begin, stop, words);
+            adamw_range(step, weights, ranges, words, begin, stop);
           }
-        }
-        adamw_range(step, weight, g, m1, m2, end - begin);
+        });
       });
     });
   });

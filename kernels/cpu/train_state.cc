@@ -36,7 +36,9 @@ void lr_schedule(const KernelCall& call) {
 }
 
 void end_step(const KernelCall& call) {
-  finish_step(*call.outputs[0].as<TrainState>(), call.outputs[1].as<double>());
+  const auto& scale = call.attrs<fb::EndStepT>().loss_scale;
+  finish_step(*call.outputs[0].as<TrainState>(), call.outputs[1].as<double>(),
+              scale ? scale->growth_interval : 0);
 }
 
 }  // namespace moec::cpu

@@ -70,7 +70,7 @@ __device__ void for_each_key_tile(int tile, int last_query, CopyKeys&& copy_keys
   wait_copies<0>();
 }
 
-/// Tiles of 32 queries and about 16 KiB of f32 keys.
+/// Tiles of 32 queries and about 16 KiB of f32 keys, in the type T of the arithmetic.
 template <class T, int kDim>
 struct SimtForward {
   using Products = SimtAttention<kDim>;
@@ -121,16 +121,18 @@ struct SimtForward {
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(SimtAttention<kDim>::kThreads) attend_simt(Operands<T> operands) {
-  using Forward = SimtForward<T, kDim>;
+  begin_kernel();
+  using Acc = Accumulator<T>;
+  using Forward = SimtForward<Acc, kDim>;
   using Products = SimtAttention<kDim>;
   const AttentionShape& shape = operands.shape;
   const BlockPlace place(shape, Forward::kQueries);
   const auto query = operands.query(place.batch, place.head), key = operands.key(place.batch, place.head),
              value = operands.value(place.batch, place.head);
-  T* const queries = static_cast<T*>(dynamic_shared());
-  T* const keys = queries + Forward::QueryTile::kElements;
-  T* const values = keys + Forward::KeyTile::kElements;
-  T* const weights = values + Forward::KeyTile::kElements;
+  Acc* const queries = static_cast<Acc*>(dynamic_shared());
+  Acc* const keys = queries + Forward::QueryTile::kElements;
+  Acc* const values = keys + Forward::KeyTile::kElements;
+  Acc* const weights = values + Forward::KeyTile::kElements;
   const auto copy_keys = [&](int first) {
     Forward::KeyTile::template copy_async<Products::kThreads>(key, first, keys);
   };
@@ -144,16 +146,16 @@ __global__ void __launch_bounds__(SimtAttention<kDim>::kThreads) attend_simt(Ope
   commit_copies();
   copy_values(0);
   commit_copies();
-  const auto scale = static_cast<T>(shape.scale());
+  const auto scale = static_cast<Acc>(shape.scale());
   for_each_key_tile(
       Forward::kKeys, min(place.first_query + Forward::kQueries, shape.seq) - 1, copy_keys, copy_values,
       [&](int first_key) {
-        T scores[Forward::kRows][Forward::kCols];
+        Acc scores[Forward::kRows][Forward::kCols];
         Products::multiply_rows(queries, keys, scores);
         forward.fold(scores, place.first_query, first_key, scale);
 #pragma unroll
         for (int r = 0; r < Forward::kRows; ++r) {
-          T* row = weights + (Products::lane_row() * Forward::kRows + r) * Forward::kWeightStride;
+          Acc* row = weights + (Products::lane_row() * Forward::kRows + r) * Forward::kWeightStride;
 #pragma unroll
           for (int j = 0; j < Forward::kCols; ++j)
             row[Products::lane_col() + j * Products::kLaneCols] = scores[r][j];
@@ -229,6 +231,7 @@ struct MmaForward {
 
 template <int kDim>
 __global__ void __launch_bounds__(MmaForward<kDim>::kBlockThreads) attend_mma(Operands<bf16> operands) {
+  begin_kernel();
   using Forward = MmaForward<kDim>;
   using Products = MmaAttention<kDim>;
   const AttentionShape& shape = operands.shape;
@@ -289,7 +292,7 @@ cudaError_t launch_attention(const KernelCall& call, const CudaContext& context)
       return launch_grid(context, attend_mma<kDim>, grid(Forward::kQueries), Forward::kBlockThreads,
                          Forward::kSharedBytes, operands);
     } else {
-      using Forward = SimtForward<T, kDim>;
+      using Forward = SimtForward<Accumulator<T>, kDim>;
       return launch_grid(context, attend_simt<T, kDim>, grid(Forward::kQueries),
                          SimtAttention<kDim>::kThreads, Forward::kSharedBytes, operands);
     }
@@ -299,6 +302,7 @@ cudaError_t launch_attention(const KernelCall& call, const CudaContext& context)
 }  // namespace
 
 cudaError_t attention(const KernelCall& call, const CudaContext& context) {
+  if (fits_short_attention(call, call.inputs[0], context)) return attention_short(call, context);
   if (hopper_attention_supported(call, call.inputs[0])) return attention_hopper(call, context);
   return with_type(call.inputs[0].dtype, [&]<class T>() { return launch_attention<T>(call, context); });
 }

@@ -69,6 +69,16 @@ struct HeadTile {
       head.copy_async(first + row, col, tile + row * kStride + col);
     }
   }
+
+  /// The same from a head that is stored in another type.
+  template <int kBlockThreads, class Stored>
+  __device__ static void copy_async(const Factor<Stored, Along::kDepth>& head, int first, T* tile) {
+    constexpr int kRuns = kDim / 4;
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * kRuns; i += kBlockThreads) {
+      const int row = i / kRuns, col = i % kRuns * 4;
+      *reinterpret_cast<Vector<T, 4>*>(tile + row * kStride + col) = head.load4(first + row, col);
+    }
+  }
 };
 
 /// Products of tiles by the 128 threads of a block, each of which owns the rows `lane_row() * kRows + r`. Its
@@ -147,13 +157,13 @@ struct SimtAttention {
 
   /// Writes this thread's outputs, times `factor(r)`, to the positions from `first` on.
   template <int kRows, class T, class Scale>
-  __device__ static void store(const Result<T>& head, int first, const T (&out)[kRows][kOutCols],
+  __device__ static void store(const Result<T>& head, int first, const Accumulator<T> (&out)[kRows][kOutCols],
                                Scale&& factor) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
       for (int g = 0; g < kOutCols / kNeighbours; ++g) {
-        Vector<T, kNeighbours> sums;
+        Vector<Accumulator<T>, kNeighbours> sums;
 #pragma unroll
         for (int j = 0; j < kNeighbours; ++j) sums.value[j] = out[r][g * kNeighbours + j] * factor(r);
         head.store(first + lane_row() * kRows + r, out_col(g), sums);
@@ -231,5 +241,10 @@ __device__ inline T lanes_reduce(T value, Op op) {
   for (int mask = kLanes / 2; mask > 0; mask /= 2) value = op(value, shuffle_xor(value, mask));
   return value;
 }
+
+/// Whether one block can hold all positions of a head, of f32, and the kernels for that.
+bool fits_short_attention(const KernelCall& call, const TensorView& qkv, const CudaContext& context);
+cudaError_t attention_short(const KernelCall& call, const CudaContext& context);
+cudaError_t attention_bwd_short(const KernelCall& call, const CudaContext& context);
 
 }  // namespace moec::cuda

@@ -60,7 +60,7 @@ __device__ void for_each_other_tile(const AttentionShape& shape, const OwnedTile
   }
 }
 
-/// Backward of f32 and f64 attention; needs no delta.
+/// Backward of f32, f64 and f16 attention; needs no delta.
 cudaError_t attention_bwd_simt(const KernelCall& call, const CudaContext& context);
 
 /// Backward of bf16 attention on the tensor cores; delta is in the workspace.

@@ -130,6 +130,7 @@ __global__ void __launch_bounds__(kThreads) sum_rows(AttentionGradient<bf16> g) 
 template <int kDim, bool kOwnsKeys>
 __global__ void __launch_bounds__(MmaBackward<kDim, kOwnsKeys>::kBlockThreads)
     differentiate_mma(AttentionGradient<bf16> g) {
+  begin_kernel();
   using Backward = MmaBackward<kDim, kOwnsKeys>;
   const int heads = kOwnsKeys ? g.shape.kv_heads : g.shape.heads;
   const int head = static_cast<int>(blockIdx.x);

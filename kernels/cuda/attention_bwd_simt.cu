@@ -1,32 +1,34 @@
-// Backward of f32 and f64 attention in plain arithmetic; see attention_bwd.cuh. One launch for the gradients
-// of keys, values and queries, so that short sequences fill the device.
+// Backward of f32, f64 and f16 attention in plain arithmetic; see attention_bwd.cuh. One launch for the
+// gradients of keys, values and queries, so that short sequences fill the device.
 #include "kernels/cuda/attention_bwd.cuh"
 #include "kernels/cuda/grid.cuh"
 
 namespace moec::cuda {
 namespace {
 
+/// T is how heads are stored; shared memory holds them in the type of the arithmetic.
 template <class T, int kDim>
 struct SimtBackward {
+  using Acc = Accumulator<T>;
   using Products = SimtAttention<kDim>;
   static constexpr int kTile = kDim <= 128 ? 32 : 16;  // positions, of both sides
   static constexpr int kRows = kTile / Products::kLaneRows, kCols = kTile / Products::kLaneCols;
   static constexpr int kScoreStride = kTile + 4;
-  using Tile = HeadTile<T, kTile, kDim>;
+  using Tile = HeadTile<Acc, kTile, kDim>;
 
   /// In shared memory: the owned tiles (keys and values, or queries and dy), the visited ones (queries and
   /// dy, or keys and values), weights and dscores [own][other], and lse and delta of the queries.
   struct Shared {
-    alignas(16) T own[2][Tile::kElements];
-    alignas(16) T other[2][Tile::kElements];
-    alignas(16) T weights[kTile * kScoreStride];
-    alignas(16) T dscores[kTile * kScoreStride];
-    T lse[kTile];
-    T delta[kTile];
+    alignas(16) Acc own[2][Tile::kElements];
+    alignas(16) Acc other[2][Tile::kElements];
+    alignas(16) Acc weights[kTile * kScoreStride];
+    alignas(16) Acc dscores[kTile * kScoreStride];
+    Acc lse[kTile];
+    Acc delta[kTile];
   };
 
   __device__ static void copy(const Factor<T, Along::kDepth>& a, const Factor<T, Along::kDepth>& b, int first,
-                              T (&tiles)[2][Tile::kElements]) {
+                              Acc (&tiles)[2][Tile::kElements]) {
     Tile::template copy_async<Products::kThreads>(a, first, tiles[0]);
     Tile::template copy_async<Products::kThreads>(b, first, tiles[1]);
     commit_copies();
@@ -35,11 +37,11 @@ struct SimtBackward {
   /// Fills lse and delta for the queries from `first` on, whose dy is a tile in shared memory; 0 for those
   /// past the end.
   __device__ static void load_statistics(const AttentionGradient<T>& g, int batch, int head, int first,
-                                         const T* dy, Shared& shared) {
+                                         const Acc* dy, Shared& shared) {
     constexpr int kLanes = Products::kThreads / kTile;
     const int row = static_cast<int>(threadIdx.x) / kLanes, lane = static_cast<int>(threadIdx.x) % kLanes;
     const auto y = g.output(g.y, batch, head);
-    T sum = 0;
+    Acc sum = 0;
     for (int i = lane * 4; i < kDim; i += kLanes * 4) {
       const auto value = y.load4(first + row, i);
 #pragma unroll
@@ -48,13 +50,13 @@ struct SimtBackward {
     sum = lanes_reduce<kLanes>(sum, Sum());
     if (lane > 0) return;
     shared.delta[row] = sum;
-    shared.lse[row] = first + row < g.shape.seq ? g.lse[g.statistics(batch, head) + first + row] : T{0};
+    shared.lse[row] = first + row < g.shape.seq ? g.lse[g.statistics(batch, head) + first + row] : Acc{0};
   }
 
   /// Writes weights and dscores of the owned tile against the visited one.
   template <bool kOwnsKeys>
-  __device__ static void differentiate(Shared& shared, int own_first, int other_first, T scale) {
-    T scores[kRows][kCols], dweights[kRows][kCols];
+  __device__ static void differentiate(Shared& shared, int own_first, int other_first, Acc scale) {
+    Acc scores[kRows][kCols], dweights[kRows][kCols];
     Products::multiply_rows(shared.own[0], shared.other[0], scores);
     Products::multiply_rows(shared.own[1], shared.other[1], dweights);
 #pragma unroll
@@ -66,7 +68,7 @@ struct SimtBackward {
         const int query = kOwnsKeys ? col : row;
         const bool visible =
             kOwnsKeys ? own_first + row <= other_first + col : other_first + col <= own_first + row;
-        const T weight = visible ? std::exp(scores[r][j] * scale - shared.lse[query]) : T{0};
+        const Acc weight = visible ? std::exp(scores[r][j] * scale - shared.lse[query]) : Acc{0};
         if (kOwnsKeys) shared.weights[row * kScoreStride + col] = weight;
         shared.dscores[row * kScoreStride + col] = weight * (dweights[r][j] - shared.delta[query]) * scale;
       }
@@ -78,9 +80,9 @@ struct SimtBackward {
     const AttentionShape& shape = g.shape;
     const int batch = own.batch, kv_head = kOwnsKeys ? own.head : own.head / shape.group();
     const auto key = g.packed(batch, g.key_head(kv_head)), value = g.packed(batch, g.value_head(kv_head));
-    const auto scale = static_cast<T>(shape.scale());
-    T dfirst[kRows][Products::kOutCols] = {};  // of keys or queries
-    T dvalues[kRows][Products::kOutCols] = {};
+    const auto scale = static_cast<Acc>(shape.scale());
+    Acc dfirst[kRows][Products::kOutCols] = {};  // of keys or queries
+    Acc dvalues[kRows][Products::kOutCols] = {};
     if constexpr (kOwnsKeys) {
       copy(key, value, own.first, shared.own);
     } else {
@@ -108,7 +110,7 @@ struct SimtBackward {
       if constexpr (kOwnsKeys)
         Products::template add_weighted<kTile>(shared.weights, kScoreStride, shared.other[1], dvalues);
     });
-    const auto as_is = [](int) { return T{1}; };
+    const auto as_is = [](int) { return Acc{1}; };
     const int head = kOwnsKeys ? g.key_head(kv_head) : own.head;
     Products::store(g.dpacked(batch, head), own.first, dfirst, as_is);
     if constexpr (kOwnsKeys)
@@ -152,8 +154,9 @@ cudaError_t launch_backward(const KernelCall& call, const CudaContext& context) 
 }  // namespace
 
 cudaError_t attention_bwd_simt(const KernelCall& call, const CudaContext& context) {
-  return with_accumulator_type(call.inputs[1].dtype,
-                               [&]<class T>() { return launch_backward<T>(call, context); });
+  const fb::DType dtype = call.inputs[1].dtype;
+  if (dtype == fb::DType::F16) return launch_backward<f16>(call, context);
+  return with_accumulator_type(dtype, [&]<class T>() { return launch_backward<T>(call, context); });
 }
 
 }  // namespace moec::cuda

@@ -28,26 +28,27 @@ struct ColumnSum {
   bool accumulate;
 };
 
-/// A block of kThreads adds a warp's width of columns; its warps share the pieces.
+/// A block adds a warp's width of columns; its warps share the pieces.
+constexpr int kSumWarps = 16;
+
 template <class Acc, class Out>
 __global__ void sum_columns_kernel(ColumnSum<Acc, Out> first, ColumnSum<Acc, Out> second, int pieces,
                                    int64_t cols) {
   begin_kernel();
-  constexpr int kLanes = kThreads / kWarp;
-  __shared__ Acc sums[kLanes][kWarp];
+  __shared__ Acc sums[kSumWarps][kWarp];
   const int64_t column_blocks = ceil_div(cols, kWarp);
   const ColumnSum<Acc, Out> job = blockIdx.x < column_blocks ? first : second;
   const int64_t col = blockIdx.x % column_blocks * kWarp + threadIdx.x % kWarp;
-  const int lane = threadIdx.x / kWarp;
+  const int warp = threadIdx.x / kWarp;
   Acc sum = 0;
   if (col < cols) {
 #pragma unroll 8
-    for (int piece = lane; piece < pieces; piece += kLanes) sum += job.partials[piece * cols + col];
+    for (int piece = warp; piece < pieces; piece += kSumWarps) sum += job.partials[piece * cols + col];
   }
-  sums[lane][threadIdx.x % kWarp] = sum;
+  sums[warp][threadIdx.x % kWarp] = sum;
   __syncthreads();
-  if (lane > 0 || col >= cols) return;
-  for (int i = 1; i < kLanes; ++i) sum += sums[i][threadIdx.x];
+  if (warp > 0 || col >= cols) return;
+  for (int i = 1; i < kSumWarps; ++i) sum += sums[i][threadIdx.x];
   job.out[col] = to_storage<Out>((job.accumulate ? static_cast<Acc>(job.out[col]) : Acc{0}) + sum);
 }
 
@@ -56,7 +57,7 @@ template <class Acc, class Out>
 cudaError_t sum_columns(const CudaContext& context, ColumnSum<Acc, Out> first, ColumnSum<Acc, Out> second,
                         int64_t pieces, int64_t cols) {
   const int64_t blocks = ceil_div(cols, kWarp) * (second.out ? 2 : 1);
-  return launch(context, sum_columns_kernel<Acc, Out>, blocks, kThreads, first, second,
+  return launch(context, sum_columns_kernel<Acc, Out>, blocks, kSumWarps * kWarp, first, second,
                 static_cast<int>(pieces), cols);
 }
 

@@ -24,7 +24,10 @@ cudaError_t to_cuda_error(cublasStatus_t status) {
   }
 }
 
-cudaDataType_t to_cuda_type(fb::DType dtype) { return dtype == fb::DType::BF16 ? CUDA_R_16BF : CUDA_R_32F; }
+cudaDataType_t to_cuda_type(fb::DType dtype) {
+  if (dtype == fb::DType::F16) return CUDA_R_16F;
+  return dtype == fb::DType::BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
 
 /// Runs steps until one fails, and remembers its status.
 class Steps {
@@ -43,13 +46,13 @@ class Steps {
 /// The largest power of two, at most 256, that the address and all rows of a matrix are multiples of.
 uint32_t alignment(const ProductMatrix& matrix) {
   const uint64_t bits = reinterpret_cast<uintptr_t>(matrix.data) |
-                        static_cast<uint64_t>(matrix.cols * dtype_size(matrix.dtype)) | 256;
+                        static_cast<uint64_t>(matrix.stride() * dtype_size(matrix.dtype)) | 256;
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
 cublasStatus_t init_layout(cublasLtMatrixLayoutOpaque_t& layout, const ProductMatrix& matrix) {
   return cublasLtMatrixLayoutInit(&layout, to_cuda_type(matrix.dtype), static_cast<uint64_t>(matrix.cols),
-                                  static_cast<uint64_t>(matrix.rows), matrix.cols);
+                                  static_cast<uint64_t>(matrix.rows), matrix.stride());
 }
 
 cublasStatus_t init_desc(cublasLtMatmulDescOpaque_t& desc, const Product& product) {
@@ -99,8 +102,9 @@ bool cublas_supports(const Product& product) {
   const fb::DType factors = product.b.dtype, result = product.c.dtype;
   if (product.a.dtype != factors) return false;
   if (product.bias && result != factors) return false;
-  return (factors == fb::DType::F32 && result == fb::DType::F32) ||
-         (factors == fb::DType::BF16 && (result == fb::DType::BF16 || result == fb::DType::F32));
+  const bool half = factors == fb::DType::BF16 || factors == fb::DType::F16;
+  return (factors == fb::DType::F32 && result == factors) ||
+         (half && (result == factors || result == fb::DType::F32));
 }
 
 cudaError_t multiply_cublas(const Product& product, const CudaContext& context) {

@@ -1,20 +1,30 @@
 // Moving token rows to their experts and back. An assignment is token * k + j; a slot is its place in the
 // order sorted by expert. permutation: slot -> assignment, inverse: assignment -> slot. Only the R = T * k
 // slots of the permutation are read or written, never the padding behind them.
-#include "kernels/cuda/copy_rows.cuh"
 #include "kernels/cuda/counting_sort.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 namespace moec::cuda {
 namespace {
 
-/// The token of a slot.
-struct TokenOfSlot {
-  const int32_t* permutation;
-  int k;
+/// Assignments of a token whose rows are in flight together.
+constexpr int kTogether = 4;
 
-  __device__ int64_t operator()(int64_t slot) const { return permutation[slot] / k; }
-};
+/// A warp reads the row of a token once and writes it to the token's slots.
+template <class Unit>
+__global__ void scatter_rows_kernel(const Unit* x, const int32_t* inverse, Unit* rows, int64_t tokens, int k,
+                                    int units) {
+  begin_kernel();
+  const int64_t token = group_row<kWarp>();
+  if (token >= tokens) return;
+  const Unit* row = x + token * units;
+  const auto held = hold_places<kWarp>(units, [row](int64_t i) { return row[i]; });
+#pragma unroll kTogether
+  for (int64_t a = token * k; a < (token + 1) * k; ++a) {
+    Unit* out = rows + int64_t{__ldg(inverse + a)} * units;
+    held.for_each([out](int64_t i, const Unit& unit) { out[i] = unit; });
+  }
+}
 
 /// y[t] = sum_j weight(t*k + j) * rows[inverse[t,j]], in the order of j, by a warp. Weights are 1 without
 /// `weights`.
@@ -27,17 +37,15 @@ __global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const 
   if (token >= tokens) return;
   for (int i = group_lane<kWarp>(); i < cols / kWidth; i += kWarp) {
     Acc sums[kWidth] = {};
-#pragma unroll 4
+#pragma unroll kTogether
     for (int64_t a = token * k; a < (token + 1) * k; ++a) {
-      const auto row = load<kWidth>(rows + int64_t{inverse[a]} * cols, i);
+      Acc values[kWidth];
+      unpack(load<kWidth>(rows + int64_t{inverse[a]} * cols, i), values);
       const Acc weight = weights ? weights[a] : Acc{1};
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) sums[j] += weight * static_cast<Acc>(row.value[j]);
+      for (int j = 0; j < kWidth; ++j) sums[j] += weight * values[j];
     }
-    Vector<T, kWidth> out;
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) out.value[j] = to_storage<T>(sums[j]);
-    store(y + token * cols, i, out);
+    store(y + token * cols, i, pack<T>(sums));
   }
 }
 
@@ -62,21 +70,27 @@ __global__ void combine_bwd_kernel(const T* dy, const T* rows, const Accumulator
   using Acc = Accumulator<T>;
   const int64_t slot = group_row<kWarp>();
   if (slot >= slots) return;
+  rows += slot * cols;
+  drows += slot * cols;
+  const int vectors = cols / kWidth;
+  // The row is on its way while the place of its token is looked up.
+  const auto row = hold_places<kWarp>(vectors, [rows](int64_t i) { return load<kWidth>(rows, i); });
   const int assignment = permutation[slot];
   const Acc weight = weights[assignment];
   dy += int64_t{assignment / k} * cols;
+  const auto gradient = hold_places<kWarp>(vectors, [dy](int64_t i) { return load<kWidth>(dy, i); });
   Acc dot = 0;
-  for (int i = group_lane<kWarp>(); i < cols / kWidth; i += kWarp) {
-    auto g = load<kWidth>(dy, i);
-    const auto row = load<kWidth>(rows + slot * cols, i);
+  row.for_each(gradient, [&](int64_t i, const Vector<T, kWidth>& r, const Vector<T, kWidth>& g) {
+    Acc values[kWidth], d[kWidth];
+    unpack(r, values);
+    unpack(g, d);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      const auto value = static_cast<Acc>(g.value[j]);
-      dot += value * static_cast<Acc>(row.value[j]);
-      g.value[j] = to_storage<T>(weight * value);
+      dot += d[j] * values[j];
+      d[j] *= weight;
     }
-    store(drows + slot * cols, i, g);
-  }
+    store(drows, i, pack<T>(d));
+  });
   dot = group_reduce<kWarp>(dot);
   if (group_lane<kWarp>() == 0) dweights[assignment] = dot;
 }
@@ -98,10 +112,16 @@ cudaError_t expert_index(const KernelCall& call, const CudaContext& context) {
 }
 
 cudaError_t dispatch(const KernelCall& call, const CudaContext& context) {
-  const TensorView &x = call.inputs[0], &permutation = call.inputs[1];
-  const int64_t slots = permutation.elements();
-  return copy_rows(context, x, call.outputs[0], slots,
-                   TokenOfSlot{permutation.as<const int32_t>(), static_cast<int>(slots / x.rows())});
+  const TensorView &x = call.inputs[0], &inverse = call.inputs[2], &rows = call.outputs[0];
+  const int64_t tokens = x.rows(), row_bytes = x.cols() * dtype_size(x.dtype);
+  const auto scatter = [&]<class Unit>() {
+    return launch(context, scatter_rows_kernel<Unit>, group_blocks<kWarp>(tokens), kThreads,
+                  x.as<const Unit>(), inverse.as<const int32_t>(), rows.as<Unit>(), tokens,
+                  static_cast<int>(inverse.elements() / tokens),
+                  static_cast<int>(row_bytes / static_cast<int64_t>(sizeof(Unit))));
+  };
+  return whole_vectors(row_bytes, sizeof(uint4), {&x, &rows}) ? scatter.template operator()<uint4>()
+                                                              : scatter.template operator()<uint16_t>();
 }
 
 cudaError_t dispatch_bwd(const KernelCall& call, const CudaContext& context) {

@@ -1,49 +1,52 @@
+#include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vector.cuh"
-#include "kernels/random.h"
-#include "kernels/train_state.h"
 
 namespace moec::cuda {
 namespace {
 
-/// Elements that one block of the generator decides about: the work of a thread.
-constexpr int kElements = 4;
-
+/// A thread masks a run.
 template <class T>
-__global__ void dropout_kernel(const T* x, const TrainState* state, T* y, int64_t n, bool aligned,
-                               uint32_t stream, uint64_t threshold, Accumulator<T> kept) {
+__global__ void dropout_kernel(const T* x, T* y, int64_t n, bool aligned, Dropout dropout) {
   begin_kernel();
   using Acc = Accumulator<T>;
-  const int64_t i = global_thread(), begin = i * kElements;
-  if (begin >= n) return;
-  const RandomBlock random = dropout_block(state->seed, stream, state->micro_batch, static_cast<uint64_t>(i));
-  const auto drop = [&](T value, int j) {
-    return random.word[j] >= threshold ? to_storage<T>(static_cast<Acc>(value) * kept) : T(0.0f);
-  };
-  if (aligned && begin + kElements <= n) {
-    auto v = load<kElements>(x, i);
+  const int64_t i = global_thread(), first = i * kDropoutRun;
+  if (first >= n) return;
+  const bool whole = aligned && first + kDropoutRun <= n;
+  Vector<T, kDropoutRun> v = {};
+  if (whole) {
+    v = load<kDropoutRun>(x, i);
+  } else {
 #pragma unroll
-    for (int j = 0; j < kElements; ++j) v.value[j] = drop(v.value[j], j);
+    for (int j = 0; j < kDropoutRun; ++j)
+      if (first + j < n) v.value[j] = x[first + j];
+  }
+  Acc values[kDropoutRun];
+#pragma unroll
+  for (int j = 0; j < kDropoutRun; ++j) values[j] = static_cast<Acc>(v.value[j]);
+  dropout.apply_run(first, values);
+#pragma unroll
+  for (int j = 0; j < kDropoutRun; ++j) v.value[j] = to_storage<T>(values[j]);
+  if (whole) {
     store(y, i, v);
   } else {
 #pragma unroll
-    for (int j = 0; j < kElements; ++j)
-      if (begin + j < n) y[begin + j] = drop(x[begin + j], j);
+    for (int j = 0; j < kDropoutRun; ++j)
+      if (first + j < n) y[first + j] = v.value[j];
   }
 }
 
 }  // namespace
 
-/// Its own backward: the same elements are kept and scaled. A dropped element is 0 whatever it was.
+/// Its own backward: the same elements are kept and scaled.
 cudaError_t dropout(const KernelCall& call, const CudaContext& context) {
   const TensorView &x = call.inputs[0], &y = call.outputs[0];
   const fb::DropoutT& attrs = call.attrs<fb::DropoutT>();
+  const Dropout dropout(call.inputs[1].as<const TrainState>(), attrs.stream, attrs.p);
   return with_type(x.dtype, [&]<class T>() {
-    using Acc = Accumulator<T>;
-    const bool aligned = whole_vectors(kElements, kElements, {&x, &y});
-    return launch(context, dropout_kernel<T>, ceil_div(ceil_div(x.elements(), kElements), kThreads), kThreads,
-                  x.as<const T>(), call.inputs[1].as<const TrainState>(), y.as<T>(), x.elements(), aligned,
-                  attrs.stream, dropout_threshold(attrs.p), 1 / (1 - static_cast<Acc>(attrs.p)));
+    return launch(context, dropout_kernel<T>, ceil_div(ceil_div(x.elements(), kDropoutRun), kThreads),
+                  kThreads, x.as<const T>(), y.as<T>(), x.elements(),
+                  whole_vectors(kDropoutRun, kDropoutRun, {&x, &y}), dropout);
   });
 }
 

@@ -1,7 +1,7 @@
 // Elementwise ops and their derivatives. A thread reads the elements of one vector, or of one pair of
 // vectors, before it writes their places: all of them work in place.
+#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/math.cuh"
 #include "kernels/cuda/vector.cuh"
 
 namespace moec::cuda {
@@ -59,58 +59,6 @@ cudaError_t map(const CudaContext& context, const TensorView& a, const TensorVie
   });
 }
 
-struct Silu {
-  template <class T, class Acc>
-  __device__ Acc operator()(Acc x) const {
-    return x * sigmoid<T>(x);
-  }
-};
-
-struct SiluBwd {
-  template <class T, class Acc>
-  __device__ Acc operator()(Acc dy, Acc x) const {
-    const Acc s = sigmoid<T>(x);
-    return dy * s * (1 + x * (1 - s));
-  }
-};
-
-struct Gelu {
-  template <class T, class Acc>
-  __device__ Acc operator()(Acc x) const {
-    return x * normal_cdf(x);
-  }
-};
-
-struct GeluBwd {
-  template <class T, class Acc>
-  __device__ Acc operator()(Acc dy, Acc x) const {
-    const Acc density = static_cast<Acc>(0.3989422804014327) * exponential<T>(static_cast<Acc>(-0.5) * x * x);
-    return dy * (normal_cdf(x) + x * density);
-  }
-};
-
-/// The tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3), is x * sigmoid(2u).
-template <class Acc>
-__device__ Acc gelu_tanh_argument(Acc x) {
-  return static_cast<Acc>(1.5957691216057308) * x * (1 + static_cast<Acc>(0.044715) * x * x);
-}
-
-struct GeluTanh {
-  template <class T, class Acc>
-  __device__ Acc operator()(Acc x) const {
-    return x * sigmoid<T>(gelu_tanh_argument(x));
-  }
-};
-
-struct GeluTanhBwd {
-  template <class T, class Acc>
-  __device__ Acc operator()(Acc dy, Acc x) const {
-    const Acc s = sigmoid<T>(gelu_tanh_argument(x));
-    const Acc du = static_cast<Acc>(1.5957691216057308) * (1 + static_cast<Acc>(3 * 0.044715) * x * x);
-    return dy * (s + x * s * (1 - s) * du);
-  }
-};
-
 struct Add {
   template <class T, class Acc>
   __device__ Acc operator()(Acc a, Acc b) const {
@@ -153,13 +101,13 @@ __global__ void swiglu_kernel(const T* x, T* y, int64_t vectors) {
 }
 
 template <class T, int kWidth>
-__global__ void swiglu_bwd_kernel(const T* dy, const T* x, T* dx, int64_t vectors) {
+__global__ void swiglu_bwd_kernel(const T* dy, const T* x, T* dx, T* y, int64_t vectors) {
   begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t i = global_thread();
   if (i >= vectors) return;
   Vector<T, kWidth> pair[2] = {load<kWidth>(x, 2 * i), load<kWidth>(x, 2 * i + 1)};
-  const auto g = load<kWidth>(dy, i);
+  auto g = load<kWidth>(dy, i);
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
     T& at_gate = pair[2 * j / kWidth].value[2 * j % kWidth];
@@ -169,7 +117,9 @@ __global__ void swiglu_bwd_kernel(const T* dy, const T* x, T* dx, int64_t vector
     const Acc s = sigmoid<T>(gate);
     at_gate = to_storage<T>(d * up * s * (1 + gate * (1 - s)));
     at_up = to_storage<T>(d * gate * s);
+    g.value[j] = to_storage<T>(gate * s * up);
   }
+  if (y) store(y, i, g);
   store(dx, 2 * i, pair[0]);
   store(dx, 2 * i + 1, pair[1]);
 }
@@ -219,12 +169,12 @@ cudaError_t swiglu(const KernelCall& call, const CudaContext& context) {
 }
 
 cudaError_t swiglu_bwd(const KernelCall& call, const CudaContext& context) {
-  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &dx = call.outputs[0];
+  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &dx = call.outputs[0], &y = call.outputs[1];
   return with_type(x.dtype, [&]<class T>() {
-    return with_width<T>(dy.elements(), {&dy, &x, &dx}, [&]<int kWidth>() {
+    return with_width<T>(dy.elements(), {&dy, &x, &dx, &y}, [&]<int kWidth>() {
       const int64_t vectors = dy.elements() / kWidth;
       return launch(context, swiglu_bwd_kernel<T, kWidth>, ceil_div(vectors, kThreads), kThreads,
-                    dy.as<const T>(), x.as<const T>(), dx.as<T>(), vectors);
+                    dy.as<const T>(), x.as<const T>(), dx.as<T>(), y.as<T>(), vectors);
     });
   });
 }

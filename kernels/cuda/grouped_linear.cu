@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/bias_gradient.cuh"
 #include "kernels/cuda/grid.cuh"
+#include "kernels/cuda/hopper_grouped_linear.h"
 #include "kernels/cuda/mma_tile.cuh"
 #include "kernels/cuda/simt_tile.cuh"
 
@@ -120,6 +121,12 @@ cudaError_t multiply_experts(const TensorView& rows, const TensorView& offsets, 
   return launch_product<T>(a, b, c, offsets, context);
 }
 
+/// Whether the kernels for Hopper are to compute the rows `result`.
+bool suits_hopper(const TensorView& result, std::initializer_list<const TensorView*> factors) {
+  return hopper::can_map(factors) && hopper::can_map({&result}) &&
+         hopper::suits(hopper::tile_count(result.rows(), result.cols()));
+}
+
 /// Block (x, y) sums a group of columns of expert y.
 template <class T, class TOut>
 __global__ void __launch_bounds__(kSumThreads)
@@ -136,17 +143,43 @@ __global__ void __launch_bounds__(kSumThreads)
 }  // namespace
 
 cudaError_t grouped_linear(const KernelCall& call, const CudaContext& context) {
+  const TensorView &rows = call.inputs[0], &weight = call.inputs[2], &bias = call.inputs[3],
+                   &y = call.outputs[0];
+  if (!bias.present() && suits_hopper(y, {&rows, &weight}))
+    return hopper::grouped_linear(rows, call.inputs[1], weight, y, context);
   return with_type(call.inputs[0].dtype, [&]<class T>() {
-    return multiply_experts<T, Along::kDepth>(call.inputs[0], call.inputs[1], call.inputs[2], call.inputs[3],
-                                              call.outputs[0], context);
+    return multiply_experts<T, Along::kDepth>(rows, call.inputs[1], weight, bias, y, context);
   });
 }
 
 cudaError_t grouped_linear_bwd_input(const KernelCall& call, const CudaContext& context) {
+  const TensorView &dy = call.inputs[0], &weight = call.inputs[2], &drows = call.outputs[0];
+  if (suits_hopper(drows, {&dy, &weight}))
+    return hopper::grouped_linear_bwd_input(dy, call.inputs[1], weight, drows, context);
   return with_type(call.inputs[0].dtype, [&]<class T>() {
-    return multiply_experts<T, Along::kRows>(call.inputs[0], call.inputs[1], call.inputs[2], {},
-                                             call.outputs[0], context);
+    return multiply_experts<T, Along::kRows>(dy, call.inputs[1], weight, {}, drows, context);
   });
+}
+
+cudaError_t grouped_linear_swiglu(const KernelCall& call, const CudaContext& context) {
+  const TensorView &rows = call.inputs[0], &offsets = call.inputs[1], &weight = call.inputs[2],
+                   &bias = call.inputs[3], &h = call.outputs[0], &y = call.outputs[1];
+  if (!bias.present() && hopper::can_map({&y}) && suits_hopper(h, {&rows, &weight}))
+    return hopper::grouped_linear_swiglu(rows, offsets, weight, h, y, context);
+  const cudaError_t error = grouped_linear({.inputs = call.inputs, .outputs = {h}, .op = call.op}, context);
+  return error == cudaSuccess ? swiglu({.inputs = {h}, .outputs = {y}}, context) : error;
+}
+
+cudaError_t grouped_linear_bwd_input_swiglu(const KernelCall& call, const CudaContext& context) {
+  const TensorView &dy = call.inputs[0], &offsets = call.inputs[1], &weight = call.inputs[2],
+                   &h = call.inputs[3], &dh = call.outputs[0], &y = call.outputs[1];
+  if (hopper::can_map({&h, &dh}) && suits_hopper(y, {&dy, &weight}))
+    return hopper::grouped_linear_bwd_input_swiglu(dy, offsets, weight, h, dh, y, context);
+  const TensorView& activation_gradient = y;  // until y takes its place
+  const cudaError_t error = grouped_linear_bwd_input(
+      {.inputs = {dy, offsets, weight}, .outputs = {activation_gradient}, .op = call.op}, context);
+  return error == cudaSuccess ? swiglu_bwd({.inputs = {activation_gradient, h}, .outputs = {dh, y}}, context)
+                              : error;
 }
 
 cudaError_t grouped_bias_bwd(const KernelCall& call, const CudaContext& context) {

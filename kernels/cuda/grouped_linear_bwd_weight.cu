@@ -1,6 +1,7 @@
 // Gradient of the weights of experts: dweight[e] = dy^T rows over the rows of expert e, of which an expert
 // may have none. Only the device knows how deep each product is.
 #include "kernels/cuda/grid.cuh"
+#include "kernels/cuda/hopper_grouped_linear.h"
 #include "kernels/cuda/mma_tile.cuh"
 #include "kernels/cuda/simt_tile.cuh"
 
@@ -63,13 +64,17 @@ cudaError_t grouped_linear_bwd_weight(const KernelCall& call, const CudaContext&
                    &dweight = call.outputs[0];
   const auto capacity = static_cast<int>(rows.rows()), in = static_cast<int>(rows.cols());
   const auto out = static_cast<int>(dy.cols());
+  const bool accumulate = call.inputs[3].present();
+  if (hopper::can_map({&dy, &rows}) && reinterpret_cast<uintptr_t>(dweight.data) % 16 == 0 &&
+      hopper::suits((offsets.elements() - 1) * hopper::tile_count(out, in)))
+    return hopper::grouped_linear_bwd_weight(dy, rows, offsets, dweight, accumulate, context);
   return with_type(dy.dtype, [&]<class T>() {
     return with_gradient_type<T>(dweight.dtype, [&]<class G>() {
       const T *left = dy.as<const T>(), *right = rows.as<const T>();
       G* to = dweight.as<G>();
       const Factor<T, Along::kRows> a{left, out, out, capacity, runs_aligned(left, out)};
       const Factor<T, Along::kRows> b{right, in, in, capacity, runs_aligned(right, in)};
-      const Result<G> c{to, in, out, in, nullptr, call.inputs[3].present(), runs_aligned(to, in)};
+      const Result<G> c{to, in, out, in, nullptr, accumulate, runs_aligned(to, in)};
       return launch_product<T>(a, b, c, offsets, context);
     });
   });

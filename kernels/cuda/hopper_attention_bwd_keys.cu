@@ -6,16 +6,16 @@ namespace {
 /// Gradients of a tile of keys and values: rows are keys, columns queries.
 template <int kDim>
 struct KeySide {
-  static constexpr int kConsumers = 2, kRows = kConsumers * 64, kQueries = kDim == 64 ? 64 : 32;
-  static constexpr int kOwnSlots = kDim == 64 ? 2 : 1, kSlots = kDim == 64 ? 6 : 8;
+  static constexpr int kConsumers = 2, kRows = kConsumers * 64, kQueries = 64;
+  static constexpr int kOwnSlots = 1, kSlots = kDim == 64 ? 8 : 4;
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-  static constexpr bool kOwnInRegisters = kDim == 64;
+  static constexpr bool kOwnInRegisters = false;
 
   struct Own {
-    Tile<kRows, kDim> keys, values;
+    RowTile<kRows, kDim> keys, values;
   };
   struct Visited {
-    Tile<kQueries, kDim> queries, dy;
+    RowTile<kQueries, kDim> queries, dy;
     RowStatistics statistics[kQueries];
   };
   struct Shared {
@@ -61,7 +61,7 @@ struct KeySide {
         const int first = work.first_key + visit % work.tiles * kQueries;
         Visited& visited = shared.visited[place.slot];
         constexpr int kStatisticsBytes = sizeof(RowStatistics) * kQueries;
-        Barrier& full = shared.ring.fill(place, 2 * sizeof(Tile<kQueries, kDim>) + kStatisticsBytes);
+        Barrier& full = shared.ring.fill(place, 2 * sizeof(RowTile<kQueries, kDim>) + kStatisticsBytes);
         visited.queries.load(operands.queries, query_head, first, work.batch, full);
         visited.dy.load(operands.dy, query_head, first, work.batch, full);
         load_bytes(operands.row_statistics(work.batch, query_head) + first, kStatisticsBytes, full,

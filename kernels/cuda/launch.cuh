@@ -14,13 +14,13 @@ constexpr int kThreads = 256;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// Lets the kernel behind this one in the stream be started, and waits until those before it are done and
-/// what they wrote is there to be read. The first statement of every kernel that launch() and launch_shared()
-/// enqueue.
+/// Waits until the kernels before this one in the stream are done and what they wrote is there to be read,
+/// then lets the kernel behind it be started. In this order, as blocks of a third kernel would otherwise fill
+/// up multiprocessors unevenly. The first statement of every kernel that these functions enqueue.
 __device__ inline void begin_kernel() {
 #if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 

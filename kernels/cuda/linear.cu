@@ -1,5 +1,5 @@
-// Affine maps of the last dimension: y = x weight^T (+ bias). x[R,I] and y[R,O] stand for any leading
-// dimensions.
+// Affine maps of the last dimension: y = x weight^T (+ bias), alone and with what precedes or follows them.
+// x[R,I] and y[R,O] stand for any leading dimensions.
 #include <algorithm>
 
 #include "kernels/cuda/bias_gradient.cuh"
@@ -34,20 +34,21 @@ __global__ void __launch_bounds__(kSumThreads)
   *to = to_storage<TOut>(sum);
 }
 
+/// The gradient dbias[O] of dy[R,O]. Many rows are summed in ranges, to partial sums [kColumnPartials, O] in
+/// `workspace`, which are then added in order.
 template <class T, class TOut>
-cudaError_t launch_bias_bwd(const KernelCall& call, const CudaContext& context) {
+cudaError_t launch_bias_bwd(const TensorView& dy, const TensorView& dbias, bool accumulate,
+                            const TensorView& workspace, const CudaContext& context) {
   using Acc = Accumulator<T>;
-  const TensorView& dy = call.inputs[0];
-  const bool accumulate = call.inputs[1].present();
   const int64_t rows = dy.rows(), cols = dy.cols();
   const int64_t groups = ceil_div(cols, kSumCols);
   const T* in = dy.as<const T>();
-  TOut* out = call.outputs[0].as<TOut>();
+  TOut* out = dbias.as<TOut>();
   if (rows <= kSinglePassRows) {
     return launch(context, sum_columns<T, TOut>, groups, kSumThreads, in, rows, cols, rows, out, accumulate);
   }
   const int64_t range = ceil_div(rows, kColumnPartials), partials = ceil_div(rows, range);
-  Acc* sums = call.workspace.as<Acc>();
+  Acc* sums = workspace.as<Acc>();
   const cudaError_t error = launch_grid(context, sum_columns<T, Acc>,
                                         dim3(static_cast<unsigned>(groups), static_cast<unsigned>(partials)),
                                         kSumThreads, 0, in, rows, cols, range, sums, false);
@@ -56,13 +57,84 @@ cudaError_t launch_bias_bwd(const KernelCall& call, const CudaContext& context) 
                 accumulate);
 }
 
+cudaError_t bias_gradient(const TensorView& dy, const TensorView& dbias, bool accumulate,
+                          const TensorView& workspace, const CudaContext& context) {
+  return with_type(dy.dtype, [&]<class T>() {
+    return with_type(dbias.dtype, [&]<class TOut>() -> cudaError_t {
+      if constexpr (std::is_same_v<Accumulator<T>, Accumulator<TOut>>)
+        return launch_bias_bwd<T, TOut>(dy, dbias, accumulate, workspace, context);
+      else
+        return cudaErrorNotSupported;
+    });
+  });
+}
+
+/// Applies the epilogue to the sums at z, where y may lie; a thread per run of four.
+template <class T>
+__global__ void epilogue_kernel(const T* z, T* y, int64_t n, bool aligned, Epilogue epilogue) {
+  begin_kernel();
+  const int64_t place = global_thread() * 4;
+  if (place >= n) return;
+  const int count = static_cast<int>(min(int64_t{4}, n - place));
+  const bool whole = aligned && count == 4;
+  auto sums = load_run(z + place, count, whole);
+  apply_epilogue<T>(epilogue, place, count, whole, sums);
+  store_run(y + place, count, whole, sums);
+}
+
+/// The product, and then its epilogue in a pass of its own.
+cudaError_t multiply_in_two_passes(const Product& product, const CudaContext& context) {
+  Product sums = product;
+  sums.epilogue = {};
+  Epilogue epilogue = product.epilogue;
+  if (!epilogue.backward && epilogue.preactivation) {
+    sums.c.data = epilogue.preactivation;
+    epilogue.preactivation = nullptr;
+  }
+  const cudaError_t error = multiply(sums, context);
+  if (error != cudaSuccess) return error;
+  const int64_t n = product.m() * product.n();
+  return with_type(product.c.dtype, [&]<class T>() {
+    const auto* z = static_cast<const T*>(sums.c.data);
+    auto* y = static_cast<T*>(const_cast<void*>(product.c.data));
+    const bool aligned = runs_aligned(z, 0) && runs_aligned(y, 0) &&
+                         runs_aligned(static_cast<const T*>(epilogue.preactivation), 0) &&
+                         runs_aligned(static_cast<const T*>(epilogue.residual), 0);
+    return launch(context, epilogue_kernel<T>, ceil_div(ceil_div(n, 4), kThreads), kThreads, z, y, n, aligned,
+                  epilogue);
+  });
+}
+
+Product input_gradient(const TensorView& dy, const TensorView& weight, const TensorView& dx) {
+  return {.form = ProductForm::kInput, .a = as_matrix(dy), .b = as_matrix(weight), .c = as_matrix(dx)};
+}
+
+Product weight_gradient(const TensorView& dy, const TensorView& x, const TensorView& dweight,
+                        bool accumulate) {
+  return {.form = ProductForm::kWeight,
+          .a = as_matrix(dy),
+          .b = as_matrix(x),
+          .c = as_matrix(dweight),
+          .accumulate = accumulate};
+}
+
+bool is_f32(const Product& product) {
+  return product.a.dtype == fb::DType::F32 && product.b.dtype == fb::DType::F32 &&
+         product.c.dtype == fb::DType::F32;
+}
+
+/// f32 products up to kSmallProduct: cuBLAS would leave most of the device idle.
+bool is_small(const Product& product) {
+  return product.b.dtype == fb::DType::F32 && product.m() * product.n() * product.k() <= kSmallProduct;
+}
+
 }  // namespace
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
-  const bool small =
-      product.b.dtype == fb::DType::F32 && product.m() * product.n() * product.k() <= kSmallProduct;
-  return small || !cublas_supports(product) ? multiply_tiled(product, context)
-                                            : multiply_cublas(product, context);
+  const bool tiled = is_small(product) || !cublas_supports(product);
+  if (!product.epilogue.empty() && !(tiled && tiled_applies_epilogue(product)))
+    return multiply_in_two_passes(product, context);
+  return tiled ? multiply_tiled(product, context) : multiply_cublas(product, context);
 }
 
 cudaError_t linear(const KernelCall& call, const CudaContext& context) {
@@ -74,33 +146,53 @@ cudaError_t linear(const KernelCall& call, const CudaContext& context) {
                   context);
 }
 
-cudaError_t linear_bwd_input(const KernelCall& call, const CudaContext& context) {
-  return multiply({.form = ProductForm::kInput,
-                   .a = as_matrix(call.inputs[0]),
-                   .b = as_matrix(call.inputs[1]),
-                   .c = as_matrix(call.outputs[0])},
-                  context);
-}
-
-cudaError_t linear_bwd_weight(const KernelCall& call, const CudaContext& context) {
-  return multiply({.form = ProductForm::kWeight,
+cudaError_t fused_linear(const KernelCall& call, const CudaContext& context) {
+  const auto& attrs = call.attrs<fb::FusedLinearT>();
+  const TensorView& state = call.inputs[4];
+  const bool drops = state.present() && attrs.dropout_p > 0;
+  return multiply({.form = ProductForm::kForward,
                    .a = as_matrix(call.inputs[0]),
                    .b = as_matrix(call.inputs[1]),
                    .c = as_matrix(call.outputs[0]),
-                   .accumulate = call.inputs[2].present()},
+                   .bias = call.inputs[2].data,
+                   .epilogue = {.activation = attrs.activation,
+                                .preactivation = call.outputs[1].data,
+                                .residual = call.inputs[3].data,
+                                .dropout = drops ? Dropout(state.as<const TrainState>(), attrs.dropout_stream,
+                                                           attrs.dropout_p)
+                                                 : Dropout()}},
                   context);
 }
 
-/// Many rows are summed in ranges, to partial sums [kColumnPartials, O], which are then added in order.
+cudaError_t linear_bwd_input(const KernelCall& call, const CudaContext& context) {
+  return multiply(input_gradient(call.inputs[0], call.inputs[1], call.outputs[0]), context);
+}
+
+cudaError_t linear_bwd_weight(const KernelCall& call, const CudaContext& context) {
+  return multiply(weight_gradient(call.inputs[0], call.inputs[1], call.outputs[0], call.inputs[2].present()),
+                  context);
+}
+
 cudaError_t bias_bwd(const KernelCall& call, const CudaContext& context) {
-  using enum fb::DType;
-  const fb::DType in = call.inputs[0].dtype, out = call.outputs[0].dtype;
-  if (in == F32 && out == F32) return launch_bias_bwd<float, float>(call, context);
-  if (in == F32 && out == BF16) return launch_bias_bwd<float, bf16>(call, context);
-  if (in == BF16 && out == F32) return launch_bias_bwd<bf16, float>(call, context);
-  if (in == BF16 && out == BF16) return launch_bias_bwd<bf16, bf16>(call, context);
-  if (in == F64 && out == F64) return launch_bias_bwd<double, double>(call, context);
-  return cudaErrorNotSupported;
+  return bias_gradient(call.inputs[0], call.outputs[0], call.inputs[1].present(), call.workspace, context);
+}
+
+cudaError_t fused_linear_bwd_input(const KernelCall& call, const CudaContext& context) {
+  Product product = input_gradient(call.inputs[0], call.inputs[1], call.outputs[0]);
+  product.epilogue = {.activation = call.attrs<fb::FusedLinearT>().activation,
+                      .backward = true,
+                      .preactivation = call.inputs[2].data};
+  return multiply(product, context);
+}
+
+cudaError_t linear_bwd_parameters(const KernelCall& call, const CudaContext& context) {
+  const TensorView &dy = call.inputs[0], &dweight = call.outputs[0], &dbias = call.outputs[1];
+  const bool accumulate_bias = call.inputs[3].present();
+  const Product product = weight_gradient(dy, call.inputs[1], dweight, call.inputs[2].present());
+  if (is_f32(product) && is_small(product) && dy.rows() <= kSinglePassRows)
+    return multiply_parameters(product, dbias.as<float>(), accumulate_bias, context);
+  const cudaError_t error = multiply(product, context);
+  return error == cudaSuccess ? bias_gradient(dy, dbias, accumulate_bias, call.workspace, context) : error;
 }
 
 }  // namespace moec::cuda

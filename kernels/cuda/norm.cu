@@ -1,5 +1,6 @@
-// RMSNorm and LayerNorm over the last dimension D, forward. RMSNorm is LayerNorm with a mean of 0 and no
-// bias.
+// RMSNorm and LayerNorm over the last dimension D, alone and of the sum of two values, forward. RMSNorm is
+// LayerNorm with a mean of 0 and no bias. A sum is normalised as it is stored, which is what the backward
+// pass reads.
 #include <cmath>
 
 #include "kernels/cuda/reduce.cuh"
@@ -10,9 +11,11 @@ namespace {
 template <class T, class Acc = Accumulator<T>>
 struct Norm {
   const T* x;
+  const T* addend;  // with a sum only: x + addend is normalised, and written to sum
   const T* weight;
   const T* bias;  // null where there is none
-  T* y;           // may be x
+  T* sum;         // may be x or addend
+  T* y;           // likewise
   Acc* mean;      // written by LayerNorm only
   Acc* rstd;
   int64_t rows;
@@ -20,47 +23,64 @@ struct Norm {
   Acc eps;
 };
 
+/// a + b as it is stored.
+template <class T, int kWidth>
+__device__ Vector<T, kWidth> add(const Vector<T, kWidth>& a, const Vector<T, kWidth>& b) {
+  Accumulator<T> sums[kWidth], addends[kWidth];
+  unpack(a, sums);
+  unpack(b, addends);
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) sums[j] += addends[j];
+  return pack<T>(sums);
+}
+
 /// What of a row is not held is read again for the variance and for y, from the cache. The variance is of
 /// centred values: no cancellation.
-template <bool kCentred, class T, int kWidth, int kGroup>
-__global__ void norm_kernel(const Norm<T> norm) {
+template <bool kCentred, bool kSum, class T, int kWidth, int kGroup>
+__global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
   begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t row = group_row<kGroup>();
   if (row >= norm.rows) return;
   const T* x = norm.x + row * norm.cols;
-  const auto held = hold_places<kGroup>(norm.cols / kWidth, [x](int64_t i) { return load<kWidth>(x, i); });
+  const T* addend = norm.addend + row * norm.cols;
+  const auto held = hold_places<kGroup>(norm.cols / kWidth, [x, addend](int64_t i) {
+    if constexpr (kSum)
+      return add<T>(load<kWidth>(x, i), load<kWidth>(addend, i));
+    else
+      return load<kWidth>(x, i);
+  });
   const auto cols = static_cast<Acc>(norm.cols);
 
   Acc mean = 0;
   if constexpr (kCentred) {
     Acc sum = 0;
     held.for_each([&](int64_t, const Vector<T, kWidth>& v) {
+      Acc values[kWidth];
+      unpack(v, values);
 #pragma unroll
-      for (const T value : v.value) sum += static_cast<Acc>(value);
+      for (const Acc value : values) sum += value;
     });
     mean = group_reduce<kGroup>(sum) / cols;
   }
   Acc squares = 0;
   held.for_each([&](int64_t, const Vector<T, kWidth>& v) {
+    Acc values[kWidth];
+    unpack(v, values);
 #pragma unroll
-    for (const T value : v.value) {
-      const Acc centred = static_cast<Acc>(value) - mean;
-      squares += centred * centred;
-    }
+    for (const Acc value : values) squares += (value - mean) * (value - mean);
   });
   const Acc rstd = 1 / std::sqrt(group_reduce<kGroup>(squares) / cols + norm.eps);
 
-  held.for_each([&](int64_t i, Vector<T, kWidth> v) {
-    const auto weight = load<kWidth>(norm.weight, i);
-    const auto bias = norm.bias ? load<kWidth>(norm.bias, i) : Vector<T, kWidth>{};
+  held.for_each([&](int64_t i, const Vector<T, kWidth>& v) {
+    if constexpr (kSum) store(norm.sum + row * norm.cols, i, v);
+    Acc values[kWidth], weights[kWidth], biases[kWidth] = {};
+    unpack(v, values);
+    unpack(load<kWidth>(norm.weight, i), weights);
+    if (kCentred && norm.bias) unpack(load<kWidth>(norm.bias, i), biases);
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      const Acc normal = (static_cast<Acc>(v.value[j]) - mean) * rstd;
-      v.value[j] =
-          to_storage<T>(normal * static_cast<Acc>(weight.value[j]) + static_cast<Acc>(bias.value[j]));
-    }
-    store(norm.y + row * norm.cols, i, v);
+    for (int j = 0; j < kWidth; ++j) values[j] = (values[j] - mean) * rstd * weights[j] + biases[j];
+    store(norm.y + row * norm.cols, i, pack<T>(values));
   });
   if (group_lane<kGroup>() == 0) {
     if constexpr (kCentred) norm.mean[row] = mean;
@@ -68,33 +88,88 @@ __global__ void norm_kernel(const Norm<T> norm) {
   }
 }
 
-template <bool kCentred>
-cudaError_t run_norm(const CudaContext& context, const TensorView& x, const TensorView& weight,
-                     const TensorView& bias, const TensorView& y, const TensorView& mean,
-                     const TensorView& rstd, float eps) {
-  return with_type(x.dtype, [&]<class T>() {
+struct NormViews {
+  const TensorView &x, &addend, &weight, &bias, &sum, &y, &mean, &rstd;
+};
+
+template <bool kCentred, bool kSum>
+cudaError_t run_norm(const CudaContext& context, const NormViews& views, float eps) {
+  return with_type(views.x.dtype, [&]<class T>() {
     using Acc = Accumulator<T>;
-    const Norm<T> norm = {
-        x.as<const T>(), weight.as<const T>(), bias.as<const T>(), y.as<T>(),
-        mean.as<Acc>(),  rstd.as<Acc>(),       x.rows(),           static_cast<int>(x.cols()),
-        Acc{eps}};
-    return with_row_layout<T>(x.cols(), {&x, &weight, &bias, &y}, [&]<int kWidth, int kGroup>() {
-      return launch(context, norm_kernel<kCentred, T, kWidth, kGroup>, group_blocks<kGroup>(norm.rows),
-                    kThreads, norm);
-    });
+    const Norm<T> norm = {.x = views.x.as<const T>(),
+                          .addend = views.addend.as<const T>(),
+                          .weight = views.weight.as<const T>(),
+                          .bias = views.bias.as<const T>(),
+                          .sum = views.sum.as<T>(),
+                          .y = views.y.as<T>(),
+                          .mean = views.mean.as<Acc>(),
+                          .rstd = views.rstd.as<Acc>(),
+                          .rows = views.x.rows(),
+                          .cols = static_cast<int>(views.x.cols()),
+                          .eps = Acc{eps}};
+    return with_row_layout<T>(norm.cols,
+                              {&views.x, &views.addend, &views.weight, &views.bias, &views.sum, &views.y},
+                              [&]<int kWidth, int kGroup>() {
+                                return launch(context, norm_kernel<kCentred, kSum, T, kWidth, kGroup>,
+                                              group_blocks<kGroup>(norm.rows), kThreads, norm);
+                              });
   });
 }
+
+constexpr TensorView kAbsent;
 
 }  // namespace
 
 cudaError_t rmsnorm(const KernelCall& call, const CudaContext& context) {
-  return run_norm<false>(context, call.inputs[0], call.inputs[1], {}, call.outputs[0], {}, call.outputs[1],
-                         call.attrs<fb::RmsNormT>().eps);
+  return run_norm<false, false>(context,
+                                {.x = call.inputs[0],
+                                 .addend = kAbsent,
+                                 .weight = call.inputs[1],
+                                 .bias = kAbsent,
+                                 .sum = kAbsent,
+                                 .y = call.outputs[0],
+                                 .mean = kAbsent,
+                                 .rstd = call.outputs[1]},
+                                call.attrs<fb::RmsNormT>().eps);
+}
+
+cudaError_t add_rmsnorm(const KernelCall& call, const CudaContext& context) {
+  return run_norm<false, true>(context,
+                               {.x = call.inputs[0],
+                                .addend = call.inputs[1],
+                                .weight = call.inputs[2],
+                                .bias = kAbsent,
+                                .sum = call.outputs[0],
+                                .y = call.outputs[1],
+                                .mean = kAbsent,
+                                .rstd = call.outputs[2]},
+                               call.attrs<fb::FusedNormT>().eps);
 }
 
 cudaError_t layernorm(const KernelCall& call, const CudaContext& context) {
-  return run_norm<true>(context, call.inputs[0], call.inputs[1], call.inputs[2], call.outputs[0],
-                        call.outputs[1], call.outputs[2], call.attrs<fb::LayerNormT>().eps);
+  return run_norm<true, false>(context,
+                               {.x = call.inputs[0],
+                                .addend = kAbsent,
+                                .weight = call.inputs[1],
+                                .bias = call.inputs[2],
+                                .sum = kAbsent,
+                                .y = call.outputs[0],
+                                .mean = call.outputs[1],
+                                .rstd = call.outputs[2]},
+                               call.attrs<fb::LayerNormT>().eps);
+}
+
+cudaError_t add_layernorm(const KernelCall& call, const CudaContext& context) {
+  return run_norm<true, true>(context,
+                              {.x = call.inputs[0],
+                               .addend = call.inputs[1],
+                               .weight = call.inputs[2],
+                               .bias = call.inputs[3],
+                               .sum = call.outputs[0],
+                               .y = call.outputs[1],
+                               .mean = call.outputs[2],
+                               .rstd = call.outputs[3]},
+                              call.attrs<fb::FusedNormT>().eps);
 }
 
 }  // namespace moec::cuda

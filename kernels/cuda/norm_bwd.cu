@@ -13,7 +13,8 @@ struct NormBwd {
   const T* weight;
   const Acc* mean;  // read for LayerNorm only
   const Acc* rstd;
-  T* dx;                 // may be dy
+  const T* dresidual;    // null where there is none
+  T* dx;                 // may be dy or dresidual
   Acc* weight_partials;  // [pieces, cols]
   Acc* bias_partials;    // likewise, for LayerNorm only
   int64_t rows;
@@ -23,31 +24,41 @@ struct NormBwd {
 
 /// How many threads share a row, how many vectors of a row a thread holds, and the threads of a block: as
 /// many as have the registers to hold them and the `kSums` sums of each of their columns.
-template <int kSums, int kWidth, int kGroupSize, int kVectorsHeld>
+template <int kSums, class T, int kWidth, int kGroupSize, int kVectorsHeld>
 struct BwdLayout {
   static constexpr int kGroup = kGroupSize, kVectors = kVectorsHeld;
-  static constexpr int kBlock = kGroup == kWarp && kSums * kVectors * kWidth <= 32 ? 512 : kThreads;
-  static constexpr int kGroups = kBlock / kGroup;
+  // In registers of 32 bits.
+  static constexpr int kOperand = kVectors * static_cast<int>(sizeof(Vector<T, kWidth>)) / 4;
+  static constexpr int kColumnSums = kSums * kVectors * kWidth * static_cast<int>(sizeof(Accumulator<T>)) / 4;
   /// Whether there are registers for a second row, which is read while the threads work on the first.
-  static constexpr bool kReadsAhead = kGroup == kWarp && kSums * kVectors * kWidth <= 24;
+  static constexpr bool kReadsAhead = kGroup == kWarp && kColumnSums + 7 * kOperand <= 140;
+  static constexpr int kHeld = kColumnSums + (kReadsAhead ? 7 : 4) * kOperand;
+  static constexpr int kBlock = kGroup > kWarp ? kThreads : kHeld <= 96 ? 512 : kHeld <= 140 ? 384 : 256;
+  static constexpr int kGroups = kBlock / kGroup;
 };
 
 /// sums[cols] = the sums over the block's groups, in their order, of what each holds for its columns.
 template <class Layout, int kWidth, class Acc>
 __device__ void store_column_sums(const Acc (&held)[Layout::kVectors][kWidth], Acc* sums, int cols) {
-  constexpr int kCols = Layout::kGroup * kWidth;
-  __shared__ Acc shared[Layout::kGroups][kCols];
+  // Chunks of a thread's columns lie a group apart in shared memory: no bank conflicts.
+  constexpr int kChunk = kWidth < 4 ? kWidth : 4, kChunks = kWidth / kChunk * Layout::kGroup;
+  __shared__ Vector<Acc, kChunk> shared[Layout::kGroups][kChunks];
   const int group = threadIdx.x / Layout::kGroup, lane = threadIdx.x % Layout::kGroup;
 #pragma unroll
   for (int v = 0; v < Layout::kVectors; ++v) {
     __syncthreads();  // what was there has been read
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) shared[group][lane * kWidth + j] = held[v][j];
+    for (int j = 0; j < kWidth; ++j)
+      shared[group][j / kChunk * Layout::kGroup + lane].value[j % kChunk] = held[v][j];
     __syncthreads();
-    for (int i = threadIdx.x; i < kCols && v * kCols + i < cols; i += Layout::kBlock) {
-      Acc sum = 0;
-      for (int g = 0; g < Layout::kGroups; ++g) sum += shared[g][i];
-      sums[v * kCols + i] = sum;
+    for (int i = threadIdx.x; i < kChunks; i += Layout::kBlock) {
+      const int col = (v * Layout::kGroup + i % Layout::kGroup) * kWidth + i / Layout::kGroup * kChunk;
+      if (col >= cols) continue;
+      Vector<Acc, kChunk> sum = shared[0][i];
+      for (int g = 1; g < Layout::kGroups; ++g)
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) sum.value[j] += shared[g][i].value[j];
+      store(sums + col, 0, sum);
     }
   }
 }
@@ -56,25 +67,28 @@ __device__ void store_column_sums(const Acc (&held)[Layout::kVectors][kWidth], A
 template <class T, int kWidth, int kVectors>
 struct RowOperands {
   using Acc = Accumulator<T>;
-  Vector<T, kWidth> dy[kVectors] = {}, x[kVectors] = {};
+  Vector<T, kWidth> dy[kVectors] = {}, x[kVectors] = {}, dresidual[kVectors] = {};
   Acc mean = 0, rstd = 0;
 
   template <bool kCentred, int kGroup>
   __device__ void read(const NormBwd<T>& norm, int64_t row) {
     const int lane = group_lane<kGroup>(), vectors = norm.cols / kWidth;
+    const int64_t start = row * norm.cols;
     if constexpr (kCentred) mean = norm.mean[row];
     rstd = norm.rstd[row];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int i = lane + v * kGroup;
       if (i >= vectors) break;
-      dy[v] = load<kWidth>(norm.dy + row * norm.cols, i);
-      x[v] = load<kWidth>(norm.x + row * norm.cols, i);
+      dy[v] = load<kWidth>(norm.dy + start, i);
+      x[v] = load<kWidth>(norm.x + start, i);
+      if (norm.dresidual) dresidual[v] = load<kWidth>(norm.dresidual + start, i);
     }
   }
 };
 
-/// A block goes through one piece of the rows, a group takes every kGroups-th of them.
+/// A block goes through one piece of the rows, a group takes every kGroups-th of them. Places behind the end
+/// of a row count as zeros.
 template <bool kCentred, class T, int kWidth, class Layout>
 __global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<T> norm) {
   begin_kernel();
@@ -84,46 +98,56 @@ __global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<
   const auto cols = static_cast<Acc>(norm.cols);
   const int64_t begin = blockIdx.x * norm.piece_rows, end = min(norm.rows, begin + norm.piece_rows);
 
+  Vector<T, kWidth> weight[kVectors] = {};
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v)
+    if (lane + v * kGroup < vectors) weight[v] = load<kWidth>(norm.weight, lane + v * kGroup);
   Acc dweight[kVectors][kWidth] = {}, dbias[kVectors][kWidth] = {};
   const int64_t first = begin + threadIdx.x / kGroup;
   RowOperands<T, kWidth, kVectors> next;
   if (Layout::kReadsAhead && first < end) next.template read<kCentred, kGroup>(norm, first);
   for (int64_t row = first; row < end; row += Layout::kGroups) {
     if (!Layout::kReadsAhead) next.template read<kCentred, kGroup>(norm, row);
-    auto [dy, x, mean, rstd] = next;
+    auto [dy, x, dresidual, mean, rstd] = next;
     if (Layout::kReadsAhead && row + Layout::kGroups < end)
       next.template read<kCentred, kGroup>(norm, row + Layout::kGroups);
+
+    Acc d[kWidth], n[kWidth], w[kWidth];  // dy, the normalised x and the weight
+    const auto unpack_row = [&](int v) {
+      unpack(dy[v], d);
+      unpack(x[v], n);
+      unpack(weight[v], w);
+#pragma unroll
+      for (Acc& value : n) value = (value - mean) * rstd;
+    };
     Acc sum = 0, dot = 0;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const int i = lane + v * kGroup;
-      if (i >= vectors) break;
-      const auto weight = load<kWidth>(norm.weight, i);
+      unpack_row(v);
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
-        const auto d = static_cast<Acc>(dy[v].value[j]);
-        const Acc g = d * static_cast<Acc>(weight.value[j]);
-        const Acc normal = (static_cast<Acc>(x[v].value[j]) - mean) * rstd;
-        sum += g;
-        dot += g * normal;
-        dweight[v][j] += d * normal;
-        if constexpr (kCentred) dbias[v][j] += d;
+        if constexpr (kCentred) sum += d[j] * w[j];
+        dot += d[j] * w[j] * n[j];
       }
+      keep_packed(dy[v]);
+      keep_packed(x[v]);
+      keep_packed(weight[v]);
     }
     const Acc along = group_reduce<kGroup>(dot) / cols;
     const Acc constant = kCentred ? group_reduce<kGroup>(sum) / cols : Acc{0};
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const int i = lane + v * kGroup;
-      if (i >= vectors) break;
-      const auto weight = load<kWidth>(norm.weight, i);
+      Acc dx[kWidth];
+      unpack(dresidual[v], dx);
+      unpack_row(v);
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
-        const Acc g = static_cast<Acc>(dy[v].value[j]) * static_cast<Acc>(weight.value[j]);
-        const Acc normal = (static_cast<Acc>(x[v].value[j]) - mean) * rstd;
-        dy[v].value[j] = to_storage<T>(rstd * (g - constant - normal * along));
+        dweight[v][j] += d[j] * n[j];
+        if constexpr (kCentred) dbias[v][j] += d[j];
+        dx[j] += rstd * (d[j] * w[j] - constant - n[j] * along);
       }
-      store(norm.dx + row * norm.cols, i, dy[v]);
+      const int i = lane + v * kGroup;
+      if (i < vectors) store(norm.dx + row * norm.cols, i, pack<T>(dx));
     }
   }
   store_column_sums<Layout, kWidth>(dweight, norm.weight_partials + int64_t{blockIdx.x} * norm.cols,
@@ -134,21 +158,21 @@ __global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<
 
 /// body.template operator()<Layout>() for rows of `vectors` vectors of kWidth elements that fit in the
 /// registers of a block: up to 1024 vectors, or 2048.
-template <int kSums, int kWidth, class Body>
+template <int kSums, class T, int kWidth, class Body>
 cudaError_t with_bwd_layout(int64_t vectors, Body&& body) {
   constexpr int kMost = kSums * kWidth > 8 ? 4 : 8;
-  if (vectors <= kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, 1>>();
-  if (vectors <= 3 * kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, 3>>();
-  if (vectors <= 4 * kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, 4>>();
-  if (vectors <= kMost * kWarp) return body.template operator()<BwdLayout<kSums, kWidth, kWarp, kMost>>();
+  if (vectors <= kWarp) return body.template operator()<BwdLayout<kSums, T, kWidth, kWarp, 1>>();
+  if (vectors <= 3 * kWarp) return body.template operator()<BwdLayout<kSums, T, kWidth, kWarp, 3>>();
+  if (vectors <= 4 * kWarp) return body.template operator()<BwdLayout<kSums, T, kWidth, kWarp, 4>>();
+  if (vectors <= kMost * kWarp) return body.template operator()<BwdLayout<kSums, T, kWidth, kWarp, kMost>>();
   if (vectors <= kMost * kThreads)
-    return body.template operator()<BwdLayout<kSums, kWidth, kThreads, kMost>>();
+    return body.template operator()<BwdLayout<kSums, T, kWidth, kThreads, kMost>>();
   return cudaErrorNotSupported;
 }
 
 struct NormBwdViews {
-  const TensorView &dy, &x, &weight, &mean, &rstd, &dweight_prev, &dbias_prev, &dx, &dweight, &dbias,
-      &workspace;
+  const TensorView &dy, &x, &weight, &mean, &rstd, &dweight_prev, &dbias_prev, &dresidual, &dx, &dweight,
+      &dbias, &workspace;
 };
 
 template <bool kCentred>
@@ -164,19 +188,20 @@ cudaError_t run_norm_bwd(const CudaContext& context, const NormBwdViews& views) 
                              views.weight.as<const T>(),
                              views.mean.as<const Acc>(),
                              views.rstd.as<const Acc>(),
+                             views.dresidual.as<const T>(),
                              views.dx.as<T>(),
                              weight_partials,
                              bias_partials,
                              rows,
                              pieces.rows,
                              static_cast<int>(cols)};
-    const cudaError_t status =
-        with_width<T>(cols, {&views.dy, &views.x, &views.weight, &views.dx}, [&]<int kWidth>() {
-          return with_bwd_layout < kCentred ? 2 : 1,
-                 kWidth > (cols / kWidth, [&]<class Layout>() {
-                   return launch(context, norm_bwd_kernel<kCentred, T, kWidth, Layout>, pieces.count,
-                                 Layout::kBlock, norm);
-                 });
+    const cudaError_t status = with_width<T>(
+        cols, {&views.dy, &views.x, &views.weight, &views.dresidual, &views.dx}, [&]<int kWidth>() {
+          constexpr int kSums = kCentred ? 2 : 1;
+          return with_bwd_layout<kSums, T, kWidth>(cols / kWidth, [&]<class Layout>() {
+            return launch(context, norm_bwd_kernel<kCentred, T, kWidth, Layout>, pieces.count, Layout::kBlock,
+                          norm);
+          });
         });
     if (status != cudaSuccess) return status;
     return with_gradient_type<T>(views.dweight.dtype, [&]<class Grad>() {
@@ -199,6 +224,7 @@ cudaError_t rmsnorm_bwd(const KernelCall& call, const CudaContext& context) {
                                        .rstd = call.inputs[3],
                                        .dweight_prev = call.inputs[4],
                                        .dbias_prev = absent,
+                                       .dresidual = call.inputs[5],
                                        .dx = call.outputs[0],
                                        .dweight = call.outputs[1],
                                        .dbias = absent,
@@ -213,6 +239,7 @@ cudaError_t layernorm_bwd(const KernelCall& call, const CudaContext& context) {
                                       .rstd = call.inputs[4],
                                       .dweight_prev = call.inputs[5],
                                       .dbias_prev = call.inputs[6],
+                                      .dresidual = call.inputs[7],
                                       .dx = call.outputs[0],
                                       .dweight = call.outputs[1],
                                       .dbias = call.outputs[2],

@@ -2,15 +2,19 @@
 #pragma once
 
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/epilogue.cuh"
 
 namespace moec::cuda {
 
-/// A matrix of a product, row-major and contiguous.
+/// A matrix of a product, row-major.
 struct ProductMatrix {
   const void* data = nullptr;
   fb::DType dtype = fb::DType::F32;
   int64_t rows = 0;
   int64_t cols = 0;
+  int64_t row_stride = 0;  // in elements; 0 for cols. 16-bit matrices alone may have another.
+
+  int64_t stride() const { return row_stride == 0 ? cols : row_stride; }
 };
 
 enum class ProductForm {
@@ -20,7 +24,8 @@ enum class ProductForm {
 };
 
 /// c = a b in the given form, plus `bias` [n], in the type of b, in every row if present, plus the old c if
-/// `accumulate`. Sums are f32, or f64 where all matrices are.
+/// `accumulate`. Sums are f32, or f64 where all matrices are. An epilogue goes without `accumulate`, and its
+/// matrices may not overlap c.
 struct Product {
   ProductForm form;
   ProductMatrix a;
@@ -28,24 +33,33 @@ struct Product {
   ProductMatrix c;
   const void* bias = nullptr;
   bool accumulate = false;
+  Epilogue epilogue = {};
 
   int64_t m() const { return c.rows; }
   int64_t n() const { return c.cols; }
   int64_t k() const { return form == ProductForm::kWeight ? a.rows : a.cols; }
 };
 
-/// Computes a product the way that its types and size suggest. f32 products are as exact as sums in f32. Uses
-/// the context's cuBLAS workspace as scratch memory.
+/// Computes a product the way that its types and size suggest. f32 products are as exact as sums in f32. May
+/// use the context's cuBLAS workspace as scratch memory.
 cudaError_t multiply(const Product& product, const CudaContext& context);
 
-/// Whether multiply_cublas() computes products of these types.
+/// Whether multiply_cublas() computes products of these types. It knows no epilogue.
 bool cublas_supports(const Product& product);
 
 /// Any supported product, by cuBLASLt.
 cudaError_t multiply_cublas(const Product& product, const CudaContext& context);
 
-/// Any product but those of bf16 factors to a bf16 result, by our own kernels: good for small f32 products,
-/// for f64, and for factors of different types.
+/// Whether multiply_tiled() applies the product's epilogue.
+bool tiled_applies_epilogue(const Product& product);
+
+/// Any product but those of 16-bit factors to a 16-bit result, by our own kernels: good for small f32
+/// products, for f64, and for factors of different types.
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context);
+
+/// A small f32 weight gradient, and in the same launch dbias[m], the sums of the columns of its factor a,
+/// plus the old dbias if `accumulate_bias`.
+cudaError_t multiply_parameters(const Product& weight, float* dbias, bool accumulate_bias,
+                                const CudaContext& context);
 
 }  // namespace moec::cuda

@@ -46,7 +46,19 @@ class HeldPlaces {
     for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i));
   }
 
+  /// use(i, load(i), other.load(i)) for all places in their order.
+  template <class Other, class Use>
+  __device__ void for_each(const HeldPlaces<kGroup, Other>& other, Use use) const {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j)
+      if (place(j) < count_) use(place(j), held_[j], other.held_[j]);
+    for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i), other.load_(i));
+  }
+
  private:
+  template <int, class>
+  friend class HeldPlaces;
+
   static constexpr int kHeld = 4;
 
   __device__ static int64_t place(int j) { return group_lane<kGroup>() + j * kGroup; }

@@ -31,6 +31,28 @@ struct MergeStats {
   }
 };
 
+/// Of the first `cols` elements of a row of whole vectors, for all threads of the group. -inf counts as
+/// probability zero; a NaN or +inf makes the sum NaN.
+template <int kWidth, int kGroup, class T, class Acc = Accumulator<T>>
+__device__ SoftmaxStats<Acc> softmax_stats_of_first(const T* x, int cols) {
+  constexpr Acc kLowest = std::numeric_limits<Acc>::lowest();
+  SoftmaxStats<Acc> stats = {kLowest, 0};
+#pragma unroll 4
+  for (int i = group_lane<kGroup>(); i < (cols + kWidth - 1) / kWidth; i += kGroup) {
+    const auto v = load<kWidth>(x, i);
+    Acc max = stats.max;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j)
+      if (i * kWidth + j < cols) max = std::fmax(max, static_cast<Acc>(v.value[j]));
+    Acc sum = stats.sum * exponential<T>(stats.max - max);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j)
+      if (i * kWidth + j < cols) sum += exponential<T>(static_cast<Acc>(v.value[j]) - max);
+    stats = {max, sum};
+  }
+  return group_reduce<kGroup>(stats, MergeStats<T>{});
+}
+
 /// Of a row of `vectors` vectors, for all threads of the group. -inf counts as probability zero; a NaN or
 /// +inf makes the sum NaN.
 template <int kWidth, int kGroup, class T, class Acc = Accumulator<T>>

@@ -1,94 +1,35 @@
-// Matrix products by our own tiles: of two f32 factors on the tensor cores, of others without them. Products
-// with few tiles are split along their depth into partial products in scratch memory, which are then added in
-// order.
+// Matrix products by our own tiles: of two f32 factors on the tensor cores, of others without them. Where the
+// tiles are few, the blocks of a cluster share one and add up their sums in order.
 #include <algorithm>
+#include <bit>
 
-#include "kernels/cuda/grid.cuh"
-#include "kernels/cuda/product.h"
-#include "kernels/cuda/tf32_tile.cuh"
+#include "kernels/cuda/bias_gradient.cuh"
+#include "kernels/cuda/tiled_product.cuh"
 
 namespace moec::cuda {
 namespace {
 
 /// A device is busy with this many blocks. A constant, so that sums are split the same way on every device.
 constexpr int64_t kEnoughBlocks = 128;
-/// Medium tiles from which they beat four times as many small ones.
-constexpr int64_t kEnoughMediumTiles = 96;
+/// Blocks of medium tiles from which they beat four times as many of small ones.
+constexpr int64_t kEnoughMediumBlocks = 96;
 /// Depths that a split has at least, and a multiple of which it starts at.
-constexpr int64_t kMinSplitDepth = 128;
+constexpr int64_t kMinSplitDepth = 64, kSplitDepthStep = 32;
 
-/// One block per tile (x, rows first) and split (z); split z writes the z-th matrix of c.
-template <class Tile, class A, class B, class C>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
-    multiply_tiles(A a, B b, C c, int split_depth) {
-  begin_kernel();
-  const int begin = static_cast<int>(blockIdx.z) * split_depth;
-  const int depth = min(split_depth, a.depth - begin);
-  a.data = a.at(0, begin);
-  b.data = b.at(0, begin);
-  a.depth = b.depth = depth;
-  c.data += blockIdx.z * c.stride * c.rows;
-  const int row_tiles = (c.rows + Tile::Shape::kM - 1) / Tile::Shape::kM, tile = static_cast<int>(blockIdx.x);
-  Tile::run(a, b, c, tile % row_tiles * Tile::Shape::kM, tile / row_tiles * Tile::Shape::kN,
-            dynamic_shared());
+/// Splits are powers of two, so that clusters of several products fit together.
+TileCut cut_tiles(int64_t rows, int64_t cols, int64_t depth, int64_t tile, const CudaContext& context) {
+  const int64_t row_tiles = ceil_div(rows, tile), tiles = row_tiles * ceil_div(cols, tile);
+  const int64_t most = has_clusters(context) ? kMostClusterBlocks : 1;
+  const int64_t wanted = std::clamp<int64_t>(
+      std::min(kEnoughBlocks / std::max<int64_t>(tiles, 1), depth / kMinSplitDepth), 1, most);
+  const auto splits = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(wanted)));
+  const int64_t split_depth = ceil_div(ceil_div(depth, splits), kSplitDepthStep) * kSplitDepthStep;
+  return {static_cast<int>(row_tiles), static_cast<int>(tiles), static_cast<int>(splits),
+          static_cast<int>(split_depth)};
 }
 
-/// Adds the `splits` matrices of `partials` to c, four columns per thread.
-template <class Partial, class C>
-__global__ void add_partials(Partial partials, C c, int splits) {
-  begin_kernel();
-  const int packs = (c.cols + 3) / 4;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int row = static_cast<int>(index / packs), col = static_cast<int>(index % packs) * 4;
-  if (row >= c.rows) return;
-  auto sum = partials.load4(row, col);
-  for (int split = 1; split < splits; ++split) {
-    partials.data += partials.stride * partials.rows;
-    const auto next = partials.load4(row, col);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sum.value[j] += next.value[j];
-  }
-  c.store(row, col, sum);
-}
-
-template <class Tile, class A, class B, class C>
-cudaError_t launch_tiles(const A& a, const B& b, const C& c, int splits, int split_depth,
-                         const CudaContext& context) {
-  using Shape = typename Tile::Shape;
-  const dim3 grid(static_cast<unsigned>(ceil_div(c.rows, Shape::kM) * ceil_div(c.cols, Shape::kN)), 1,
-                  static_cast<unsigned>(splits));
-  return launch_grid(context, multiply_tiles<Tile, A, B, C>, grid, Tile::kThreads, Tile::kSharedBytes, a, b,
-                     c, split_depth);
-}
-
-template <class A, class B, class C>
-cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext& context) {
-  using Acc = typename C::Acc;
-  using Small = SmallTile<A, B, C>;
-  using Medium = MediumTile<A, B, C>;
-  const auto tiles = [&](int64_t size) { return ceil_div(c.rows, size) * ceil_div(c.cols, size); };
-  if constexpr (std::is_same_v<Acc, float>) {
-    if (tiles(Medium::Shape::kM) >= kEnoughMediumTiles)
-      return launch_tiles<Medium>(a, b, c, 1, a.depth, context);
-  }
-
-  const int64_t elements = int64_t{c.rows} * c.cols;
-  const auto room = static_cast<int64_t>(context.cublas_workspace_bytes / sizeof(Acc)) / elements;
-  const int64_t wanted =
-      std::min({ceil_div(kEnoughBlocks, tiles(Small::Shape::kM)), a.depth / kMinSplitDepth, room});
-  if (wanted <= 1) return launch_tiles<Small>(a, b, c, 1, a.depth, context);
-
-  const int64_t split_depth = ceil_div(ceil_div(a.depth, wanted), kMinSplitDepth) * kMinSplitDepth;
-  const auto splits = static_cast<int>(ceil_div(a.depth, split_depth));
-  auto* scratch = static_cast<Acc*>(context.cublas_workspace);
-  const bool aligned = runs_aligned(scratch, c.cols);
-  const Result<Acc> partial{scratch, c.cols, c.rows, c.cols, nullptr, false, aligned};
-  const cudaError_t error = launch_tiles<SmallTile<A, B, Result<Acc>>>(
-      a, b, partial, splits, static_cast<int>(split_depth), context);
-  if (error != cudaSuccess) return error;
-  const Factor<Acc, Along::kDepth> partials{scratch, c.cols, c.rows, c.cols, aligned};
-  return launch(context, add_partials<Factor<Acc, Along::kDepth>, C>,
-                ceil_div(c.rows * ceil_div(c.cols, 4), kThreads), kThreads, partials, c, splits);
+bool prefers_medium(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context) {
+  return cut_tiles(rows, cols, depth, MediumTiles::kM, context).blocks() >= kEnoughMediumBlocks;
 }
 
 template <class T, Along kAlong>
@@ -99,16 +40,51 @@ Factor<T, kAlong> as_factor(const ProductMatrix& matrix) {
           static_cast<int>(along_depth ? matrix.cols : matrix.rows), runs_aligned(data, matrix.cols)};
 }
 
+template <class T, class TBias>
+auto as_result(const Product& product) {
+  auto* data = static_cast<T*>(const_cast<void*>(product.c.data));
+  const auto* bias = static_cast<const TBias*>(product.bias);
+  const auto rows = static_cast<int>(product.m()), cols = static_cast<int>(product.n());
+  bool aligned = runs_aligned(data, cols);
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<TBias, float>) {
+    const Epilogue& epilogue = product.epilogue;
+    for (const void* matrix : {static_cast<const void*>(epilogue.preactivation), epilogue.residual})
+      aligned = aligned && runs_aligned(static_cast<const T*>(matrix), cols);
+    return FusedResult{{data, cols, rows, cols, nullptr, product.accumulate, aligned}, bias, epilogue};
+  } else {
+    return Result<T, TBias>{data, cols, rows, cols, bias, product.accumulate, aligned};
+  }
+}
+
+template <class Tiles, class A, class B, class C>
+CutProduct<Tiles, A, B, C> cut_product(const A& a, const B& b, const C& c, const CudaContext& context) {
+  return {a, b, c, cut_tiles(a.rows, b.rows, a.depth, Tiles::kM, context)};
+}
+
+template <class CutProduct>
+__global__ void __launch_bounds__(CutProduct::kThreads, CutProduct::Engine::kBlocksPerSm)
+    multiply_tiles(const CutProduct product) {
+  begin_kernel();
+  product.run(static_cast<int>(blockIdx.x), dynamic_shared());
+}
+
+template <class Tiles, class A, class B, class C>
+cudaError_t launch_tiles(const A& a, const B& b, const C& c, const CudaContext& context) {
+  const auto product = cut_product<Tiles>(a, b, c, context);
+  return launch_clusters(context, multiply_tiles<decltype(product)>, dim3(product.cut.blocks()),
+                         product.cut.splits, product.kThreads, product.kSharedBytes, product);
+}
+
+template <class A, class B, class C>
+cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext& context) {
+  if constexpr (std::is_same_v<typename C::Acc, float>)
+    if (prefers_medium(a.rows, b.rows, a.depth, context)) return launch_tiles<MediumTiles>(a, b, c, context);
+  return launch_tiles<SmallTiles>(a, b, c, context);
+}
+
 template <class TA, class TB, class TC>
 cudaError_t launch_form(const Product& product, const CudaContext& context) {
-  auto* data = static_cast<TC*>(const_cast<void*>(product.c.data));
-  const Result<TC, TB> c{data,
-                         product.n(),
-                         static_cast<int>(product.m()),
-                         static_cast<int>(product.n()),
-                         static_cast<const TB*>(product.bias),
-                         product.accumulate,
-                         runs_aligned(data, product.n())};
+  const auto c = as_result<TC, TB>(product);
   constexpr Along kDepth = Along::kDepth, kRows = Along::kRows;
   switch (product.form) {
     case ProductForm::kForward:
@@ -121,7 +97,54 @@ cudaError_t launch_form(const Product& product, const CudaContext& context) {
   return cudaErrorInvalidValue;
 }
 
+/// The sums of the columns of in[rows, cols], kSumCols of them per block.
+struct ColumnSums {
+  const float* in;
+  int64_t rows;
+  int64_t cols;
+  float* out;
+  bool accumulate;
+
+  int blocks() const { return static_cast<int>(ceil_div(cols, kSumCols)); }
+
+  template <int kBlockThreads>
+  __device__ void run(int block) const {
+    const int64_t first = int64_t{block} * kSumCols, col = first + threadIdx.x;
+    const float sum = column_sum<kBlockThreads / kSumCols>(in, 0, rows, cols, first);
+    if (threadIdx.x < kSumCols && col < cols) out[col] = accumulate ? out[col] + sum : sum;
+  }
+};
+
+/// The first `weight_blocks` blocks, whole clusters, work on the weight's gradient, the others on the bias's.
+template <class Weight>
+__global__ void __launch_bounds__(Weight::kThreads, Weight::Engine::kBlocksPerSm)
+    multiply_parameter_tiles(const Weight weight, const ColumnSums bias, int weight_blocks) {
+  begin_kernel();
+  const int block = static_cast<int>(blockIdx.x);
+  if (block < weight_blocks) {
+    weight.run(block, dynamic_shared());
+  } else {
+    bias.template run<Weight::kThreads>(block - weight_blocks);
+  }
+}
+
+template <class Tiles>
+cudaError_t launch_parameters(const Product& product, const ColumnSums& bias, const CudaContext& context) {
+  const auto weight =
+      cut_product<Tiles>(as_factor<float, Along::kRows>(product.a), as_factor<float, Along::kRows>(product.b),
+                         as_result<float, float>(product), context);
+  const int cluster = weight.cut.splits, weight_blocks = weight.cut.blocks();
+  const int bias_blocks = static_cast<int>(ceil_div(bias.blocks(), cluster)) * cluster;
+  return launch_clusters(context, multiply_parameter_tiles<decltype(weight)>,
+                         dim3(weight_blocks + bias_blocks), cluster, weight.kThreads, weight.kSharedBytes,
+                         weight, bias, weight_blocks);
+}
+
 }  // namespace
+
+bool tiled_applies_epilogue(const Product& product) {
+  return product.a.dtype == fb::DType::F32 && product.b.dtype == fb::DType::F32;
+}
 
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context) {
   using enum fb::DType;
@@ -134,7 +157,19 @@ cudaError_t multiply_tiled(const Product& product, const CudaContext& context) {
   if (types(BF16, BF16, F32)) return launch_form<bf16, bf16, float>(product, context);
   if (types(F32, BF16, F32)) return launch_form<float, bf16, float>(product, context);
   if (types(F32, BF16, BF16)) return launch_form<float, bf16, bf16>(product, context);
+  if (types(F16, F16, F32)) return launch_form<f16, f16, float>(product, context);
+  if (types(F32, F16, F32)) return launch_form<float, f16, float>(product, context);
+  if (types(F32, F16, F16)) return launch_form<float, f16, f16>(product, context);
   return cudaErrorNotSupported;
+}
+
+cudaError_t multiply_parameters(const Product& weight, float* dbias, bool accumulate_bias,
+                                const CudaContext& context) {
+  const ProductMatrix& dy = weight.a;
+  const ColumnSums bias = {static_cast<const float*>(dy.data), dy.rows, dy.cols, dbias, accumulate_bias};
+  return prefers_medium(weight.m(), weight.n(), weight.k(), context)
+             ? launch_parameters<MediumTiles>(weight, bias, context)
+             : launch_parameters<SmallTiles>(weight, bias, context);
 }
 
 }  // namespace moec::cuda

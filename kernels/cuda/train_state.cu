@@ -46,9 +46,9 @@ __global__ void lr_schedule_kernel(TrainState* state, const fb::ScheduleT schedu
   state->lr = learning_rate(state->base_lr, schedule, state->step);
 }
 
-__global__ void end_step_kernel(TrainState* state, double* metrics) {
+__global__ void end_step_kernel(TrainState* state, double* metrics, uint32_t growth_interval) {
   begin_kernel();
-  finish_step(*state, metrics);
+  finish_step(*state, metrics, growth_interval);
 }
 
 }  // namespace
@@ -82,8 +82,9 @@ cudaError_t lr_schedule(const KernelCall& call, const CudaContext& context) {
 }
 
 cudaError_t end_step(const KernelCall& call, const CudaContext& context) {
+  const auto& scale = call.attrs<fb::EndStepT>().loss_scale;
   return launch(context, end_step_kernel, 1, 1, call.outputs[0].as<TrainState>(),
-                call.outputs[1].as<double>());
+                call.outputs[1].as<double>(), scale ? scale->growth_interval : 0);
 }
 
 }  // namespace moec::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
 #include <type_traits>
@@ -12,6 +13,7 @@ namespace moec::cuda {
 
 /// Storage only; arithmetic is in float. Conversion rounds to nearest even.
 using bf16 = __nv_bfloat16;
+using f16 = __half;
 
 /// The type arithmetic on T is done in, and the type of statistics, losses and router values.
 template <class T>
@@ -33,6 +35,8 @@ cudaError_t with_type(fb::DType dtype, Body&& body) {
       return body.template operator()<double>();
     case fb::DType::BF16:
       return body.template operator()<bf16>();
+    case fb::DType::F16:
+      return body.template operator()<f16>();
     default:
       return cudaErrorNotSupported;
   }

@@ -3,14 +3,20 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
+#include <map>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "kernels/cuda/cuda_kernels.h"
+#include "runtime/cuda/activity.h"
 #include "runtime/cuda/cuda_check.h"
 #include "runtime/cuda/cuda_handles.h"
+#include "runtime/cuda/late_reads.h"
+#include "runtime/cuda/nvtx_range.h"
+#include "runtime/cuda/progress.h"
+#include "runtime/cuda/schedule.h"
+#include "runtime/cuda/staging.h"
 
 namespace moec::runtime {
 namespace {
@@ -18,41 +24,40 @@ namespace {
 /// What cuBLAS recommends for Hopper; a fixed size, because its choice of algorithm depends on it.
 constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
 
-/// The number of the last instruction that the device has completed in eager execution. Numbers run through
-/// all programs and start at 1; 0 is none. After a fault the host can still read it.
-class Progress {
- public:
-  Status create(uint32_t instructions) {
-    std::vector<uint32_t> numbers(instructions + size_t{1});
-    std::iota(numbers.begin(), numbers.end(), 0);
-    const size_t bytes = numbers.size() * sizeof(uint32_t);
-    uint32_t *device = nullptr, *host = nullptr;
-    MOEC_RETURN_IF_CUDA_ERROR(cudaMalloc(&device, bytes));
-    numbers_.reset(device);
-    MOEC_RETURN_IF_CUDA_ERROR(cudaMallocHost(&host, sizeof(uint32_t)));
-    last_.reset(host);
-    *host = 0;
-    MOEC_RETURN_IF_CUDA_ERROR(cudaMemcpy(device, numbers.data(), bytes, cudaMemcpyHostToDevice));
-    return {};
-  }
+/// In a graph, completed instructions are marked about this often: a mark takes some two microseconds.
+constexpr double kSecondsPerMark = 1e-3;
 
-  /// Enqueues the note that instruction `number` is done.
-  cudaError_t mark(uint32_t number, cudaStream_t stream) {
-    return cudaMemcpyAsync(last_.get(), numbers_.get() + number, sizeof(uint32_t), cudaMemcpyDeviceToHost,
-                           stream);
-  }
+/// The time that no GPU of today goes below: what an instruction lasts at least.
+double least_seconds(const fb::InstructionT& instruction) {
+  constexpr double kFlops = 1e15, kBytes = 4e12;  // per second
+  return std::max(static_cast<double>(instruction.flops) / kFlops,
+                  static_cast<double>(instruction.bytes) / kBytes);
+}
 
-  uint32_t last() const { return last_ == nullptr ? 0 : *static_cast<const volatile uint32_t*>(last_.get()); }
+/// Bytes of the GPU's memory that are in use, by anyone.
+Result<uint64_t> bytes_in_use() {
+  size_t free = 0, total = 0;
+  MOEC_RETURN_IF_CUDA_ERROR(cudaMemGetInfo(&free, &total));
+  return total - free;
+}
 
- private:
-  DeviceMemory<uint32_t> numbers_;  // 0, 1, 2, ...: what marks copy
-  PinnedMemory<uint32_t> last_;
+/// Whether an instruction leaves most of the device idle, so that another may run beside it.
+bool is_small(const fb::InstructionT& instruction) {
+  constexpr uint64_t kFlops = 1'000'000'000, kBytes = uint64_t{64} << 20;
+  return instruction.flops < kFlops && instruction.bytes < kBytes;
+}
+
+/// What was captured of a sequence of programs.
+struct SequenceGraph {
+  std::vector<size_t> programs;
+  CudaGraphExec executable;
+  std::vector<std::pair<size_t, size_t>> nodes;  // while recording: program and instruction of each node
 };
 
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(Execution execution) : execution_(execution) {}
-  ~CudaDevice() override { static_cast<void>(cudaStreamSynchronize(stream_.get())); }
+  ~CudaDevice() override { static_cast<void>(wait()); }
 
   Status open() {
     int device = 0;
@@ -60,20 +65,64 @@ class CudaDevice final : public Device {
     MOEC_RETURN_IF_CUDA_ERROR(
         cudaDeviceGetAttribute(&context_.sm_count, cudaDevAttrMultiProcessorCount, device));
     context_.kernels_overlap = cuda::kernels_can_overlap();
-    cudaStream_t stream = nullptr;
-    MOEC_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    stream_.reset(stream);
+    for (CudaStream* owner : {&stream_, &beside_stream_}) {
+      cudaStream_t stream = nullptr;
+      MOEC_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+      owner->reset(stream);
+    }
     for (CudaEvent* event : {&start_, &stop_}) {
       cudaEvent_t handle = nullptr;
       MOEC_RETURN_IF_CUDA_ERROR(cudaEventCreate(&handle));
       event->reset(handle);
     }
-    return open_cublas();
+    MOEC_RETURN_IF_ERROR(staging_.open());
+    MOEC_RETURN_IF_ERROR(
+        late_reads_.open([this](cudaError_t error, std::string_view call) { return checked(error, call); }));
+    MOEC_ASSIGN_OR_RETURN(used_by_context_, bytes_in_use());
+    MOEC_RETURN_IF_ERROR(open_cublas());
+    MOEC_ASSIGN_OR_RETURN(used_when_open_, bytes_in_use());
+    return {};
   }
 
   std::string_view name() const override { return "cuda"; }
   bool has_kernel(std::string_view key) const override { return cuda::find_kernel(key) != nullptr; }
-  Status wait() override { return checked(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize"); }
+
+  Status wait() override {
+    MOEC_RETURN_IF_ERROR(checked(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize"));
+    MOEC_RETURN_IF_ERROR(checked(staging_.wait(), "cudaStreamSynchronize"));
+    return checked(late_reads_.wait(), "cudaStreamSynchronize");
+  }
+
+  bool records_replays() const override {
+    return execution_ != Execution::kEager && ActivityRecorder::create().ok();
+  }
+
+  /// Graphs are captured anew: CUPTI sees the nodes only of those that are made while it looks.
+  Status start_timeline(TimelineDetail detail) override {
+    if (!records_replays()) return Device::start_timeline(detail);
+    MOEC_RETURN_IF_ERROR(wait());
+    graphs_.clear();
+    launches_.clear();
+    MOEC_ASSIGN_OR_RETURN(recorder_, ActivityRecorder::create());
+    return recorder_->start(detail);
+  }
+
+  Result<Timeline> stop_timeline() override {
+    if (recorder_ == nullptr) return Device::stop_timeline();
+    const double end = recorder_->now();
+    MOEC_RETURN_IF_ERROR(wait());
+    MOEC_ASSIGN_OR_RETURN(const std::vector<Activity> activities, recorder_->stop());
+    recorder_.reset();
+    return timeline_of(activities, end);
+  }
+
+  Result<std::vector<MemoryUse>> memory_use() override {
+    MOEC_ASSIGN_OR_RETURN(const uint64_t used, bytes_in_use());
+    return std::vector<MemoryUse>{{"arenas", used_when_loaded_ - used_when_open_},
+                                  {"context", used_by_context_},
+                                  {"cuBLAS", used_when_open_ - used_by_context_},
+                                  {"code, graphs, staging", used - std::min(used, used_when_loaded_)}};
+  }
 
  private:
   Status open_cublas() {
@@ -83,9 +132,12 @@ class CudaDevice final : public Device {
     cublasLtHandle_t cublas_lt = nullptr;
     MOEC_RETURN_IF_ERROR(cublas_status(cublasLtCreate(&cublas_lt), "cublasLtCreate"));
     cublas_lt_.reset(cublas_lt);
-    void* workspace = nullptr;
-    MOEC_RETURN_IF_CUDA_ERROR(cudaMalloc(&workspace, kCublasWorkspaceBytes));
-    cublas_workspace_.reset(static_cast<std::byte*>(workspace));
+    for (DeviceMemory<std::byte>* owner : {&cublas_workspace_, &beside_workspace_}) {
+      void* workspace = nullptr;
+      MOEC_RETURN_IF_CUDA_ERROR(cudaMalloc(&workspace, kCublasWorkspaceBytes));
+      owner->reset(static_cast<std::byte*>(workspace));
+    }
+    void* workspace = cublas_workspace_.get();
     MOEC_RETURN_IF_ERROR(cublas_status(cublasSetStream(cublas, stream_.get()), "cublasSetStream"));
     // After the stream, which resets it.
     MOEC_RETURN_IF_ERROR(
@@ -95,6 +147,9 @@ class CudaDevice final : public Device {
     context_.cublas_lt = cublas_lt;
     context_.cublas_workspace = workspace;
     context_.cublas_workspace_bytes = kCublasWorkspaceBytes;
+    beside_context_ = context_;
+    beside_context_.stream = beside_stream_.get();
+    beside_context_.cublas_workspace = beside_workspace_.get();
     return {};
   }
 
@@ -130,7 +185,16 @@ class CudaDevice final : public Device {
     return wait();
   }
 
+  Status copy_to_stage(std::span<const std::byte> bytes) override { return or_fault(staging_.stage(bytes)); }
+
+  Status copy_from_stage(void* to) override { return or_fault(staging_.copy_to(to, stream_.get())); }
+
+  Result<std::unique_ptr<LateRead>> copy_out_later(const void* from, size_t bytes) override {
+    return late_reads_.read(from, bytes, stream_.get());
+  }
+
   Status prepare() override {
+    MOEC_ASSIGN_OR_RETURN(used_when_loaded_, bytes_in_use());
     for (const Program& program : programs()) {
       first_number_.push_back(instructions_ + 1);
       std::vector<cuda::CudaKernel>& kernels = kernels_.emplace_back();
@@ -166,9 +230,11 @@ class CudaDevice final : public Device {
       for (const size_t program : programs) MOEC_RETURN_IF_ERROR(run_eagerly(program));
       return {};
     }
-    MOEC_ASSIGN_OR_RETURN(const cudaGraphExec_t graph, graph_of(programs));
+    MOEC_ASSIGN_OR_RETURN(const size_t graph, graph_of(programs));
+    if (recorder_ != nullptr) launches_.push_back(graph);
     in_graph_ = true;
-    return checked(cudaGraphLaunch(graph, stream_.get()), "cudaGraphLaunch");
+    const NvtxRange range("replay");
+    return checked(cudaGraphLaunch(graphs_[graph].executable.get(), stream_.get()), "cudaGraphLaunch");
   }
 
   /// Also what loads the kernels' code, which must not happen in a capture.
@@ -183,9 +249,11 @@ class CudaDevice final : public Device {
     return {};
   }
 
-  Status enqueue(size_t program, size_t instruction) {
-    const cudaError_t error =
-        kernels_[program][instruction](programs()[program].calls[instruction], context_);
+  Status enqueue(size_t program, size_t instruction) { return enqueue(program, instruction, context_); }
+
+  Status enqueue(size_t program, size_t instruction, const cuda::CudaContext& context) {
+    const NvtxRange range(programs()[program].plan->instructions[instruction]->label.c_str());
+    const cudaError_t error = kernels_[program][instruction](programs()[program].calls[instruction], context);
     return error == cudaSuccess ? Status() : checked(error, describe(program, instruction));
   }
 
@@ -194,33 +262,111 @@ class CudaDevice final : public Device {
     return checked(progress_.mark(number, stream_.get()), "cudaMemcpyAsync");
   }
 
-  /// The graph of a sequence of programs; captured when it is first asked for.
-  Result<cudaGraphExec_t> graph_of(std::span<const size_t> programs) {
-    for (const SequenceGraph& known : graphs_)
-      if (std::equal(programs.begin(), programs.end(), known.programs.begin(), known.programs.end()))
-        return known.executable.get();
-    MOEC_ASSIGN_OR_RETURN(const CudaGraph graph, capture(programs));
+  /// Index of the graph of a sequence of programs; captured when it is first asked for.
+  Result<size_t> graph_of(std::span<const size_t> programs) {
+    const auto known = std::find_if(graphs_.begin(), graphs_.end(), [&](const SequenceGraph& graph) {
+      return std::equal(programs.begin(), programs.end(), graph.programs.begin(), graph.programs.end());
+    });
+    if (known != graphs_.end()) return static_cast<size_t>(known - graphs_.begin());
+    SequenceGraph sequence{.programs = {programs.begin(), programs.end()}, .executable = {}, .nodes = {}};
+    MOEC_ASSIGN_OR_RETURN(const CudaGraph graph, capture(sequence));
     cudaGraphExec_t executable = nullptr;
     MOEC_RETURN_IF_CUDA_ERROR(cudaGraphInstantiate(&executable, graph.get(), 0));
-    graphs_.push_back({{programs.begin(), programs.end()}, CudaGraphExec(executable)});
+    sequence.executable.reset(executable);
     MOEC_RETURN_IF_CUDA_ERROR(cudaGraphUpload(executable, stream_.get()));
-    return executable;
+    MOEC_RETURN_IF_CUDA_ERROR(progress_.mark(0, stream_.get()));  // eager runs have left theirs
+    graphs_.push_back(std::move(sequence));
+    return graphs_.size() - 1;
   }
 
-  Result<CudaGraph> capture(std::span<const size_t> programs) {
+  Result<CudaGraph> capture(SequenceGraph& sequence) {
     MOEC_RETURN_IF_CUDA_ERROR(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
-    const Status enqueued = [&]() -> Status {
-      for (const size_t program : programs)
-        for (size_t i = 0; i < this->programs()[program].calls.size(); ++i)
-          MOEC_RETURN_IF_ERROR(enqueue(program, i));
-      return {};
-    }();
+    const Status enqueued = enqueue_sequence(sequence);
     cudaGraph_t graph = nullptr;
     const Status ended = cuda_status(cudaStreamEndCapture(stream_.get(), &graph), "cudaStreamEndCapture");
     CudaGraph owner(graph);
-    MOEC_RETURN_IF_ERROR(enqueued);
-    MOEC_RETURN_IF_ERROR(ended);
+    if (!enqueued.ok()) return enqueued.error();
+    if (!ended.ok()) return ended.error();
     return owner;
+  }
+
+  /// In one stream while a timeline is recorded, which shows one instruction after the other.
+  Status enqueue_sequence(SequenceGraph& sequence) {
+    std::vector<SequenceCall> calls;
+    for (const size_t program : sequence.programs)
+      for (size_t i = 0; i < programs()[program].calls.size(); ++i) {
+        const bool small = is_small(*programs()[program].plan->instructions[i]);
+        calls.push_back({&programs()[program].calls[i], small && recorder_ == nullptr});
+      }
+    ScheduledStreams streams(context_.stream, beside_context_.stream, schedule_calls(calls));
+    double since_mark = 0;
+    size_t number = 0;
+    for (const size_t program : sequence.programs)
+      for (size_t i = 0; i < programs()[program].calls.size(); ++i, ++number) {
+        MOEC_RETURN_IF_CUDA_ERROR(streams.before(number));
+        MOEC_RETURN_IF_ERROR(enqueue(program, i, streams.beside(number) ? beside_context_ : context_));
+        MOEC_RETURN_IF_CUDA_ERROR(streams.after(number));
+        since_mark += least_seconds(*programs()[program].plan->instructions[i]);
+        if (since_mark >= kSecondsPerMark) {
+          MOEC_RETURN_IF_ERROR(mark_completed(program, i));
+          since_mark = 0;
+        }
+        if (recorder_ == nullptr) continue;
+        MOEC_ASSIGN_OR_RETURN(const size_t nodes, captured_nodes());
+        sequence.nodes.resize(nodes, {program, i});
+      }
+    MOEC_RETURN_IF_CUDA_ERROR(streams.join());
+    return {};
+  }
+
+  Result<size_t> captured_nodes() {
+    cudaStreamCaptureStatus status{};
+    cudaGraph_t graph = nullptr;
+#if CUDART_VERSION >= 13000
+    MOEC_RETURN_IF_CUDA_ERROR(cudaStreamGetCaptureInfo(stream_.get(), &status, nullptr, &graph));
+#else
+    MOEC_RETURN_IF_CUDA_ERROR(cudaStreamGetCaptureInfo_v2(stream_.get(), &status, nullptr, &graph));
+#endif
+    size_t nodes = 0;
+    MOEC_RETURN_IF_CUDA_ERROR(cudaGraphGetNodes(graph, nullptr, &nodes));
+    return nodes;
+  }
+
+  /// Waits of the host that began after `end` are those of the recording.
+  Result<Timeline> timeline_of(const std::vector<Activity>& activities, double end) const {
+    Timeline timeline{.method = "CUPTI, of replayed graphs"};
+    std::map<uint32_t, std::vector<TimeSpan>> nodes;  // by launch
+    for (const Activity& activity : activities) {
+      const TimeSpan span{activity.begin, activity.end};
+      if (activity.kind == Activity::Kind::kReplay) timeline.replays.push_back(span);
+      if (activity.kind == Activity::Kind::kHostWait && span.begin < end) ++timeline.host_waits;
+      if (activity.kind == Activity::Kind::kNode) nodes[activity.launch].push_back(span);
+    }
+    const auto by_begin = [](const TimeSpan& a, const TimeSpan& b) { return a.begin < b.begin; };
+    std::sort(timeline.replays.begin(), timeline.replays.end(), by_begin);
+    if (nodes.empty()) return timeline;
+    if (nodes.size() != launches_.size())
+      return failure(fmt::format("CUPTI saw {} of {} replays", nodes.size(), launches_.size()));
+    auto launched = launches_.begin();
+    double end_before = 0;
+    for (auto& [launch, spans] : nodes) {
+      std::sort(spans.begin(), spans.end(), by_begin);  // a graph is a chain
+      const SequenceGraph& graph = graphs_[*launched++];
+      if (spans.size() != graph.nodes.size())
+        return failure(
+            fmt::format("CUPTI saw {} of the {} nodes of a replay", spans.size(), graph.nodes.size()));
+      for (size_t i = 0; i < spans.size(); ++i) {
+        const auto [program, instruction] = graph.nodes[i];
+        // A kernel that was started early has waited for the one in front of it.
+        const TimeSpan worked{std::max(spans[i].begin, end_before), std::max(spans[i].end, end_before)};
+        if (i > 0 && graph.nodes[i] == graph.nodes[i - 1])
+          timeline.instructions.back().time.end = worked.end;
+        else
+          timeline.instructions.push_back({worked, program, instruction});
+        end_before = worked.end;
+      }
+    }
+    return timeline;
   }
 
   /// The status of a call. An error that stays is a fault of the device: that and every later call fail with
@@ -228,41 +374,50 @@ class CudaDevice final : public Device {
   Status checked(cudaError_t error, std::string_view call) {
     if (fault_) return *fault_;
     if (error == cudaSuccess) return {};
-    const Status status = cuda_status(error, call);
+    Status status = cuda_status(error, call);
     if (cudaStreamQuery(stream_.get()) != error) return status;
     fault_ = failure(fmt::format("device fault: {} ({}); {}", cudaGetErrorString(error),
                                  cudaGetErrorName(error), last_completed()));
     return *fault_;
   }
 
+  /// The status of several calls; a fault of the device comes before what they say of it.
+  Status or_fault(const Status& status) {
+    if (status.ok()) return {};
+    const cudaError_t error = cudaStreamQuery(stream_.get());
+    return error == cudaSuccess || error == cudaErrorNotReady ? status : checked(error, "cudaStreamQuery");
+  }
+
   std::string last_completed() const {
-    if (in_graph_) return "it happened in a graph: eager execution names the last completed instruction";
     const uint32_t number = progress_.last();
+    if (number == 0 && in_graph_)
+      return "it happened in a graph, before a mark: eager execution names the last completed instruction";
     if (number == 0) return "no instruction of the program under way was completed";
     const auto next = std::upper_bound(first_number_.begin(), first_number_.end(), number);
     const auto program = static_cast<size_t>(next - first_number_.begin() - 1);
-    return "the last completed instruction is " + describe(program, number - first_number_[program]);
+    return fmt::format("the last completed instruction{} is {}", in_graph_ ? " that the graph marks" : "",
+                       describe(program, number - first_number_[program]));
   }
 
-  struct SequenceGraph {
-    std::vector<size_t> programs;
-    CudaGraphExec executable;
-  };
-
   Execution execution_;
-  CudaStream stream_;
+  CudaStream stream_, beside_stream_;
   CudaEvent start_, stop_;
   CublasHandle cublas_;
   CublasLtHandle cublas_lt_;
-  DeviceMemory<std::byte> cublas_workspace_;
-  cuda::CudaContext context_;
+  DeviceMemory<std::byte> cublas_workspace_, beside_workspace_;
+  cuda::CudaContext context_, beside_context_;  // of the two streams
   std::vector<DeviceMemory<std::byte>> arenas_;
   std::vector<std::vector<cuda::CudaKernel>> kernels_;  // per program and instruction
   std::vector<uint32_t> first_number_;                  // per program, of its first instruction
   uint32_t instructions_ = 0;
   std::vector<bool> has_run_;  // per program: eagerly, without a fault
   std::vector<SequenceGraph> graphs_;
+  std::unique_ptr<ActivityRecorder> recorder_;  // while a timeline is recorded
+  std::vector<size_t> launches_;                // of graphs, since the recording began
+  Staging staging_;
+  LateReads late_reads_;
   Progress progress_;
+  uint64_t used_by_context_ = 0, used_when_open_ = 0, used_when_loaded_ = 0;  // bytes of the GPU's memory
   bool in_graph_ = false;  // how the last run was submitted
   std::optional<Error> fault_;
 };

@@ -1,4 +1,5 @@
 // Stands in for the CUDA device in builds without CUDA.
+#include "runtime/cuda/cuda_ceilings.h"
 #include "runtime/cuda/cuda_device.h"
 
 namespace moec::runtime {
@@ -8,5 +9,7 @@ Status cuda_available() {
 }
 
 Result<std::unique_ptr<Device>> make_cuda_device(Execution) { return cuda_available().error(); }
+
+Result<Ceilings> measure_cuda_ceilings() { return cuda_available().error(); }
 
 }  // namespace moec::runtime

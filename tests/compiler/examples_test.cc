@@ -54,7 +54,7 @@ TEST_CASE("examples have the parameters they are known by") {
 
 TEST_CASE("arenas of examples are at most 1.05 times the live bytes") {
   for (const Known& known : kExamples)
-    for (const fb::DType dtype : {fb::DType::F32, fb::DType::BF16})
+    for (const fb::DType dtype : {fb::DType::F32, fb::DType::BF16, fb::DType::F16})
       for (const uint32_t grad_accum : {1u, 4u}) {
         CAPTURE(std::string(known.name));
         fb::ModelT model = example(known.name);

@@ -22,6 +22,8 @@ constexpr Storage kF64{"f64", {fb::DType::F64, fb::DType::F64}, 1e-12};
 constexpr Storage kF32{"f32", {fb::DType::F32, fb::DType::F32}, 1e-6};
 constexpr Storage kBf16{"bf16", {fb::DType::BF16, fb::DType::BF16}, 4e-3};
 constexpr Storage kBf16WithF32Gradients{"bf16, f32 gradients", {fb::DType::BF16, fb::DType::F32}, 4e-3};
+constexpr Storage kF16{"f16", {fb::DType::F16, fb::DType::F16}, 5e-4};
+constexpr Storage kF16WithF32Gradients{"f16, f32 gradients", {fb::DType::F16, fb::DType::F32}, 5e-4};
 
 /// |a - b| / |b| in the Euclidean norm; NaN when either holds one.
 double relative_error(const std::vector<double>& a, const std::vector<double>& b) {
@@ -76,6 +78,8 @@ TEST_CASE("every op's samples equal the reference") {
   SUBCASE("f32") { storage = kF32; }
   SUBCASE("bf16") { storage = kBf16; }
   SUBCASE("bf16 with f32 gradients") { storage = kBf16WithF32Gradients; }
+  SUBCASE("f16") { storage = kF16; }
+  SUBCASE("f16 with f32 gradients") { storage = kF16WithF32Gradients; }
   CAPTURE(storage.name);
   for_each_sample([&](const Sample& sample) { check_sample(sample, storage); });
 }
@@ -102,7 +106,7 @@ TEST_CASE("attention of wide heads equals the reference") {
 
 /// For the memory checkers: activations as allocated, which a NaN could not tell from what a kernel wrote.
 TEST_CASE("every op's samples run on memory that nobody has written") {
-  for (const Storage& storage : {kF32, kBf16})
+  for (const Storage& storage : {kF32, kBf16, kF16})
     for_each_sample([&](const Sample& sample) {
       OpHarness gpu(sample, storage.precision, cuda_device(), {.leave_activations_unset = true});
       const Tensors values = gpu.rounded(gpu.random_values(5));

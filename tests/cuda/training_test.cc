@@ -9,6 +9,7 @@
 #include <limits>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "tests/cuda/gpu.h"
 #include "tests/tools/process.h"
@@ -30,7 +31,7 @@ fb::ModelT small_model(const std::string& name, fb::DType dtype) {
 }
 
 const char* const kModels[] = {"moe-tiny", "char-gpt"};
-constexpr fb::DType kTypes[] = {fb::DType::F32, fb::DType::BF16};
+constexpr fb::DType kTypes[] = {fb::DType::F32, fb::DType::BF16, fb::DType::F16};
 
 template <class T>
 void write_state(Session& session, size_t offset, T value) {
@@ -108,18 +109,59 @@ TEST_CASE("a step with an infinite gradient leaves weights and moments as they w
   }
 }
 
+TEST_CASE("data longer than the window passes through it behind the steps, with the same bits") {
+  constexpr int64_t kWindow = 8 * 64 + 1;  // a step of 4 x 64 x 2 tokens: every step has another chunk
+  const fb::ModelT model = small_model("moe-tiny", fb::DType::F32);
+  Session cpu = must(training_session(model, runtime::make_cpu_device(), kWindow));
+  Session waiting = must(training_session(model, cuda_device(Execution::kEager), kWindow));
+  Session hurrying = must(training_session(model, cuda_device(), kWindow));
+  std::vector<runtime::LateMetrics> late;
+  for (int step = 0; step < 200; ++step) {
+    must(hurrying.train_step());
+    late.push_back(must(hurrying.read_metrics_later()));
+  }
+  for (int64_t step = 0; step < 200; ++step) {
+    must(waiting.train_step());
+    must(waiting.device().wait());
+    const double loss = must(waiting.read_metrics(step)).loss;
+    runtime::LateMetrics& same = late[static_cast<size_t>(step)];
+    while (!must(same.ready())) {
+    }
+    CHECK(must(same.metrics()).loss == loss);
+    if (step > 0) CHECK(must(same.seconds()) > 0);
+    if (step >= 20) continue;
+    must(cpu.train_step());
+    CHECK(loss == doctest::Approx(must(cpu.read_metrics(step)).loss).epsilon(0.01));
+  }
+  CHECK(must(waiting.state_hash()) == must(hurrying.state_hash()));
+}
+
 TEST_CASE("training reaches the CPU's losses") {
+  fb::DType dtype = fb::DType::F32, moments = fb::DType::F32;
+  double tolerance = 0.01;
+  SUBCASE("f32") {}
+  SUBCASE("bf16 throughout") {
+    dtype = moments = fb::DType::BF16;
+    tolerance = 0.03;
+  }
+  SUBCASE("f16 with bf16 moments") {
+    dtype = fb::DType::F16;
+    moments = fb::DType::BF16;
+    tolerance = 0.03;
+  }
   for (const char* name : kModels) {
     CAPTURE(name);
-    const fb::ModelT model = small_model(name, fb::DType::F32);
+    fb::ModelT model = small_model(name, dtype);
+    model.recipe->grad_dtype = dtype;
+    model.recipe->moment_dtype = moments;
     Session cpu = must(training_session(model, runtime::make_cpu_device()));
     Session gpu = must(training_session(model, cuda_device()));
     for (int64_t step = 0; step < 100; ++step) {
       for (Session* session : {&cpu, &gpu}) must(session->train_step());
       const double expected = must(cpu.read_metrics(step)).loss;
-      CHECK(must(gpu.read_metrics(step)).loss == doctest::Approx(expected).epsilon(0.01));
+      CHECK(must(gpu.read_metrics(step)).loss == doctest::Approx(expected).epsilon(tolerance));
     }
-    CHECK(must(gpu.evaluate(0)) == doctest::Approx(must(cpu.evaluate(0))).epsilon(0.01));
+    CHECK(must(gpu.evaluate(0)) == doctest::Approx(must(cpu.evaluate(0))).epsilon(tolerance));
   }
 }
 

@@ -16,18 +16,27 @@
 
 #include "kernels/catalog.h"
 #include "kernels/cpu/cpu_kernels.h"
-#include "kernels/cpu/types.h"
+#include "kernels/float16.h"
 
 namespace moec::test {
 
-inline constexpr std::array kFloatTypes = {fb::DType::F32, fb::DType::F64, fb::DType::BF16};
+inline constexpr std::array kFloatTypes = {fb::DType::F32, fb::DType::F64, fb::DType::BF16, fb::DType::F16};
 
 /// The type that arithmetic on `dtype` is done in.
 inline fb::DType accumulator(fb::DType dtype) { return dtype == fb::DType::F64 ? dtype : fb::DType::F32; }
 
 /// Bound for max_error() of a kernel that stores `dtype`.
 inline double tolerance(fb::DType dtype) {
-  return dtype == fb::DType::F64 ? 1e-12 : dtype == fb::DType::F32 ? 1e-5 : 1.5e-2;
+  switch (dtype) {
+    case fb::DType::F64:
+      return 1e-12;
+    case fb::DType::F32:
+      return 1e-5;
+    case fb::DType::F16:
+      return 2e-3;
+    default:
+      return 1.5e-2;
+  }
 }
 
 /// A tensor in memory of its own between two guards. Guards and fresh contents are 0xff bytes: NaN as a
@@ -66,7 +75,9 @@ class Tensor {
       case fb::DType::F32:
         return view_.as<float>()[i];
       case fb::DType::BF16:
-        return view_.as<cpu::bf16>()[i];
+        return view_.as<bf16>()[i];
+      case fb::DType::F16:
+        return view_.as<f16>()[i];
       case fb::DType::U16:
         return view_.as<uint16_t>()[i];
       default:
@@ -85,7 +96,10 @@ class Tensor {
         view_.as<float>()[i] = static_cast<float>(value);
         break;
       case fb::DType::BF16:
-        view_.as<cpu::bf16>()[i] = static_cast<float>(value);
+        view_.as<bf16>()[i] = static_cast<float>(value);
+        break;
+      case fb::DType::F16:
+        view_.as<f16>()[i] = static_cast<float>(value);
         break;
       case fb::DType::U16:
         view_.as<uint16_t>()[i] = static_cast<uint16_t>(value);

@@ -75,6 +75,55 @@ TEST_CASE("cross_entropy without a valid target is zero, and so is its gradient"
   CHECK(dx.values() == std::vector<double>(12, 0));
 }
 
+/// What linear_cross_entropy makes, in three steps that hold all logits.
+struct Head {
+  Tensor loss, dx, dweight;
+};
+Head separate_head(const Tensor& x, const Tensor& weight, const Tensor& targets, double dloss) {
+  const TensorView &xv = x.view(), &wv = weight.view();
+  const fb::DType type = xv.dtype, acc = accumulator(type);
+  Tensor logits(type, {xv.rows(), wv.rows()});
+  run("linear", fb::LinearT{}, {x, weight, {}}, {logits});
+  CrossEntropy out = cross_entropy(logits, targets);
+  run("cross_entropy_bwd", fb::CrossEntropyT{}, {scalar(acc, dloss), logits, targets, out.lse}, {logits});
+  Head head{std::move(out.loss), Tensor(type, {xv.rows(), xv.cols()}), Tensor(acc, {wv.rows(), wv.cols()})};
+  run("linear_bwd_input", fb::LinearT{}, {logits, weight}, {head.dx});
+  run("linear_bwd_weight", fb::LinearT{}, {logits, x, {}}, {head.dweight});
+  return head;
+}
+
+TEST_CASE("linear_cross_entropy equals its three steps, in one chunk of rows or several, in place or not") {
+  Random random;
+  for (const fb::DType dtype : {fb::DType::F32, fb::DType::F64, fb::DType::BF16})
+    for (const int64_t rows : {1, 37, 8200, 16400}) {
+      const fb::DType acc = accumulator(dtype);
+      constexpr int64_t kIn = 6, kOut = 11;
+      const Tensor x = random.normal(dtype, {rows, kIn}), weight = random.normal(dtype, {kOut, kIn});
+      const Tensor targets = random_targets(random, rows, kOut, rows == 1 ? 0 : 5);
+      const Head separate = separate_head(x, weight, targets, 0.5);
+      const Tensor dloss = scalar(acc, 0.5);
+      Tensor loss(acc, {}), only_loss(acc, {});
+      run("linear_cross_entropy", fb::CrossEntropyT{}, {x, weight, targets, {}, {}}, {only_loss, {}, {}});
+      for (const fb::DType grad : {acc, dtype})
+        for (const bool accumulate : {false, true}) {
+          Tensor dx(dtype, {rows, kIn}), dweight(grad, {kOut, kIn});
+          std::vector<double> expected = separate.dweight.values();
+          if (accumulate)
+            for (int64_t i = 0; i < dweight.elements(); ++i) {
+              dweight.set(i, 0.25 * static_cast<double>(i));
+              expected[static_cast<size_t>(i)] += dweight.get(i);
+            }
+          const TensorView previous = accumulate ? dweight.view() : TensorView{};
+          run("linear_cross_entropy", fb::CrossEntropyT{}, {x, weight, targets, dloss, previous},
+              {loss, dx, dweight});
+          CHECK(std::abs(loss.get(0) - separate.loss.get(0)) < tolerance(dtype) * separate.loss.get(0));
+          CHECK(loss.same_bits(only_loss));
+          CHECK(max_error(dx, separate.dx.values()) < tolerance(dtype));
+          CHECK(max_error(dweight, expected) < tolerance(dtype));
+        }
+    }
+}
+
 TEST_CASE("cross_entropy of extreme logits") {
   const double inf = std::numeric_limits<double>::infinity();
   for (fb::DType dtype : kFloatTypes) {

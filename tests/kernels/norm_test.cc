@@ -72,11 +72,11 @@ TEST_CASE("rmsnorm and its derivative") {
         CHECK(max_error(y, expected.y) < bound(dtype));
         CHECK(max_error(rstd, expected.rstd) < bound(accumulator(dtype)));
 
-        run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, {}}, {dx, dweight});
+        run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, {}, {}}, {dx, dweight});
         CHECK(max_error(dx, expected.dx) < bound(dtype));
         CHECK(max_error(dweight, expected.dweight) < bound(dtype));
         Tensor sum(grad_dtype, {shape.back()}, std::vector<double>(static_cast<size_t>(shape.back()), 8));
-        run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, sum}, {dy, sum});
+        run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, sum, {}}, {dy, sum});
         CHECK(dy.same_bits(dx));
         CHECK(max_error(sum, plus(expected.dweight, 8)) < bound(dtype));
         run("rmsnorm", rms_attrs(), {x, weight}, {x, rstd});
@@ -102,12 +102,13 @@ TEST_CASE("layernorm and its derivative, with and without bias") {
         CHECK(max_error(mean, expected.mean) < bound(acc));
         CHECK(max_error(rstd, expected.rstd) < bound(acc));
 
-        run("layernorm_bwd", layer_attrs(), {dy, x, weight, mean, rstd, {}, {}}, {dx, dweight, dbias_view});
+        run("layernorm_bwd", layer_attrs(), {dy, x, weight, mean, rstd, {}, {}, {}},
+            {dx, dweight, dbias_view});
         CHECK(max_error(dx, expected.dx) < bound(dtype));
         CHECK(max_error(dweight, expected.dweight) < bound(acc));
         if (with_bias) CHECK(max_error(dbias, expected.dbias) < bound(acc));
         const TensorView dbias_prev = dbias_view;
-        run("layernorm_bwd", layer_attrs(), {dy, x, weight, mean, rstd, dweight, dbias_prev},
+        run("layernorm_bwd", layer_attrs(), {dy, x, weight, mean, rstd, dweight, dbias_prev, {}},
             {dy, dweight, dbias_view});
         CHECK(dy.same_bits(dx));
         std::vector<double> twice = expected.dweight;
@@ -116,6 +117,80 @@ TEST_CASE("layernorm and its derivative, with and without bias") {
         run("layernorm", layer_attrs(), {x, weight, bias_view}, {x, mean, rstd});
         CHECK(x.same_bits(y));
       }
+}
+
+/// FusedNorm with the eps of the plain norms.
+fb::FusedNormT fused_attrs() {
+  fb::FusedNormT attrs;
+  attrs.eps = static_cast<float>(kEps);
+  return attrs;
+}
+
+TEST_CASE("the norm of a sum has the bits of a sum and its norm") {
+  Random random;
+  for (fb::DType dtype : kFloatTypes)
+    for (const auto& shape : kShapes) {
+      const Tensor a = random.normal(dtype, shape, 2, 1), b = random.normal(dtype, shape);
+      const std::vector<int64_t> cols = {shape.back()}, rows = {a.view().rows()};
+      const Tensor weight = random.normal(dtype, cols, 0.3, 1), bias = random.normal(dtype, cols);
+      Tensor sum(dtype, shape), y(dtype, shape), mean(accumulator(dtype), rows),
+          rstd(accumulator(dtype), rows);
+      run("add", fb::AddT{}, {a, b}, {sum});
+      const auto check = [&](const std::string& key, std::vector<TensorView> inputs,
+                             const std::vector<const Tensor*>& statistics) {
+        const bool in_place = key.ends_with(" in place");
+        Tensor first = a.copy(), second = b.copy(), sum_out(dtype, shape), y_out(dtype, shape);
+        inputs[0] = first;
+        inputs[1] = second;
+        std::vector<Tensor> found;
+        for (size_t i = 0; i < statistics.size(); ++i) found.emplace_back(accumulator(dtype), rows);
+        std::vector<TensorView> outputs = {in_place ? second.view() : sum_out.view(),
+                                           in_place ? first.view() : y_out.view()};
+        for (const Tensor& tensor : found) outputs.push_back(tensor);
+        run(key.substr(0, key.find(' ')), fused_attrs(), inputs, outputs);
+        CHECK((in_place ? second : sum_out).same_bits(sum));
+        CHECK((in_place ? first : y_out).same_bits(y));
+        for (size_t i = 0; i < found.size(); ++i) CHECK(found[i].same_bits(*statistics[i]));
+      };
+      run("rmsnorm", rms_attrs(), {sum, weight}, {y, rstd});
+      check("add_rmsnorm", {{}, {}, weight}, {&rstd});
+      check("add_rmsnorm in place", {{}, {}, weight}, {&rstd});
+      run("layernorm", layer_attrs(), {sum, weight, bias}, {y, mean, rstd});
+      check("add_layernorm", {{}, {}, weight, bias}, {&mean, &rstd});
+      check("add_layernorm in place", {{}, {}, weight, bias}, {&mean, &rstd});
+    }
+}
+
+TEST_CASE("norm gradients add the gradient that goes around the norm") {
+  Random random;
+  for (fb::DType dtype : kFloatTypes)
+    for (const auto& shape : kShapes) {
+      const Tensor x = random.normal(dtype, shape, 2, 1), dy = random.normal(dtype, shape);
+      const std::vector<int64_t> cols = {shape.back()}, rows = {x.view().rows()};
+      const fb::DType acc = accumulator(dtype);
+      const Tensor weight = random.normal(dtype, cols, 0.3, 1), bias = random.normal(dtype, cols);
+      Tensor dresidual = random.normal(dtype, shape, 3), dx(dtype, shape), y(dtype, shape);
+      Tensor mean(acc, rows), rstd(acc, rows), dweight(acc, cols), dbias(acc, cols);
+      const auto check = [&](Reference expected) {
+        for (int64_t i = 0; i < dx.elements(); ++i) expected.dx[static_cast<size_t>(i)] += dresidual.get(i);
+        CHECK(max_error(dx, expected.dx) < bound(dtype));
+        CHECK(max_error(dweight, expected.dweight) < bound(acc));
+      };
+      run("rmsnorm", rms_attrs(), {x, weight}, {y, rstd});
+      run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, {}, dresidual}, {dx, dweight});
+      check(Reference(x, weight, nullptr, dy, false));
+      Tensor in_place = dresidual.copy();
+      run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, {}, in_place}, {in_place, dweight});
+      CHECK(in_place.same_bits(dx));
+
+      run("layernorm", layer_attrs(), {x, weight, bias}, {y, mean, rstd});
+      run("layernorm_bwd", layer_attrs(), {dy, x, weight, mean, rstd, {}, {}, dresidual},
+          {dx, dweight, dbias});
+      check(Reference(x, weight, &bias, dy, true));
+      run("layernorm_bwd", layer_attrs(), {dy, x, weight, mean, rstd, {}, {}, dresidual},
+          {dresidual, dweight, dbias});
+      CHECK(dresidual.same_bits(dx));
+    }
 }
 
 TEST_CASE("norms of extreme rows are finite") {
@@ -138,8 +213,8 @@ TEST_CASE("norm gradients have the same bits for any number of threads") {
     std::vector<Tensor> out;
     out.emplace_back(fb::DType::F32, shape);
     for (int i = 0; i < 3; ++i) out.emplace_back(fb::DType::F32, std::vector<int64_t>{70});
-    run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, {}}, {out[0], out[1]});
-    run("layernorm_bwd", layer_attrs(), {dy, x, weight, rstd, rstd, {}, {}}, {out[0], out[2], out[3]});
+    run("rmsnorm_bwd", rms_attrs(), {dy, x, weight, rstd, {}, {}}, {out[0], out[1]});
+    run("layernorm_bwd", layer_attrs(), {dy, x, weight, rstd, rstd, {}, {}, {}}, {out[0], out[2], out[3]});
     return out;
   });
 }

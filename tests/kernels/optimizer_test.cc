@@ -1,4 +1,7 @@
+#include <bit>
+
 #include "kernels/master_weight.h"
+#include "kernels/stochastic_round.h"
 #include "tests/kernels/train_state_tensor.h"
 
 namespace moec::test {
@@ -54,7 +57,7 @@ TEST_CASE("adamw follows PyTorch's formula") {
     fb::DType param, grad;
   };
   using fb::DType;
-  for (Types types : {Types{DType::F32, DType::F32}, {DType::F64, DType::F64}, {DType::BF16, DType::F32}}) {
+  for (Types types : {Types{DType::F32, DType::F32}, {DType::F64, DType::F64}, {DType::F32, DType::BF16}}) {
     Random random;
     const DType acc = accumulator(types.param);
     Tensor param = random.normal(types.param, {kElements});
@@ -73,30 +76,44 @@ TEST_CASE("adamw follows PyTorch's formula") {
   }
 }
 
-TEST_CASE("bf16 weights with a remainder are updated as their f32 masters, bit for bit") {
-  for (fb::DType grad_dtype : {fb::DType::F32, fb::DType::BF16}) {
-    Random random;
-    Tensor param = random.normal(fb::DType::BF16, {kElements}), remainder = zeros(fb::DType::U16, kElements);
-    Tensor master(fb::DType::F32, {kElements}, param.values());
-    Tensor m1 = zeros(fb::DType::F32, kElements), m2 = zeros(fb::DType::F32, kElements);
-    Tensor master_m1 = m1.copy(), master_m2 = m2.copy();
-    for (int64_t step = 0; step < 20; ++step) {
-      const Tensor grad = random.normal(grad_dtype, {kElements});
-      const Tensor wide_grad(fb::DType::F32, {kElements}, grad.values());
-      const Tensor state = state_tensor(step_state(step, 1e-4));
-      run("adamw", adamw_attrs(), {param, grad, m1, m2, remainder, state}, {param, m1, m2, remainder});
-      run("adamw", adamw_attrs(), {master, wide_grad, master_m1, master_m2, {}, state},
-          {master, master_m1, master_m2, {}});
-    }
-    CHECK(m1.same_bits(master_m1));
-    CHECK(m2.same_bits(master_m2));
-    for (int64_t i = 0; i < kElements; ++i) {
-      const uint32_t joined =
-          join_master(param.view().as<uint16_t>()[i], static_cast<uint16_t>(remainder.get(i)));
-      REQUIRE(joined == master.view().as<uint32_t>()[i]);
-      REQUIRE(std::abs(param.get(i) - master.get(i)) <= std::abs(master.get(i)) * std::exp2(-8));
-    }
-  }
+/// What makes 16-bit weights f32 masters: the remainders of bf16, the masters of f16.
+Tensor masters_of(const Tensor& param) {
+  return param.view().dtype == fb::DType::BF16 ? zeros(fb::DType::U16, param.elements())
+                                               : Tensor(fb::DType::F32, {param.elements()}, param.values());
+}
+
+uint32_t master_bits(const Tensor& param, const Tensor& masters, int64_t i) {
+  return param.view().dtype == fb::DType::BF16
+             ? join_master(param.view().as<uint16_t>()[i], masters.view().as<uint16_t>()[i])
+             : masters.view().as<uint32_t>()[i];
+}
+
+TEST_CASE("16-bit weights are updated as their f32 masters, bit for bit, for every type of moments") {
+  using fb::DType;
+  for (DType dtype : {DType::BF16, DType::F16})
+    for (DType grad_dtype : {DType::F32, dtype})
+      for (DType moments : {DType::F32, DType::BF16}) {
+        Random random;
+        Tensor param = random.normal(dtype, {kElements}), masters = masters_of(param);
+        Tensor wide(DType::F32, {kElements}, param.values());
+        Tensor m1 = zeros(moments, kElements), m2 = zeros(moments, kElements);
+        Tensor wide_m1 = m1.copy(), wide_m2 = m2.copy();
+        for (int64_t step = 0; step < 20; ++step) {
+          const Tensor grad = random.normal(grad_dtype, {kElements});
+          const Tensor wide_grad(DType::F32, {kElements}, grad.values());
+          const Tensor state = state_tensor(step_state(step, 1e-4));
+          run("adamw", adamw_attrs(), {param, grad, m1, m2, masters, state}, {param, m1, m2, masters});
+          run("adamw", adamw_attrs(), {wide, wide_grad, wide_m1, wide_m2, {}, state},
+              {wide, wide_m1, wide_m2, {}});
+        }
+        CHECK(m1.same_bits(wide_m1));
+        CHECK(m2.same_bits(wide_m2));
+        const double half_ulp = std::exp2(dtype == DType::BF16 ? -8 : -11), smallest = std::exp2(-25);
+        for (int64_t i = 0; i < kElements; ++i) {
+          REQUIRE(master_bits(param, masters, i) == wide.view().as<uint32_t>()[i]);
+          REQUIRE(std::abs(param.get(i) - wide.get(i)) <= std::abs(wide.get(i)) * half_ulp + smallest);
+        }
+      }
 }
 
 TEST_CASE("a master weight is its split joined again, for every sign, exponent and low half") {
@@ -111,20 +128,115 @@ TEST_CASE("a master weight is its split joined again, for every sign, exponent a
 }
 
 TEST_CASE("a non-finite step leaves weights and moments bit for bit as they were") {
-  Random random;
+  using fb::DType;
   TrainState state = step_state(3, 0.1);
   state.non_finite = 1;
-  Tensor param = random.normal(fb::DType::BF16, {kElements}),
-         moment1 = random.normal(fb::DType::F32, {kElements});
-  Tensor moment2 = random.normal(fb::DType::F32, {kElements}), remainder = zeros(fb::DType::U16, kElements);
-  const Tensor grad(fb::DType::F32, {kElements});  // NaN
-  const Tensor before[] = {param.copy(), moment1.copy(), moment2.copy(), remainder.copy()};
-  run("adamw", adamw_attrs(), {param, grad, moment1, moment2, remainder, state_tensor(state)},
-      {param, moment1, moment2, remainder});
-  CHECK(param.same_bits(before[0]));
-  CHECK(moment1.same_bits(before[1]));
-  CHECK(moment2.same_bits(before[2]));
-  CHECK(remainder.same_bits(before[3]));
+  for (DType dtype : {DType::BF16, DType::F16})
+    for (DType moments : {DType::F32, DType::BF16}) {
+      Random random;
+      const Tensor param = random.normal(dtype, {kElements}), masters = masters_of(param);
+      const Tensor moment1 = random.normal(moments, {kElements}),
+                   moment2 = random.normal(moments, {kElements});
+      const Tensor grad(DType::F32, {kElements});  // NaN
+      const Tensor before[] = {param.copy(), moment1.copy(), moment2.copy(), masters.copy()};
+      run("adamw", adamw_attrs(), {param, grad, moment1, moment2, masters, state_tensor(state)},
+          {param, moment1, moment2, masters});
+      CHECK(param.same_bits(before[0]));
+      CHECK(moment1.same_bits(before[1]));
+      CHECK(moment2.same_bits(before[2]));
+      CHECK(masters.same_bits(before[3]));
+    }
+}
+
+/// The f32 with these bits, and the bf16.
+double f32_of(uint32_t bits) { return std::bit_cast<float>(bits); }
+double bf16_of(uint16_t bits) { return f32_of(uint32_t{bits} << 16); }
+
+TEST_CASE("stochastic rounding over all noise gives the f32 back, exactly") {
+  for (uint32_t low : {0u, 1u, 0x1234u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
+    for (uint32_t high : {0u, 0x0001u, 0x0080u, 0x3f80u, 0x3fffu, 0x7f7eu, 0x8000u, 0xbf80u, 0xc123u}) {
+      const uint32_t bits = high << 16 | low;
+      double sum = 0;  // exact: all terms are multiples of one power of two
+      for (uint32_t noise = 0; noise < 0x10000; ++noise) sum += bf16_of(round_stochastically(bits, noise));
+      REQUIRE(sum / 0x10000 == f32_of(bits));
+    }
+  for (uint32_t noise : {0u, 0xffffu}) {
+    CHECK(round_stochastically(0x7f800000, noise) == 0x7f80);
+    CHECK(round_stochastically(0xff800000, noise) == 0xff80);
+    for (uint32_t nan : {0x7f800001u, 0x7fffffffu, 0xffffffffu})
+      CHECK(std::isnan(bf16_of(round_stochastically(nan, noise))));
+  }
+}
+
+/// Moments in bf16 of one step from zero with the same gradient for all elements.
+struct RoundedMoments {
+  Tensor moment1 = zeros(fb::DType::BF16, kElements), moment2 = zeros(fb::DType::BF16, kElements);
+
+  RoundedMoments(double grad, fb::AdamWT attrs, const TrainState& state) {
+    const Tensor param = zeros(fb::DType::F32, kElements),
+                 grads(fb::DType::F32, {kElements}, std::vector<double>(kElements, grad));
+    run("adamw", attrs, {param, grads, moment1, moment2, {}, state_tensor(state)},
+        {param, moment1, moment2, {}});
+  }
+};
+
+/// The share of the elements that are above `value`.
+double share_above(const Tensor& tensor, double value) {
+  const std::vector<double> values = tensor.values();
+  const auto above = std::count_if(values.begin(), values.end(), [&](double x) { return x > value; });
+  return static_cast<double>(above) / static_cast<double>(values.size());
+}
+
+TEST_CASE(
+    "bf16 moments are rounded up as often as they are near, apart from each other, by element and step") {
+  fb::AdamWT attrs = adamw_attrs();
+  attrs.beta1 = attrs.beta2 = 0.5f;
+  TrainState state = step_state(7, 0);
+  state.grad_scale = 1;
+  // Moments are 1 + p and (1 + p)^2 * 2 units of 2^-7 (bf16's last place from 1 to 2) above 1 and 2.
+  const double p = 0.25, grad = 2 * (1 + p * std::exp2(-7));
+  const double exact1 = grad / 2, exact2 = grad * grad / 2;
+  const double p2 = (exact2 - 2) * std::exp2(6);
+  const double sigma = 0.5 / std::sqrt(static_cast<double>(kElements));
+  const RoundedMoments rounded(grad, attrs, state);
+  CHECK(std::abs(share_above(rounded.moment1, exact1) - p) < 5 * sigma);
+  CHECK(std::abs(share_above(rounded.moment2, exact2) - p2) < 5 * sigma);
+
+  int64_t both = 0;
+  for (int64_t i = 0; i < kElements; ++i)
+    both += rounded.moment1.get(i) > exact1 && rounded.moment2.get(i) > exact2;
+  CHECK(std::abs(static_cast<double>(both) / kElements - p * p2) < 5 * sigma);
+
+  CHECK(rounded.moment1.same_bits(RoundedMoments(grad, attrs, state).moment1));
+  const auto agree_by_chance = [&](const RoundedMoments& other) {
+    int64_t same = 0;
+    for (int64_t i = 0; i < kElements; ++i) same += rounded.moment1.get(i) == other.moment1.get(i);
+    CHECK(std::abs(static_cast<double>(same) / kElements - (p * p + (1 - p) * (1 - p))) < 5 * sigma);
+  };
+  TrainState later = state, reseeded = state;
+  later.step = 8;
+  later.skipped_steps = 1;  // the same bias correction
+  reseeded.seed = 99;
+  fb::AdamWT other_stream = attrs;
+  other_stream.stream = 1;
+  agree_by_chance(RoundedMoments(grad, attrs, later));
+  agree_by_chance(RoundedMoments(grad, attrs, reseeded));
+  agree_by_chance(RoundedMoments(grad, other_stream, state));
+}
+
+TEST_CASE("bf16 moments follow a gradient through changes below their last place") {
+  constexpr int64_t kCount = 512, kSteps = 2000;
+  fb::AdamWT attrs = adamw_attrs();
+  attrs.beta2 = 0.999;  // a step changes the second moment by at most a thousandth; its last place is 1/256
+  const Tensor param = zeros(fb::DType::F32, kCount), moment1 = zeros(fb::DType::BF16, kCount),
+               moment2 = zeros(fb::DType::BF16, kCount),
+               grad(fb::DType::F32, {kCount}, std::vector<double>(kCount, 2));
+  for (int64_t step = 0; step < kSteps; ++step)
+    run("adamw", attrs, {param, grad, moment1, moment2, {}, state_tensor(step_state(step, 1e-3))},
+        {param, moment1, moment2, {}});
+  double mean = 0;
+  for (const double value : moment2.values()) mean += value / kCount;
+  CHECK(mean == doctest::Approx(1 - std::pow(0.999, kSteps)).epsilon(0.01));
 }
 
 TrainState norm_of(const std::vector<TensorView>& grads, float max_norm, double loss_scale = 1) {
@@ -177,6 +289,9 @@ TEST_CASE("finite f32 gradients whose squares overflow f32 are finite") {
 }
 
 TEST_CASE("grad_norm and adamw have the same bits for any number of threads") {
+  fb::DType moments = fb::DType::F32;
+  SUBCASE("f32 moments") { moments = fb::DType::F32; }
+  SUBCASE("bf16 moments") { moments = fb::DType::BF16; }
   Random random;
   const Tensor grad = random.normal(fb::DType::F32, {3000000}),
                start = random.normal(fb::DType::F32, {3000000});
@@ -184,8 +299,8 @@ TEST_CASE("grad_norm and adamw have the same bits for any number of threads") {
     std::vector<Tensor> out;
     out.push_back(state_tensor(step_state(0, 0.1)));
     out.push_back(start.copy());
-    out.push_back(zeros(fb::DType::F32, 3000000));
-    out.push_back(zeros(fb::DType::F32, 3000000));
+    out.push_back(zeros(moments, 3000000));
+    out.push_back(zeros(moments, 3000000));
     run("grad_norm", fb::GradNormT{}, {out[0], grad}, {out[0]});
     run("adamw", adamw_attrs(), {out[1], grad, out[2], out[3], {}, out[0]}, {out[1], out[2], out[3], {}});
     return out;

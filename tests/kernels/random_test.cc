@@ -84,7 +84,7 @@ TEST_CASE("fill writes every type") {
   fb::FillT attrs;
   attrs.value = 3;
   using fb::DType;
-  for (DType dtype : {DType::F32, DType::F64, DType::BF16, DType::I32, DType::U16, DType::U8}) {
+  for (DType dtype : {DType::F32, DType::F64, DType::BF16, DType::F16, DType::I32, DType::U16, DType::U8}) {
     Tensor y(dtype, {40000});
     run("fill", attrs, {}, {y});
     CHECK(y.values() == std::vector<double>(40000, 3));

@@ -93,54 +93,76 @@ TEST_CASE("record_loss adds micro-batches up, and evaluation apart from them") {
   CHECK(after.micro_batch == 2);
 }
 
-/// Ends the step and returns the state and the metrics.
-std::pair<TrainState, Tensor> end_step(const TrainState& start) {
+/// Ends the step and returns the state and the metrics. The loss scale is dynamic where it has an interval.
+std::pair<TrainState, Tensor> end_step(const TrainState& start, uint32_t growth_interval = 0) {
   const Tensor state = state_tensor(start);
   Tensor metrics(fb::DType::F64, {kMetricsRows, kMetricsColumns});
-  run("end_step", fb::EndStepT{}, {state, metrics}, {state, metrics});
+  fb::EndStepT attrs;
+  if (growth_interval > 0) {
+    attrs.loss_scale = std::make_unique<fb::LossScaleT>();
+    attrs.loss_scale->growth_interval = growth_interval;
+  }
+  run("end_step", std::move(attrs), {state, metrics}, {state, metrics});
   return {state_of(state), std::move(metrics)};
 }
 
 TEST_CASE("end_step writes one row of the ring and resets what belongs to the step") {
-  TrainState start;
-  start.step = 3 * kMetricsRows + 5;
-  start.loss = 2.5;
-  start.aux_loss = 0.125;
-  start.grad_norm = 7;
-  start.lr = 0.01;
-  start.skipped_steps = 2;
-  start.non_finite = 1;
-  const auto [after, metrics] = end_step(start);
-  const std::vector<double> row = {static_cast<double>(start.step), 2.5, 0.125, 7, 0.01, 3, 0, 0};
-  for (int64_t i = 0; i < metrics.elements(); ++i) {
-    if (i / kMetricsColumns == 5)
-      CHECK(metrics.get(i) == row[static_cast<size_t>(i % kMetricsColumns)]);
-    else
-      REQUIRE(std::isnan(metrics.get(i)));
+  for (const bool dynamic : {false, true}) {
+    TrainState start;
+    start.step = 3 * kMetricsRows + 5;
+    start.loss = 2.5;
+    start.aux_loss = 0.125;
+    start.grad_norm = 7;
+    start.lr = 0.01;
+    start.loss_scale = 4;
+    start.skipped_steps = 2;
+    start.non_finite = 1;
+    const auto [after, metrics] = end_step(start, dynamic ? 10 : 0);
+    const std::vector<double> row = {
+        static_cast<double>(start.step), 2.5, 0.125, 7, 0.01, 3, dynamic ? 4.0 : 0.0, 0};
+    for (int64_t i = 0; i < metrics.elements(); ++i) {
+      if (i / kMetricsColumns == 5)
+        CHECK(metrics.get(i) == row[static_cast<size_t>(i % kMetricsColumns)]);
+      else
+        REQUIRE(std::isnan(metrics.get(i)));
+    }
+    CHECK(after.step == start.step + 1);
+    CHECK(after.skipped_steps == 3);
+    CHECK(after.loss == 0);
+    CHECK(after.aux_loss == 0);
+    CHECK(after.non_finite == 0);
+    CHECK(after.loss_scale == (dynamic ? 2 : 4));
   }
-  CHECK(after.step == start.step + 1);
-  CHECK(after.skipped_steps == 3);
-  CHECK(after.loss == 0);
-  CHECK(after.aux_loss == 0);
-  CHECK(after.non_finite == 0);
-  CHECK(after.loss_scale == 1);  // not in use
 }
 
-TEST_CASE("the loss scale halves on overflow and doubles after 2000 clean steps") {
+TEST_CASE("the loss scale halves on overflow and doubles after an interval of clean steps") {
   TrainState state;
   state.loss_scale = 65536;
-  state.clean_steps = 1998;
-  state = end_step(state).first;
-  CHECK(state.loss_scale == 65536);
-  CHECK(state.clean_steps == 1999);
-  state = end_step(state).first;
+  for (int step = 0; step < 2; ++step) {
+    state = end_step(state, 3).first;
+    CHECK(state.loss_scale == 65536);
+  }
+  state = end_step(state, 3).first;
   CHECK(state.loss_scale == 131072);
   CHECK(state.clean_steps == 0);
-  state.clean_steps = 17;
+  state = end_step(state, 3).first;
+  CHECK(state.clean_steps == 1);
   state.non_finite = 1;
-  state = end_step(state).first;
+  state = end_step(state, 3).first;
   CHECK(state.loss_scale == 65536);
   CHECK(state.clean_steps == 0);
+  state = end_step(state, 1).first;
+  CHECK(state.loss_scale == 131072);
+}
+
+TEST_CASE("no number of overflows makes the loss scale zero, in f32 either") {
+  TrainState state;
+  for (int step = 0; step < 2000; ++step) {
+    state.non_finite = 1;
+    state = end_step(state, 2000).first;
+  }
+  CHECK(static_cast<float>(state.loss_scale) >= std::numeric_limits<float>::min());
+  CHECK(state.loss_scale < 1e-37);
 }
 
 }  // namespace

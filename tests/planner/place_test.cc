@@ -5,12 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <random>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "planner/planner.h"
@@ -159,42 +155,6 @@ TEST_CASE("20,000 buffers are placed, twice alike") {
   CHECK(reached <= 1.05);
   CHECK(count_overlaps(buffers, placed.offsets) == 0);
   CHECK(place(buffers, kAlignment).offsets == placed.offsets);
-}
-
-/// Rows "id,lower,upper,size" of a minimalloc benchmark; upper is exclusive.
-std::vector<Lifetime> read_minimalloc(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  std::vector<Lifetime> buffers;
-  while (std::getline(file, line)) {
-    unsigned id = 0, lower = 0, upper = 0;
-    unsigned long long size = 0;
-    REQUIRE(std::sscanf(line.c_str(), "%u,%u,%u,%llu", &id, &lower, &upper, &size) == 4);
-    buffers.push_back({.size = size, .first = lower, .last = upper - 1});
-  }
-  return buffers;
-}
-
-TEST_CASE("minimalloc benchmarks are placed without overlap") {
-  const std::filesystem::path folder = std::filesystem::path(MOEC_SOURCE_DIR) / "../shared/data/minimalloc";
-  if (!std::filesystem::is_directory(folder)) {
-    MESSAGE("skipped: no minimalloc data beside the source tree");
-    return;
-  }
-  std::vector<std::filesystem::path> files;
-  for (const auto& entry : std::filesystem::directory_iterator(folder))
-    if (entry.path().extension() == ".csv") files.push_back(entry.path());
-  std::ranges::sort(files);
-  for (const std::filesystem::path& path : files) {
-    const std::vector<Lifetime> buffers = read_minimalloc(path);
-    const Offsets placed = place(buffers, 1);
-    const uint64_t bound = live_bytes_lower_bound(buffers, 1);
-    MESSAGE(fmt::format("{}: peak {}, bound {}, ratio {:.4f} ({})", path.filename().string(), placed.peak,
-                        bound, ratio(placed.peak, bound), placed.heuristic));
-    CHECK(count_overlaps(buffers, placed.offsets) == 0);
-    CHECK(placed.peak >= bound);
-  }
 }
 
 }  // namespace

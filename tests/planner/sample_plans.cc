@@ -301,7 +301,8 @@ class Accumulate {
     int& grad = m_.norm_grad[norm.width];
     const int before = std::exchange(grad, b_.next_version(grad));
     keep(norm.width, [&](int dx) {
-      b_.call<fb::RmsNormT>("rmsnorm_bwd", {pick(norm.width), norm.x, m_.norm[norm.width], norm.rstd, before},
+      b_.call<fb::RmsNormT>("rmsnorm_bwd",
+                            {pick(norm.width), norm.x, m_.norm[norm.width], norm.rstd, before, kNone},
                             {dx, grad});
     });
   }

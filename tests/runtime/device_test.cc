@@ -81,6 +81,49 @@ TEST_CASE("copies reach exactly the range asked for, and never outside of a tens
   CHECK_FALSE(device->write(99, 0, std::as_bytes(std::span(&nine, 1))).ok());
 }
 
+TEST_CASE("staged bytes and late reads arrive in the order of runs") {
+  const auto device = make_cpu_device();
+  REQUIRE(device->load(loaded_small_plan()).ok());
+  const std::array<float, 2> staged{7, 8};
+  REQUIRE(device->stage(std::as_bytes(std::span(staged))).ok());
+  const auto before = device->read_later(test::kWeight, 0, 16);
+  REQUIRE(device->write_staged(test::kWeight).ok());
+  const auto after = device->read_later(test::kWeight, 4, 8);
+  REQUIRE(before.ok());
+  REQUIRE(after.ok());
+  CHECK(read(*device, test::kWeight) == std::array{7.f, 8.f, 0.f, 0.f});
+  CHECK(*(*before)->ready());
+  CHECK((*before)->bytes().size() == 16);
+  CHECK((*before)->bytes()[2] == std::byte{0});
+  CHECK((*after)->bytes()[2] == std::byte{0x00});
+  CHECK((*after)->bytes()[3] == std::byte{0x41});  // 8 = 0x41000000
+  CHECK(*(*after)->seconds() >= 0);
+  CHECK_FALSE(device->read_later(test::kWeight, 8, 16).ok());
+  CHECK_FALSE(device->read_later(test::kWeight, 0, Device::kMostLateBytes + 1).ok());
+  const std::array<float, 5> long_one{};
+  REQUIRE(device->stage(std::as_bytes(std::span(long_one))).ok());
+  CHECK_FALSE(device->write_staged(test::kWeight).ok());
+}
+
+TEST_CASE("a timeline on the CPU holds every instruction in order") {
+  const auto device = make_cpu_device();
+  REQUIRE(device->load(loaded_small_plan()).ok());
+  CHECK_FALSE(device->records_replays());
+  CHECK_FALSE(device->start_timeline(TimelineDetail::kReplays).ok());
+  REQUIRE(device->start_timeline(TimelineDetail::kInstructions).ok());
+  REQUIRE(device->run(fb::ProgramKind::Evaluate).ok());
+  const auto timeline = device->stop_timeline();
+  REQUIRE(timeline.ok());
+  REQUIRE(timeline->instructions.size() == 3);
+  for (size_t i = 0; i < 3; ++i) {
+    const InstructionSpan& span = timeline->instructions[i];
+    CHECK(span.instruction == i);
+    CHECK(span.time.end >= span.time.begin);
+    if (i > 0) CHECK(span.time.begin >= timeline->instructions[i - 1].time.end);
+  }
+  CHECK(read(*device, test::kSum) == std::array{3.f, 3.f, 3.f, 3.f});
+}
+
 TEST_CASE("an arena that does not fit is an error that names its bytes") {
   fb::PlanT plan = test::small_plan();
   plan.arenas[1]->size = uint64_t{1} << 47;

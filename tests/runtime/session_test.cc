@@ -5,7 +5,9 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -36,6 +38,8 @@ void must(const Status& status) {
 
 struct Setup {
   fb::DType dtype = fb::DType::F32;
+  fb::DType moment_dtype = fb::DType::F32;
+  bool wide_gradients = true;  // f32, else as dtype
   uint32_t grad_accum = 1;
   int64_t window = 4096;
 };
@@ -43,7 +47,12 @@ struct Setup {
 Session make_session(const Setup& setup = {}) {
   fb::ModelT model = read_model(MOEC_SOURCE_DIR "/tests/oracle/specs/mixtral-tiny.json");
   model.recipe->dtype = setup.dtype;
-  model.recipe->grad_dtype = fb::DType::F32;
+  model.recipe->moment_dtype = setup.moment_dtype;
+  model.recipe->grad_dtype = setup.wide_gradients ? fb::DType::F32 : setup.dtype;
+  if (setup.dtype == fb::DType::F16) {
+    model.recipe->loss_scale = std::make_unique<fb::LossScaleT>();
+    model.recipe->loss_scale->growth_interval = 3;
+  }
   model.recipe->grad_accum = setup.grad_accum;
   model.recipe->sampling = fb::Sampling::Epoch;
   const std::vector<uint8_t> bytes = serialize_plan(compile(model, {.window_tokens = setup.window}));
@@ -78,7 +87,7 @@ uint64_t hash_after(int steps, const Setup& setup) {
 }
 
 TEST_CASE("training lowers both losses, in every storage type") {
-  for (const fb::DType dtype : {fb::DType::F32, fb::DType::F64, fb::DType::BF16}) {
+  for (const fb::DType dtype : {fb::DType::F32, fb::DType::F64, fb::DType::BF16, fb::DType::F16}) {
     CAPTURE(fb::EnumNameDType(dtype));
     Session session = started({.dtype = dtype, .grad_accum = 2});
     const double before = must(session.evaluate(0));
@@ -128,7 +137,7 @@ TEST_CASE("a tracer sees every instruction of a step and changes no bit") {
 }
 
 TEST_CASE("a parameter that is written is read back, to the last bit of its master") {
-  for (const fb::DType dtype : {fb::DType::F32, fb::DType::F64, fb::DType::BF16}) {
+  for (const fb::DType dtype : {fb::DType::F32, fb::DType::F64, fb::DType::BF16, fb::DType::F16}) {
     CAPTURE(fb::EnumNameDType(dtype));
     Session session = started({.dtype = dtype});
     must(session.train_step());
@@ -179,6 +188,37 @@ TEST_CASE("data longer than the window is all seen, and evaluated") {
   CHECK(must(session.evaluate(5)) == doctest::Approx(must(roomy.evaluate(5))).epsilon(1e-12));
 }
 
+TEST_CASE("metrics that are read later are those of their steps") {
+  Session session = started();
+  CHECK_FALSE(session.read_metrics_later().ok());
+  must(session.start_timer());
+  std::vector<LateMetrics> late;
+  for (int i = 0; i < 5; ++i) {
+    must(session.train_step());
+    late.push_back(must(session.read_metrics_later()));
+  }
+  for (int64_t step = 0; step < 5; ++step) {
+    LateMetrics& metrics = late[static_cast<size_t>(step)];
+    CHECK(metrics.step() == step);
+    CHECK(must(metrics.ready()));
+    CHECK(must(metrics.metrics()).loss == must(session.read_metrics(step)).loss);
+    CHECK(must(metrics.seconds()) > 0);
+  }
+}
+
+TEST_CASE("a plan whose batches the host writes takes steps on them") {
+  fb::ModelT model = read_model(MOEC_SOURCE_DIR "/tests/oracle/specs/mixtral-tiny.json");
+  const std::vector<uint8_t> bytes = serialize_plan(compile(model, {.host_batches = true}));
+  const auto plan = must(parse_plan(std::string(bytes.begin(), bytes.end()), "tiny.plan"));
+  Session session = must(Session::create(plan, make_cpu_device()));
+  CHECK(plan->plan.io->window < 0);
+  must(session.initialise(5, 0.01));
+  const auto count = static_cast<size_t>(session.batch_size() * session.seq_len());
+  must(session.write_batch(tokens(count), tokens(count)));
+  for (int step = 0; step < 3; ++step) must(session.train_step());
+  CHECK(must(session.read_metrics(2)).loss < must(session.read_metrics(0)).loss);
+}
+
 /// Trains to `max_steps` in `dir`.
 Result<TrainResult> train_in(Session& session, const std::string& dir, int64_t max_steps, bool resume,
                              const TrainObserver& observer = {}, const std::atomic<bool>* stop = nullptr) {
@@ -197,7 +237,13 @@ Result<TrainResult> train_in(Session& session, const std::string& dir, int64_t m
 }
 
 TEST_CASE("a run that is stopped and continued has the bits of one that was not") {
-  for (const Setup& setup : {Setup{.grad_accum = 2}, Setup{.dtype = fb::DType::BF16}, Setup{.window = 100}}) {
+  using fb::DType;
+  for (const Setup& setup :
+       {Setup{.grad_accum = 2}, Setup{.dtype = DType::BF16}, Setup{.window = 100},
+        Setup{.dtype = DType::BF16, .moment_dtype = DType::BF16, .wide_gradients = false, .grad_accum = 2},
+        Setup{.dtype = DType::F16, .moment_dtype = DType::BF16},
+        Setup{.dtype = DType::F16, .grad_accum = 2}}) {
+    CAPTURE(fb::EnumNameDType(setup.dtype));
     const test::ScratchDir dir;
     Session whole = make_session(setup);
     must(train_in(whole, "", 10, false).status());
@@ -215,6 +261,10 @@ TEST_CASE("a run that is stopped and continued has the bits of one that was not"
     CHECK_FALSE(result.stopped);
     CHECK(result.validation_loss);
     CHECK(must(second.state_hash()) == must(whole.state_hash()));
+    const TrainState expected = must(whole.read_train_state()), state = must(second.read_train_state());
+    CHECK(state.loss_scale == expected.loss_scale);
+    CHECK(state.clean_steps == expected.clean_steps);
+    CHECK(state.skipped_steps == expected.skipped_steps);
     CHECK(second.step() == 10);
   }
 }
@@ -247,6 +297,83 @@ TEST_CASE("a run directory holds one checkpoint, and its log every step once") {
   Session model = must(Session::create(must(load_run_plan(dir.path())), make_cpu_device()));
   must(load_parameters(dir.path(), must(read_run_config(dir.path())), model));
   CHECK(must(model.prefill(tokens(5))) == must(again.prefill(tokens(5))));
+}
+
+TEST_CASE("the log of a run without a checkpoint is not overwritten") {
+  const test::ScratchDir dir;
+  dir.file("log.jsonl", "{\"step\": 3}\n");
+  Session session = make_session();
+  const Status status = train_in(session, dir.path(), 7, false).status();
+  REQUIRE_FALSE(status.ok());
+  CHECK(status.error().kind == ErrorKind::kInput);
+  CHECK(contains(status.error().message, "log.jsonl"));
+  CHECK(test::slurp(log_path(dir.path())) == "{\"step\": 3}\n");
+}
+
+TEST_CASE("a step that is skipped has a row, whatever rows were asked for") {
+  Session session = make_session();
+  TrainOptions options;
+  options.max_steps = 20;
+  options.log_every = 7;
+  std::vector<int64_t> rows, skipped;
+  TrainObserver observer;
+  observer.on_evaluation = [&](int64_t step, double) {
+    if (step != 9) return;  // every gradient is multiplied with the loss scale
+    const double infinite = std::numeric_limits<double>::infinity();
+    must(session.device().write(session.plan().plan.io->train_state, offsetof(TrainState, loss_scale),
+                                std::as_bytes(std::span(&infinite, 1))));
+  };
+  observer.on_step = [&](const StepReport& report) {
+    (report.skipped ? skipped : rows).push_back(report.step);
+    if (!report.skipped) return;
+    CHECK(contains(format_row(report), "skipped, the gradient is not finite"));
+    CHECK(to_json(report).at("skipped") == true);
+    const double one = 1;
+    must(session.device().write(session.plan().plan.io->train_state, offsetof(TrainState, loss_scale),
+                                std::as_bytes(std::span(&one, 1))));
+  };
+  options.eval_every = 9;
+  options.eval_batches = 1;
+  must(train(session, dataset(), options, observer).status());
+  CHECK(rows == std::vector<int64_t>{7, 14, 20});
+  CHECK(skipped == std::vector<int64_t>{10});
+}
+
+TEST_CASE("a trace holds every instruction of some steps, and changes no bit") {
+  const test::ScratchDir dir;
+  const auto trained = [&](const std::string& trace_file) {
+    Session session = make_session();
+    TrainOptions options;
+    options.max_steps = 10;
+    options.seed = 5;
+    options.ceilings = {.flops = 1e12, .bytes = 1e11};
+    options.trace_file = trace_file;
+    must(train(session, dataset(), options).status());
+    return must(session.state_hash());
+  };
+  CHECK(trained(dir / "trace.json") == trained(""));
+  const auto trace = nlohmann::json::parse(test::slurp(dir / "trace.json"));
+  const Session session = make_session();
+  const size_t step = session.plan().program(fb::ProgramKind::Accumulate)->instructions.size() +
+                      session.plan().program(fb::ProgramKind::Apply)->instructions.size();
+  size_t events = 0;
+  double end = 0;
+  for (const auto& event : trace.at("traceEvents")) {
+    if (event.at("ph") != "X") continue;
+    ++events;
+    CHECK(event.at("ts").get<double>() >= end);
+    end = event.at("ts").get<double>() + event.at("dur").get<double>() - 1e-3;
+    CHECK(event.at("args").at("% of ceiling").get<double>() >= 0);
+    CHECK_FALSE(event.at("args").at("kernel").get<std::string>().empty());
+  }
+  CHECK(events % step == 0);
+  CHECK(events / step == 3);
+
+  Session brief = make_session();
+  TrainOptions options;
+  options.max_steps = 3;
+  options.trace_file = dir / "none.json";
+  CHECK(contains(train(brief, dataset(), options).error().message, "at least 6 steps"));
 }
 
 TEST_CASE("a damaged run directory is an input error") {
@@ -325,6 +452,10 @@ TEST_CASE("a report row reads like llm.c's") {
   report.mfu = 0.4123;
   CHECK(contains(format_row(report), "| 12.3 ms | 41.2% MFU | 9876 tok/s"));
   CHECK(to_json(report).at("step") == 12);
+  CHECK_FALSE(to_json(report).contains("loss_scale"));
+  report.metrics.loss_scale = 32768;
+  CHECK(contains(format_row(report), "| lr 3.00e-04 | scale 32768 | 12.3 ms |"));
+  CHECK(to_json(report).at("loss_scale") == 32768);
 }
 
 }  // namespace

@@ -1,15 +1,17 @@
 #include "tests/support/op_harness.h"
 
-#include <bit>
 #include <cstring>
 #include <random>
 #include <stdexcept>
+#include <type_traits>
 
 #include "compiler/autodiff.h"
 #include "compiler/builder.h"
 #include "compiler/compile.h"
 #include "compiler/frontend.h"
+#include "compiler/fuse.h"
 #include "compiler/lower.h"
+#include "kernels/float16.h"
 #include "kernels/train_state.h"
 
 namespace moec::test {
@@ -70,50 +72,54 @@ std::vector<double> random_input(const SampleInput& input, std::mt19937_64& rng)
   return values;
 }
 
+/// The values as elements of T; those of 16 bits are rounded from f32.
 template <class T>
 std::vector<std::byte> pack_as(const std::vector<double>& values) {
+  using Wide = std::conditional_t<sizeof(T) == 2, float, T>;
   std::vector<std::byte> bytes(values.size() * sizeof(T));
   for (size_t i = 0; i < values.size(); ++i) {
-    const T value = static_cast<T>(values[i]);
+    const T value = static_cast<T>(static_cast<Wide>(values[i]));
     std::memcpy(bytes.data() + i * sizeof(T), &value, sizeof(T));
   }
   return bytes;
 }
 
-std::vector<std::byte> pack(fb::DType dtype, const std::vector<double>& values) {
-  if (dtype == fb::DType::F64) return pack_as<double>(values);
-  if (dtype == fb::DType::F32) return pack_as<float>(values);
-  if (dtype == fb::DType::I32) return pack_as<int32_t>(values);
-  std::vector<std::byte> bytes(values.size() * 2);
+template <class T>
+std::vector<double> unpack_as(const std::vector<std::byte>& bytes) {
+  std::vector<double> values(bytes.size() / sizeof(T));
   for (size_t i = 0; i < values.size(); ++i) {
-    const auto bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(values[i])) >> 16);
-    std::memcpy(bytes.data() + 2 * i, &bits, 2);
+    T value;
+    std::memcpy(&value, bytes.data() + i * sizeof(T), sizeof(T));
+    values[i] = static_cast<double>(value);
   }
-  return bytes;
+  return values;
+}
+
+/// Calls body.template operator()<T>() with the type that stores `dtype`.
+template <class Body>
+auto with_storage(fb::DType dtype, Body&& body) {
+  switch (dtype) {
+    case fb::DType::F64:
+      return body.template operator()<double>();
+    case fb::DType::F32:
+      return body.template operator()<float>();
+    case fb::DType::BF16:
+      return body.template operator()<bf16>();
+    case fb::DType::F16:
+      return body.template operator()<f16>();
+    case fb::DType::I32:
+      return body.template operator()<int32_t>();
+    default:
+      throw std::logic_error("samples hold no such type");
+  }
+}
+
+std::vector<std::byte> pack(fb::DType dtype, const std::vector<double>& values) {
+  return with_storage(dtype, [&]<class T>() { return pack_as<T>(values); });
 }
 
 std::vector<double> unpack(fb::DType dtype, const std::vector<std::byte>& bytes) {
-  std::vector<double> values(bytes.size() / static_cast<size_t>(dtype_size(dtype)));
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (dtype == fb::DType::F64) std::memcpy(&values[i], bytes.data() + 8 * i, 8);
-    if (dtype == fb::DType::F32 || dtype == fb::DType::BF16) {
-      uint32_t bits = 0;
-      if (dtype == fb::DType::F32) {
-        std::memcpy(&bits, bytes.data() + 4 * i, 4);
-      } else {
-        uint16_t high = 0;
-        std::memcpy(&high, bytes.data() + 2 * i, 2);
-        bits = uint32_t{high} << 16;
-      }
-      values[i] = static_cast<double>(std::bit_cast<float>(bits));
-    }
-    if (dtype == fb::DType::I32) {
-      int32_t value = 0;
-      std::memcpy(&value, bytes.data() + 4 * i, 4);
-      values[i] = value;
-    }
-  }
-  return values;
+  return with_storage(dtype, [&]<class T>() { return unpack_as<T>(bytes); });
 }
 
 /// Adds the nodes that a spec names; the outputs of the last one are differentiated.
@@ -159,11 +165,13 @@ OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<
     : sample_(sample), device_(std::move(device)) {
   const Graph forward = make_graph(sample, precision, build, false);
   const Graph backward = make_graph(sample, precision, build, true);
-  for (const Graph* graph : {&forward, &backward})
+  for (const Graph* graph : {&forward, &backward}) {
+    for (const Node& node : graph->nodes()) kernels_.insert(node.def->key);
     for (const Value& value : graph->values())
       if (value.role != Role::kActivation) memory_[value.name] = value.type;
+  }
   for (const Value& value : forward.values())
-    if (value.version == 0 && value.requires_grad && value.producer < 0)
+    if (value.role != Role::kActivation && value.version == 0 && value.requires_grad)
       differentiable_.push_back(value.name);
   PlanWriter writer(one_buffer_each(memory_));
   writer.add_program(fb::ProgramKind::Evaluate, forward);
@@ -214,16 +222,20 @@ Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Bui
   for (const ValueId id : outputs) {
     if (id == kNoValue || !graph.value(id).requires_grad) continue;
     const Value output = graph.value(id);
-    copy(kOutput + output.name, id);
     seeds.emplace_back(id, graph.persistent(kSeed + output.name, output.type, Role::kIo));
   }
-  if (!with_backward) return graph;
-  const std::vector<ValueId> gradients = add_backward(graph, seeds, false);
-  for (const auto& [name, id] : inputs)
-    if (const ValueId gradient = gradients[static_cast<size_t>(id)]; gradient != kNoValue)
-      copy(kGradient + name, gradient);
+  std::vector<ValueId> gradients;
+  if (with_backward) gradients = add_backward(graph, seeds, false);
+  for (const auto& [id, seed] : seeds) copy(kOutput + graph.value(id).name, id);
+  if (with_backward)
+    for (const auto& [name, id] : inputs)
+      if (const ValueId gradient = gradients[static_cast<size_t>(id)]; gradient != kNoValue)
+        copy(kGradient + name, gradient);
+  fuse(graph);
   return graph;
 }
+
+bool OpHarness::runs(std::string_view kernel) const { return kernels_.contains(kernel); }
 
 Tensors OpHarness::random_values(uint64_t seed) const {
   std::mt19937_64 rng(seed);

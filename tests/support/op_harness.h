@@ -5,7 +5,9 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "compiler/op.h"
@@ -45,6 +47,12 @@ class OpHarness {
   /// sum of output * output gradient: the function whose gradient `backward` computes.
   double objective(const Tensors& values);
 
+  /// Type of an input, a parameter or a "seed:" of random_values().
+  const TensorType& type(const std::string& name) const { return memory_.at(name); }
+
+  /// Whether a program calls this kernel.
+  bool runs(std::string_view kernel) const;
+
   /// Names of the real inputs and the parameters.
   const std::vector<std::string>& differentiable() const { return differentiable_; }
 
@@ -57,6 +65,7 @@ class OpHarness {
   std::map<std::string, TensorType> memory_;  // persistent memory by name
   std::map<std::string, int> tensor_;         // its tensor ids
   std::vector<std::string> differentiable_;
+  std::set<std::string_view> kernels_;  // of both programs
   std::unique_ptr<runtime::Device> device_;
 };
 

@@ -55,10 +55,12 @@ TEST_CASE("moec compiles the 6.9B model and counts its parameters") {
 TEST_CASE("recipe flags change the plan") {
   const Scratch scratch;
   const std::string plan = scratch.path("x.plan");
-  const Outcome outcome = run("moec", {example("moe-tiny"), "-o", plan, "--batch-size", "2", "--seq-len",
-                                       "32", "--grad-accum", "3", "--dtype", "bf16", "--grad-dtype", "same"});
+  const Outcome outcome =
+      run("moec", {example("moe-tiny"), "-o", plan, "--batch-size", "2", "--seq-len", "32", "--grad-accum",
+                   "3", "--dtype", "bf16", "--grad-dtype", "same", "--moment-dtype", "bf16"});
   CHECK(outcome.exit_code == 0);
-  CHECK(has(outcome.out, "2 x 32 tokens x 3 micro-batches a step, bf16 weights, bf16 gradients"));
+  CHECK(
+      has(outcome.out, "2 x 32 tokens x 3 micro-batches a step, bf16 weights, bf16 gradients, bf16 moments"));
 }
 
 TEST_CASE("the same spec gives the same plan, byte for byte") {
@@ -119,6 +121,58 @@ TEST_CASE("moec explain names the peak and the cost of every kernel") {
     CHECK_MESSAGE(has(outcome.out, part), part);
 }
 
+TEST_CASE("moec place writes the buffers back with offsets") {
+  const Scratch scratch;
+  const std::string csv = scratch.path("in.csv"), placed = scratch.path("out.csv");
+  write(csv, "id,lower,upper,size\nb1,0,3,4\nb2,3,9,4\nb3,0,9,4\nb4,9,21,4\nb5,0,21,4\n");
+  const Outcome to_file = run("moec", {"place", csv, "--capacity", "12", "-o", placed});
+  CHECK(to_file.exit_code == 0);
+  CHECK(to_file.err.empty());
+  CHECK_MESSAGE(has(to_file.out, "5 buffers: peak 12 B, lower bound 12 B, 1.0000 x"), to_file.out);
+  CHECK(read(placed) ==
+        "id,lower,upper,size,offset\nb1,0,3,4,8\nb2,3,9,4,8\nb3,0,9,4,4\nb4,9,21,4,4\nb5,0,21,4,0\n");
+  const Outcome to_stdout = run("moec", {"place", placed, "--capacity", "12"});
+  CHECK(to_stdout.exit_code == 0);
+  CHECK(to_stdout.out == read(placed));
+  CHECK(has(to_stdout.err, "peak 12 B"));
+}
+
+TEST_CASE("moec place fails where no placement is within the capacity, and writes nothing") {
+  const Scratch scratch;
+  const std::string csv = scratch.path("in.csv"), placed = scratch.path("out.csv");
+  write(csv, "id,lower,upper,size\na,0,2,6\nb,1,3,5\n");
+  const Outcome outcome = run("moec", {"place", csv, "--capacity", "10", "-o", placed});
+  CHECK(outcome.exit_code == 1);
+  CHECK(outcome.out.empty());
+  CHECK_MESSAGE(has(outcome.err, "in.csv: there is no placement within 10 B"), outcome.err);
+  CHECK(has(outcome.err, "lower bound 11 B"));
+  CHECK_FALSE(std::filesystem::exists(placed));
+}
+
+TEST_CASE("a bad placement file is one line that names the line") {
+  const Scratch scratch;
+  const std::string csv = scratch.path("in.csv");
+  const auto check_text = [&](const std::string& text, const std::string& part) {
+    CAPTURE(text);
+    write(csv, text);
+    check_rejected({"place", csv, "--capacity", "12"}, part);
+  };
+  const std::string header = "id,lower,upper,size\n";
+  check_text("", "in.csv: no header");
+  check_text("id,lower,size\n", "in.csv:1: the column 'upper' is missing");
+  check_text("id,lower,upper,size,gaps\n", "in.csv:1: unknown column 'gaps'");
+  check_text("id,lower,upper,size,size\n", "in.csv:1: two columns 'size'");
+  check_text(header + "a,0,1,4\nb,0,1\n", "in.csv:3: 3 fields, but 4 columns");
+  check_text(header + "a,0,1,4 B\n", "in.csv:2: size '4 B'");
+  check_text(header + "a,0,1,-4\n", "in.csv:2: size '-4'");
+  check_text(header + "a,0,1,99999999999999999999\n", "in.csv:2: size");
+  check_text(header + "a,3,3,4\n", "in.csv:2: lower 3 is not below upper 3");
+  check_text(header + "a,0,1,9223372036854775807\n", "in.csv: a buffer of more than 2^62 bytes");
+  check_rejected({"place", csv}, "--capacity is required");
+  check_rejected({"place", csv, "--capacity", "12k"}, "--capacity: '12k'");
+  check_rejected({"place", scratch.path("none.csv"), "--capacity", "12"}, "none.csv");
+}
+
 TEST_CASE("wrong use of moec is one line and exit code 2") {
   const Scratch scratch;
   const std::string spec = example("moe-tiny"), plan = scratch.path("x.plan");
@@ -132,7 +186,10 @@ TEST_CASE("wrong use of moec is one line and exit code 2") {
   check_rejected({spec, "-o", plan, "--batch-size", "-1"}, "--batch-size: '-1'");
   check_rejected({spec, "-o", plan, "--batch-size", "99999999999"}, "--batch-size");
   check_rejected({spec, "-o", plan, "--lr", "nan"}, "--lr: 'nan'");
-  check_rejected({spec, "-o", plan, "--dtype", "fp8"}, "--dtype: 'fp8' is not one of f32, f64, bf16");
+  check_rejected({spec, "-o", plan, "--dtype", "fp8"}, "--dtype: 'fp8' is not one of f32, f64, bf16, f16");
+  check_rejected({spec, "-o", plan, "--loss-scale", "8"}, "loss_scale is for dtype F16");
+  check_rejected({spec, "-o", plan, "--dtype", "f16", "--loss-scale", "0"}, "initial must be above 0");
+  check_rejected({spec, "-o", plan, "--dtype", "f64", "--moment-dtype", "bf16"}, "moment_dtype must be F32");
   check_rejected({scratch.path("none.json"), "-o", plan}, "none.json");
   check_rejected({scratch.path(""), "-o", plan}, "not a regular file");
   CHECK_FALSE(std::filesystem::exists(plan));

@@ -93,6 +93,19 @@ TEST_CASE("a resumed run, and one with another thread count, end with the same w
   CHECK(weights != model_bytes(setup.scratch.path("seed")));
 }
 
+TEST_CASE("a trace is a file that viewers of Chrome's format read, and planned memory is told") {
+  const Setup setup;
+  const std::string trace = setup.scratch.path("trace.json");
+  const Outcome outcome =
+      run("moerun", setup.train("run", {"--max-steps", "8", "--device", "cpu", "--trace", trace}));
+  REQUIRE_MESSAGE(outcome.exit_code == 0, outcome.err);
+  CHECK(has(outcome.out, "trace | instructions: instructions timed one by one"));
+  CHECK(has(outcome.out, "memory  planned: "));
+  CHECK(nlohmann::json::parse(read(trace)).at("traceEvents").size() > 100);
+  check_rejected(setup.train("brief", {"--max-steps", "2", "--device", "cpu", "--trace", trace}),
+                 "a trace needs a run of at least");
+}
+
 TEST_CASE("a spec is compiled with its flags, then trained") {
   const Setup setup;
   const Outcome outcome = run("moerun", {"train", example("moe-tiny"), "--batch-size", "2", "--seq-len", "32",
@@ -100,6 +113,38 @@ TEST_CASE("a spec is compiled with its flags, then trained") {
                                          "--out-dir", setup.scratch.path("run"), "--peak-tflops", "1"});
   CHECK_MESSAGE(outcome.exit_code == 0, outcome.err);
   CHECK(has(outcome.out, "2 x 32 tokens a step"));
+}
+
+TEST_CASE(
+    "f16 trains, continues and generates with a loss scale that finds its size, and the log names skipped "
+    "steps") {
+  const Setup setup;
+  const std::string plan = setup.scratch.path("f16.plan"), dir = setup.scratch.path("run");
+  REQUIRE(
+      run("moec", {example("moe-tiny"), "-o", plan, "--batch-size", "2", "--seq-len", "32", "--dtype", "f16",
+                   "--moment-dtype", "bf16", "--loss-scale", "1e10", "--loss-scale-interval", "20"})
+          .exit_code == 0);
+  const Words train = {"train", plan, "--data", setup.text, "--out-dir", dir, "--peak-tflops", "1"};
+  const Outcome outcome = run("moerun", train + Words{"--max-steps", "60"});
+  REQUIRE_MESSAGE(outcome.exit_code == 0, outcome.err);
+  CHECK(has(outcome.out, "| scale 1e+10 |"));
+  CHECK(has(outcome.out, "| scale 5e+09 |"));
+  CHECK(has(outcome.out, "| skipped, the gradient is not finite\n"));
+
+  std::istringstream log(read(dir + "/log.jsonl"));
+  std::vector<int64_t> skipped;
+  nlohmann::json last;
+  for (std::string line; std::getline(log, line);) {
+    const auto row = nlohmann::json::parse(line);
+    if (row.contains("skipped")) skipped.push_back(row.at("step"));
+    if (row.contains("loss_scale")) last = row;
+  }
+  CHECK(last.at("skipped_steps") == skipped.size());
+  CHECK(last.at("loss_scale") < 1e10);
+  CHECK(skipped.size() > 5);
+  CHECK(skipped.size() < 50);
+  REQUIRE(run("moerun", train + Words{"--max-steps", "80", "--resume"}).exit_code == 0);
+  CHECK(run("moerun", {"generate", dir, "--prompt", "the ", "--max-tokens", "8"}).exit_code == 0);
 }
 
 TEST_CASE("SIGINT and SIGTERM end a run with a checkpoint and exit code 0") {

@@ -1,4 +1,4 @@
-#include "bench/cuda_ceilings.h"
+#include "runtime/cuda/cuda_ceilings.h"
 
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
@@ -14,33 +14,30 @@
 #include "runtime/cuda/cuda_device.h"
 #include "runtime/cuda/cuda_handles.h"
 
-namespace moec::bench {
+namespace moec::runtime {
 namespace {
-
-using runtime::cublas_status;
-using runtime::cuda_status;
 
 constexpr int kRuns = 10;
 /// Between two readings of the clock, so that the gaps between launches do not count.
 constexpr int kRunsTogether = 4;
 
-Result<runtime::CudaEvent> make_event() {
+Result<CudaEvent> make_event() {
   cudaEvent_t event = nullptr;
   MOEC_RETURN_IF_CUDA_ERROR(cudaEventCreate(&event));
-  return runtime::CudaEvent(event);
+  return CudaEvent(event);
 }
 
-Result<runtime::DeviceMemory<std::byte>> make_memory(size_t bytes) {
+Result<DeviceMemory<std::byte>> make_memory(size_t bytes) {
   void* data = nullptr;
   MOEC_RETURN_IF_CUDA_ERROR(cudaMalloc(&data, bytes));
-  return runtime::DeviceMemory<std::byte>(static_cast<std::byte*>(data));
+  return DeviceMemory<std::byte>(static_cast<std::byte*>(data));
 }
 
 /// Seconds of a run of what `enqueue` puts on the default stream, in the fastest of a few tries after one to
 /// warm up.
 Result<double> fastest(const std::function<Status()>& enqueue) {
-  MOEC_ASSIGN_OR_RETURN(const runtime::CudaEvent start, make_event());
-  MOEC_ASSIGN_OR_RETURN(const runtime::CudaEvent stop, make_event());
+  MOEC_ASSIGN_OR_RETURN(const CudaEvent start, make_event());
+  MOEC_ASSIGN_OR_RETURN(const CudaEvent stop, make_event());
   MOEC_RETURN_IF_ERROR(enqueue());
   float best = 0;
   for (int i = 0; i < kRuns; ++i) {
@@ -67,12 +64,16 @@ Result<double> copy_rate() {
   return 2.0 * static_cast<double>(kBytes) / seconds;
 }
 
-/// bf16 values of magnitude 1 to 2 and random sign: the product is faster on data with less to switch.
+/// bf16 values of magnitude 1 to 2 and random sign, as the product is faster on data with less to switch; a
+/// million of them again and again.
 std::vector<uint16_t> random_bf16(size_t count) {
   constexpr uint32_t kSignAndMantissa = 0x807f, kOne = 0x3f80;
+  constexpr size_t kPeriod = 1 << 20;
   std::mt19937 generator(1);
   std::vector<uint16_t> values(count);
-  for (uint16_t& value : values) value = static_cast<uint16_t>((generator() & kSignAndMantissa) | kOne);
+  for (size_t i = 0; i < count; ++i)
+    values[i] =
+        i < kPeriod ? static_cast<uint16_t>((generator() & kSignAndMantissa) | kOne) : values[i - kPeriod];
   return values;
 }
 
@@ -81,7 +82,7 @@ Result<double> matmul_rate() {
   constexpr size_t kElements = size_t{kSize} * kSize, kBytes = kElements * sizeof(uint16_t);
   cublasHandle_t handle = nullptr;
   MOEC_RETURN_IF_ERROR(cublas_status(cublasCreate(&handle), "cublasCreate"));
-  const runtime::CublasHandle cublas(handle);
+  const CublasHandle cublas(handle);
   MOEC_ASSIGN_OR_RETURN(const auto a, make_memory(kBytes));
   MOEC_ASSIGN_OR_RETURN(const auto b, make_memory(kBytes));
   MOEC_ASSIGN_OR_RETURN(const auto c, make_memory(kBytes));
@@ -103,11 +104,11 @@ Result<double> matmul_rate() {
 }  // namespace
 
 Result<Ceilings> measure_cuda_ceilings() {
-  MOEC_RETURN_IF_ERROR(runtime::cuda_available());
+  MOEC_RETURN_IF_ERROR(cuda_available());
   Ceilings ceilings;
   MOEC_ASSIGN_OR_RETURN(ceilings.bytes, copy_rate());
   MOEC_ASSIGN_OR_RETURN(ceilings.flops, matmul_rate());
   return ceilings;
 }
 
-}  // namespace moec::bench
+}  // namespace moec::runtime

@@ -1,0 +1,24 @@
+// Training on random tokens, for benchmarks of whole steps.
+#pragma once
+
+#include <memory>
+
+#include "bench/lane.h"
+#include "runtime/session.h"
+#include "runtime/status.h"
+
+namespace moec::bench {
+
+/// A session before its first step.
+Result<runtime::Session> new_session(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane);
+
+/// A session after its third step: memory has been touched, threads are up, and code and graphs are loaded.
+Result<runtime::Session> live_session(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane);
+
+/// Seconds of a step, of `steps` that are submitted together.
+Result<double> seconds_per_step(runtime::Session& session, int steps);
+
+/// Of one optimizer step, as the plan counts it.
+Work work_of_step(const runtime::LoadedPlan& plan);
+
+}  // namespace moec::bench

@@ -1,0 +1,170 @@
+#include "compiler/cost_model.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <iterator>
+
+#include "compiler/memory_problem.h"
+#include "compiler/op.h"
+#include "kernels/call_shapes.h"
+
+namespace moec {
+namespace {
+
+/// What a device does at best, per second, and what a cache makes of it.
+struct Ceilings {
+  const char* device;
+  double bytes;               // copied, read plus written
+  double half, single, wide;  // FLOP of a matrix product in bf16, f32, f64
+  uint64_t cache;             // bytes
+  double cached;              // share of its time that a kernel takes whose operands are in the cache
+};
+
+constexpr Ceilings kDevices[] = {
+#define DEVICE(name, bytes, half, single, wide, cache, cached) \
+  {#name, bytes, half, single, wide, cache, cached},
+#include "compiler/costs.def"
+#undef DEVICE
+};
+
+/// The numbers that a kernel works on; unaligned ones stand in rows that are no whole number of 16-byte
+/// vectors.
+enum class Numbers : uint8_t { any, f64, f32, f16, bf16, f16_unaligned, bf16_unaligned };
+
+/// What calls of a kernel take on a device.
+struct KernelCost {
+  const char* device;
+  std::string_view kernel;  // "all" for those without a row
+  Numbers numbers;
+  double fixed;                // seconds
+  double arithmetic, traffic;  // shares of the ceilings
+};
+
+constexpr KernelCost kCosts[] = {
+#define COST(device, kernel, numbers, fixed_us, arithmetic, traffic) \
+  {#device, #kernel, Numbers::numbers, fixed_us * 1e-6, arithmetic, traffic},
+#include "compiler/costs.def"
+#undef COST
+};
+
+/// Where there is no row for some numbers, those that are closest stand in.
+Numbers stand_in(Numbers numbers) {
+  switch (numbers) {
+    case Numbers::f16_unaligned:
+      return Numbers::bf16_unaligned;
+    case Numbers::bf16_unaligned:
+    case Numbers::f16:
+      return Numbers::bf16;
+    case Numbers::bf16:
+    case Numbers::f64:
+      return Numbers::f32;
+    default:
+      return Numbers::any;
+  }
+}
+
+const KernelCost& find_cost(std::string_view device, std::string_view kernel, Numbers numbers) {
+  const auto row = [&](std::string_view key, Numbers wanted) {
+    return std::ranges::find_if(kCosts, [&](const KernelCost& c) {
+      return c.device == device && c.kernel == key && c.numbers == wanted;
+    });
+  };
+  for (;; numbers = stand_in(numbers)) {
+    if (const auto found = row(kernel, numbers); found != std::end(kCosts)) return *found;
+    if (numbers == Numbers::any) return *row("all", Numbers::any);
+  }
+}
+
+const Ceilings* find_device(std::string_view name) {
+  const auto found = std::ranges::find_if(kDevices, [&](const Ceilings& d) { return d.device == name; });
+  return found == std::end(kDevices) ? nullptr : found;
+}
+
+double arithmetic_ceiling(const Ceilings& ceilings, Numbers numbers) {
+  if (numbers == Numbers::f64) return ceilings.wide;
+  return numbers == Numbers::f32 ? ceilings.single : ceilings.half;
+}
+
+/// By the first input and the first output, as call_shapes shows them.
+Numbers numbers_of(const KernelCall& call) {
+  Numbers numbers = Numbers::f32;
+  for (const auto* operands : {&call.inputs, &call.outputs}) {
+    const auto view = std::ranges::find_if(*operands, &TensorView::present);
+    if (view == operands->end()) continue;
+    constexpr int64_t kVectorBytes = 16;
+    const bool aligned = view->cols() * dtype_size(view->dtype) % kVectorBytes == 0;
+    if (view->dtype == fb::DType::F64) return Numbers::f64;
+    if (view->dtype == fb::DType::BF16 && numbers != Numbers::bf16_unaligned)
+      numbers = aligned ? Numbers::bf16 : Numbers::bf16_unaligned;
+    if (view->dtype == fb::DType::F16 && numbers != Numbers::f16_unaligned)
+      numbers = aligned ? Numbers::f16 : Numbers::f16_unaligned;
+  }
+  return numbers;
+}
+
+OpCall call_of(const Graph& graph, const Node& node) {
+  std::vector<const TensorType*> types;
+  for (const ValueId id : node.inputs) types.push_back(id == kNoValue ? nullptr : &graph.value(id).type);
+  OpCall call(*node.def, node.attrs, node.label, graph, types);
+  for (size_t i = 0; i < node.outputs.size(); ++i)
+    if (node.outputs[i] != kNoValue) call.set_output(static_cast<int>(i), graph.value(node.outputs[i]).type);
+  return call;
+}
+
+double operand_bytes(const Graph& graph, const Node& node) {
+  int64_t bytes = 0;
+  for (const auto* list : {&node.inputs, &node.outputs})
+    for (const ValueId id : *list)
+      if (id != kNoValue) bytes += graph.value(id).type.bytes();
+  return static_cast<double>(bytes);
+}
+
+}  // namespace
+
+Work work_of(const Graph& graph, const Node& node) {
+  const OpCall call = call_of(graph, node);
+  const OpDef& def = *node.def;
+  return {.flops = def.flops != nullptr ? def.flops(call) : static_cast<double>(call.output(0).elements()),
+          .bytes = def.bytes != nullptr ? def.bytes(call) : operand_bytes(graph, node)};
+}
+
+CostModel::CostModel(std::string device) : device_(std::move(device)) {
+  if (find_device(device_) == nullptr)
+    compile_error("no cost model is named '{}'; there are {}", device_, fmt::join(devices(), ", "));
+}
+
+std::vector<std::string> CostModel::devices() {
+  std::vector<std::string> names;
+  for (const Ceilings& ceilings : kDevices) names.emplace_back(ceilings.device);
+  return names;
+}
+
+double CostModel::seconds(const Graph& graph, const Node& node) const {
+  const Ceilings& ceilings = *find_device(device_);
+  return uncached_seconds(graph, node) * (working_set_ <= ceilings.cache ? ceilings.cached : 1);
+}
+
+double CostModel::uncached_seconds(const Graph& graph, const Node& node) const {
+  const KernelInfo& kernel = node.def->kernel();
+  const KernelCall shapes = shapes_of(graph, node);
+  if (!measured_.empty()) {
+    const auto it = measured_.find(fmt::format("{}/{}", kernel.key, call_shapes(kernel, shapes)));
+    if (it != measured_.end()) return it->second;
+  }
+  const Work work = work_of(graph, node);
+  const Ceilings& ceilings = *find_device(device_);
+  const Numbers numbers = numbers_of(shapes);
+  const KernelCost& cost = find_cost(device_, kernel.key, numbers);
+  return cost.fixed + std::max(work.flops / (cost.arithmetic * arithmetic_ceiling(ceilings, numbers)),
+                               work.bytes / (cost.traffic * ceilings.bytes));
+}
+
+double total_seconds(const Graph& graph, const CostModel& costs) {
+  double seconds = 0;
+  for (const Node& node : graph.nodes()) seconds += costs.seconds(graph, node);
+  return seconds;
+}
+
+}  // namespace moec

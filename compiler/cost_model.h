@@ -1,0 +1,52 @@
+// Predicts how long instructions take on a device.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "compiler/graph.h"
+
+namespace moec {
+
+/// What a call of a kernel does.
+struct Work {
+  double flops = 0;
+  double bytes = 0;  // that it moves at least, mostly every operand once
+};
+Work work_of(const Graph& graph, const Node& node);
+
+/// Times from measurements where there are some, otherwise from the work: a fixed time, and the longer of
+/// what arithmetic and memory traffic take at the shares of the device's ceilings that the kernel reaches
+/// (compiler/costs.def).
+class CostModel {
+ public:
+  /// Throws CompileError for a device that costs.def does not know.
+  explicit CostModel(std::string device);
+
+  static std::vector<std::string> devices();
+
+  const std::string& device() const { return device_; }
+
+  /// Takes these seconds, by "kernel/shapes" (kernels/call_shapes.h), for the calls that they are there for.
+  void set_measured(std::map<std::string, double> seconds) { measured_ = std::move(seconds); }
+
+  /// Bytes that a step works on.
+  void set_working_set(uint64_t bytes) { working_set_ = bytes; }
+
+  double seconds(const Graph& graph, const Node& node) const;
+
+ private:
+  double uncached_seconds(const Graph& graph, const Node& node) const;
+
+  std::string device_;
+  uint64_t working_set_ = UINT64_MAX;
+  std::map<std::string, double> measured_;
+};
+
+/// Of all nodes, one after the other.
+double total_seconds(const Graph& graph, const CostModel& costs);
+
+}  // namespace moec

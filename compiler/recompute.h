@@ -1,0 +1,33 @@
+// Trades time for memory: activations that are computed again in the backward pass instead of being kept.
+#pragma once
+
+#include <vector>
+
+#include "compiler/cost_model.h"
+#include "compiler/graph.h"
+#include "planner/recompute.h"
+
+namespace moec {
+
+/// The ways to run a training program, by planner/recompute.h. Any node of the forward pass may run again
+/// that writes activations alone and reads nothing that the program overwrites before its last node: it
+/// writes the same bits then, dropout included, whose mask depends on counters that do not move within the
+/// program.
+class Recompute {
+ public:
+  /// `program` is a forward pass followed by a backward pass.
+  Recompute(Graph program, const CostModel& costs);
+
+  /// The fastest first, each with less memory than the one before; the first one is the program as it is.
+  const std::vector<planner::Alternative>& alternatives() const { return alternatives_; }
+
+  /// The program run in one of these ways; nodes that run again carry `recompute` and say so in their label.
+  Graph apply(const planner::Alternative& alternative) const;
+
+ private:
+  Graph program_;
+  planner::RecomputeProblem problem_;
+  std::vector<planner::Alternative> alternatives_;
+};
+
+}  // namespace moec

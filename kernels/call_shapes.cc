@@ -1,0 +1,35 @@
+#include "kernels/call_shapes.h"
+
+#include <algorithm>
+#include <cctype>
+
+namespace moec {
+namespace {
+
+/// "f32[8,128,64]"; empty for an absent operand.
+std::string type_text(const TensorView& view) {
+  if (!view.present()) return "";
+  std::string text = fb::EnumNameDType(view.dtype);
+  for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  for (int i = 0; i < view.rank; ++i) text.append(i == 0 ? "[" : ",").append(std::to_string(view.dim(i)));
+  return text.append(view.rank == 0 ? "[]" : "]");
+}
+
+/// The first operand that is there.
+std::string first_type(const std::vector<TensorView>& operands) {
+  const auto found = std::ranges::find_if(operands, &TensorView::present);
+  return found == operands.end() ? "" : type_text(*found);
+}
+
+}  // namespace
+
+std::string call_shapes(const KernelInfo& kernel, const KernelCall& call) {
+  const std::string input = first_type(call.inputs), output = first_type(call.outputs);
+  std::string text = input;
+  if (output != input) text.append("->").append(output);
+  for (size_t i = 0; i < std::min(kernel.inputs.size(), call.inputs.size()); ++i)
+    if (kernel.inputs[i].optional && call.inputs[i].present()) text.append("+").append(kernel.inputs[i].name);
+  return text;
+}
+
+}  // namespace moec

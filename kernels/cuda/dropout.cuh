@@ -1,0 +1,52 @@
+// Dropout where another kernel applies it to what it computes.
+#pragma once
+
+#include "kernels/cuda/types.cuh"
+#include "kernels/random.h"
+#include "kernels/train_state.h"
+
+namespace moec::cuda {
+
+/// Elements that one block of the generator decides about.
+constexpr int kDropoutRun = 4;
+
+/// Inverted dropout with probability p, of nothing where there is no state. A dropped element is 0 whatever
+/// it was.
+struct Dropout {
+  const TrainState* state = nullptr;
+  uint32_t stream = 0;
+  float p = 0;
+  uint64_t threshold = 0;
+
+  Dropout() = default;
+  Dropout(const TrainState* train_state, uint32_t random_stream, float probability)
+      : state(train_state),
+        stream(random_stream),
+        p(probability),
+        threshold(dropout_threshold(probability)) {}
+
+  /// Applies to the elements number `first` on of a tensor, `first` a multiple of kDropoutRun.
+  template <class Acc>
+  __device__ void apply_run(int64_t first, Acc (&values)[kDropoutRun]) const {
+    const RandomBlock random = block(first);
+#pragma unroll
+    for (int j = 0; j < kDropoutRun; ++j) values[j] = mask(random, j, values[j]);
+  }
+
+  /// Applies to element number `i`.
+  template <class Acc>
+  __device__ Acc apply(int64_t i, Acc value) const {
+    return mask(block(i), static_cast<int>(i % kDropoutRun), value);
+  }
+
+ private:
+  __device__ RandomBlock block(int64_t i) const {
+    return dropout_block(state->seed, stream, state->micro_batch, static_cast<uint64_t>(i / kDropoutRun));
+  }
+  template <class Acc>
+  __device__ Acc mask(const RandomBlock& random, int word, Acc value) const {
+    return random.word[word] >= threshold ? value * (1 / (1 - static_cast<Acc>(p))) : Acc{0};
+  }
+};
+
+}  // namespace moec::cuda

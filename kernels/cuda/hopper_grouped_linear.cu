@@ -1,0 +1,157 @@
+#include <algorithm>
+
+#include "kernels/cuda/hopper_epilogue.cuh"
+#include "kernels/cuda/hopper_grouped.cuh"
+#include "kernels/cuda/hopper_grouped_linear.h"
+#include "kernels/cuda/hopper_map.h"
+#include "kernels/cuda/launch.cuh"
+
+namespace moec::cuda::hopper {
+namespace {
+
+/// Products of fewer tiles leave too much of a device idle. A constant, so that results are the same on every
+/// device.
+constexpr int64_t kEnoughTiles = 64;
+
+/// Has shared memory only in code for sm_90a.
+__global__ void probe_kernel() {
+#ifdef MOEC_HOPPER_CODE
+  __shared__ volatile int code_for_hopper;
+  code_for_hopper = 1;
+#endif
+}
+
+cudaError_t map_rows(const TensorView& matrix, int box_rows, CUtensorMap* map) {
+  return make_map({matrix.data, matrix.dtype, 1, matrix.rows(), matrix.cols(), box_rows}, map);
+}
+
+cudaError_t map_experts(const TensorView& matrices, int box_rows, CUtensorMap* map) {
+  return make_map(
+      {matrices.data, matrices.dtype, matrices.dim(0), matrices.dim(1), matrices.dim(2), box_rows}, map);
+}
+
+cudaError_t store_rows_to(const TensorView& to, StoreRows* epilogue) {
+  epilogue->data = to.as<bf16>();
+  return map_rows(to, kPanelRows, &epilogue->map);
+}
+
+template <Along kAlongA, Along kAlongB, Grouped kGrouped, class Epilogue>
+cudaError_t launch_groups(const CUtensorMap& a, const CUtensorMap& b, const Epilogue& epilogue,
+                          const GroupedProblem& problem, const CudaContext& context) {
+  const auto kernel = multiply_groups<kAlongA, kAlongB, kGrouped, Epilogue>;
+  if (const cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
+      error != cudaSuccess)
+    return error;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {Tile::kBlocks, 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = static_cast<unsigned>(context.sm_count / Tile::kBlocks * Tile::kBlocks);
+  config.blockDim = Tile::kThreads;
+  config.dynamicSmemBytes = Tile::kSharedBytes;
+  config.stream = context.stream;
+  config.attrs = attributes;
+  config.numAttrs = context.kernels_overlap ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kernel, a, b, epilogue, problem);
+}
+
+/// rows[R,K] times the weight[E,N,K] of their experts, or along kRows weight[E,K,N].
+template <Along kAlongB, class Epilogue>
+cudaError_t multiply_rows(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
+                          const Epilogue& epilogue, const CudaContext& context) {
+  using Block = GroupedBlock<Along::kDepth, kAlongB, Grouped::kRows>;
+  CUtensorMap a, b;
+  cudaError_t error = map_rows(rows, Block::StepA::kBoxRows, &a);
+  if (error == cudaSuccess) error = map_experts(weight, Block::StepB::kBoxRows, &b);
+  if (error != cudaSuccess) return error;
+  const int64_t cols = weight.dim(kAlongB == Along::kRows ? 2 : 1);
+  return launch_groups<Along::kDepth, kAlongB, Grouped::kRows>(a, b, epilogue,
+                                                               {.offsets = offsets.as<const int32_t>(),
+                                                                .experts = static_cast<int>(weight.dim(0)),
+                                                                .rows = 0,
+                                                                .cols = static_cast<int>(cols),
+                                                                .depth = static_cast<int>(rows.cols())},
+                                                               context);
+}
+
+template <class T>
+cudaError_t multiply_depths(const TensorView& dy, const TensorView& rows, const TensorView& offsets,
+                            const TensorView& dweight, bool accumulate, const CudaContext& context) {
+  using Block = GroupedBlock<Along::kRows, Along::kRows, Grouped::kDepth>;
+  CUtensorMap a, b;
+  StoreGradient<T> epilogue = {};
+  epilogue.accumulate = accumulate;
+  cudaError_t error = map_rows(dy, Block::StepA::kBoxRows, &a);
+  if (error == cudaSuccess) error = map_rows(rows, Block::StepB::kBoxRows, &b);
+  if (error == cudaSuccess) error = map_experts(dweight, kPanelRows, &epilogue.map);
+  if (error != cudaSuccess) return error;
+  return launch_groups<Along::kRows, Along::kRows, Grouped::kDepth>(
+      a, b, epilogue,
+      {.offsets = offsets.as<const int32_t>(),
+       .experts = static_cast<int>(dweight.dim(0)),
+       .rows = static_cast<int>(dweight.dim(1)),
+       .cols = static_cast<int>(dweight.dim(2)),
+       .depth = 0},
+      context);
+}
+
+}  // namespace
+
+bool suits(int64_t tiles) {
+  cudaFuncAttributes attributes = {};
+  return tiles >= kEnoughTiles && cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess &&
+         attributes.sharedSizeBytes > 0;
+}
+
+int64_t tile_count(int64_t rows, int64_t cols) { return ceil_div(rows, Tile::kM) * ceil_div(cols, Tile::kN); }
+
+bool can_map(std::initializer_list<const TensorView*> matrices) {
+  return std::ranges::all_of(matrices, [](const TensorView* matrix) {
+    return matrix->dtype == fb::DType::BF16 && matrix->elements() > 0 && matrix->cols() % 8 == 0 &&
+           reinterpret_cast<uintptr_t>(matrix->data) % 16 == 0;
+  });
+}
+
+cudaError_t grouped_linear(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
+                           const TensorView& y, const CudaContext& context) {
+  StoreRows epilogue;
+  if (const cudaError_t error = store_rows_to(y, &epilogue); error != cudaSuccess) return error;
+  return multiply_rows<Along::kDepth>(rows, offsets, weight, epilogue, context);
+}
+
+cudaError_t grouped_linear_swiglu(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
+                                  const TensorView& h, const TensorView& y, const CudaContext& context) {
+  StoreSwiglu epilogue;
+  epilogue.y = y.as<bf16>();
+  if (const cudaError_t error = store_rows_to(h, &epilogue.h); error != cudaSuccess) return error;
+  return multiply_rows<Along::kDepth>(rows, offsets, weight, epilogue, context);
+}
+
+cudaError_t grouped_linear_bwd_input(const TensorView& dy, const TensorView& offsets,
+                                     const TensorView& weight, const TensorView& drows,
+                                     const CudaContext& context) {
+  StoreRows epilogue;
+  if (const cudaError_t error = store_rows_to(drows, &epilogue); error != cudaSuccess) return error;
+  return multiply_rows<Along::kRows>(dy, offsets, weight, epilogue, context);
+}
+
+cudaError_t grouped_linear_bwd_input_swiglu(const TensorView& dy, const TensorView& offsets,
+                                            const TensorView& weight, const TensorView& h,
+                                            const TensorView& dh, const TensorView& y,
+                                            const CudaContext& context) {
+  const StoreSwigluBwd epilogue{h.as<const bf16>(), dh.as<bf16>(), y.as<bf16>()};
+  return multiply_rows<Along::kRows>(dy, offsets, weight, epilogue, context);
+}
+
+cudaError_t grouped_linear_bwd_weight(const TensorView& dy, const TensorView& rows, const TensorView& offsets,
+                                      const TensorView& dweight, bool accumulate,
+                                      const CudaContext& context) {
+  return dweight.dtype == fb::DType::F32
+             ? multiply_depths<float>(dy, rows, offsets, dweight, accumulate, context)
+             : multiply_depths<bf16>(dy, rows, offsets, dweight, accumulate, context);
+}
+
+}  // namespace moec::cuda::hopper

@@ -1,0 +1,122 @@
+// The fuse pass: what it makes one op of, and what it leaves alone.
+#include "compiler/fuse.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+
+#include "compiler/error.h"
+#include "compiler/op.h"
+#include "tests/support/op_harness.h"
+
+namespace moec::test {
+namespace {
+
+const TensorType kType{fb::DType::F32, {4, 8}};
+
+/// A graph of f32 values [4, 8] that a test adds nodes to.
+struct Program {
+  Graph graph{Precision{}, 4};
+
+  ValueId input(const std::string& name) { return graph.persistent(name, kType, Role::kIo); }
+
+  template <class Attrs>
+  std::vector<ValueId> call(const char* key, Attrs attrs, std::vector<ValueId> inputs) {
+    const int index = graph.add_node(find_op(key), make_attrs(std::move(attrs)), key, std::move(inputs), {});
+    return graph.nodes()[static_cast<size_t>(index)].outputs;
+  }
+  ValueId add(ValueId a, ValueId b) { return call("add", fb::AddT{}, {a, b})[0]; }
+  ValueId silu(ValueId x) { return call("silu", fb::SiluT{}, {x})[0]; }
+  ValueId norm(ValueId x) { return call("rmsnorm", fb::RmsNormT{}, {x, weight()})[0]; }
+  ValueId weight() { return graph.persistent("weight", {fb::DType::F32, {8}}, Role::kParameter); }
+  ValueId norm_bwd(ValueId dy, ValueId x) {
+    const ValueId rstd = graph.persistent("rstd", {fb::DType::F32, {4}}, Role::kIo);
+    return call("rmsnorm_bwd", fb::RmsNormT{}, {dy, x, weight(), rstd})[0];
+  }
+
+  /// Keys of the nodes after the pass.
+  std::vector<std::string_view> fused() {
+    fuse(graph);
+    std::vector<std::string_view> keys;
+    for (const Node& node : graph.nodes()) keys.push_back(node.def->key);
+    return keys;
+  }
+};
+
+using Keys = std::vector<std::string_view>;
+
+}  // namespace
+
+TEST_CASE("a sum and its norm become one op, which writes the sum too") {
+  Program p;
+  const ValueId sum = p.add(p.input("a"), p.input("b"));
+  const ValueId y = p.norm(sum);
+  p.add(sum, y);
+  CHECK(p.fused() == Keys{"add_rmsnorm", "add"});
+  const Node& node = p.graph.nodes()[0];
+  CHECK(node.outputs[0] == sum);
+  CHECK(node.outputs[1] == y);
+  CHECK(p.graph.value(sum).producer == 0);
+  CHECK(node.attrs.AsFusedNorm()->eps == fb::RmsNormT{}.eps);
+}
+
+TEST_CASE("a sum that is read before its norm stays") {
+  Program p;
+  const ValueId sum = p.add(p.input("a"), p.input("b"));
+  p.silu(sum);
+  p.norm(sum);
+  CHECK(p.fused() == Keys{"add", "silu", "rmsnorm"});
+}
+
+TEST_CASE("a norm's gradient takes in the gradient that goes around it") {
+  Program p;
+  const ValueId around = p.silu(p.input("g"));
+  const ValueId dx = p.norm_bwd(p.input("dy"), p.input("x"));
+  const ValueId total = p.add(around, dx);
+  p.silu(total);
+  CHECK(p.fused() == Keys{"silu", "rmsnorm_bwd", "silu"});
+  CHECK(p.graph.nodes()[1].inputs.back() == around);
+  CHECK(p.graph.nodes()[1].outputs[0] == total);
+}
+
+TEST_CASE("a gradient that has another reader, or comes before the one around it, is not taken in") {
+  Program p;
+  const ValueId dx = p.norm_bwd(p.input("dy"), p.input("x"));
+  SUBCASE("another reader") {
+    p.add(p.input("g"), dx);
+    p.silu(dx);
+    CHECK(p.fused() == Keys{"rmsnorm_bwd", "add", "silu"});
+  }
+  SUBCASE("added to itself") {
+    p.add(dx, dx);
+    CHECK(p.fused() == Keys{"rmsnorm_bwd", "add"});
+  }
+  SUBCASE("too early") {
+    const ValueId around = p.silu(p.input("g"));
+    p.add(around, dx);
+    CHECK(p.fused() == Keys{"rmsnorm_bwd", "silu", "add"});
+  }
+}
+
+TEST_CASE("a pass that breaks the order of the nodes is found out") {
+  Program p;
+  p.norm(p.silu(p.input("a")));
+  std::vector<Node> nodes = p.graph.nodes();
+  std::swap(nodes[0], nodes[1]);
+  CHECK_THROWS_AS(p.graph.replace_nodes(nodes), CompileError);
+  CHECK_THROWS_AS(p.graph.replace_nodes({nodes[1], nodes[1]}), CompileError);
+}
+
+TEST_CASE("samples of an op run it") {
+  for (const OpDef* def : op_table()) {
+    CAPTURE(def->key);
+    if (def->samples == nullptr) continue;
+    for (const Sample& sample : def->samples()) {
+      OpHarness harness(sample, {fb::DType::F64, fb::DType::F64}, runtime::make_cpu_device());
+      CAPTURE(sample.name);
+      CHECK(harness.runs(def->key));
+    }
+  }
+}
+
+}  // namespace moec::test

@@ -1,0 +1,79 @@
+#include "tools/fit_command.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "compiler/fit.h"
+#include "tools/recipe_flags.h"
+#include "tools/shortage.h"
+#include "tools/units.h"
+
+namespace moec::tools {
+namespace {
+
+struct FitFlags {
+  std::string spec;
+  std::string memory;
+  RecipeFlags recipe;
+};
+
+/// One way to use the memory: a row of the table.
+std::string row(const std::string& name, const fb::ModelT& model, uint64_t budget, bool recompute,
+                const CompileOptions& options) {
+  const auto point = fastest_within(budget, recompute, model, options);
+  if (!point) return fmt::format("  {:<34} does not fit\n", name);
+  const fb::RecipeT& recipe = *model.recipe;
+  const double tokens = double{1} * recipe.batch_size * recipe.seq_len * recipe.grad_accum;
+  return fmt::format("  {:<34} {:>5} x {:<7} {:>10} {:>10} {:>10} tok/s\n", name, recipe.batch_size,
+                     recipe.seq_len, bytes_text(point->bytes), short_time_text(point->seconds),
+                     with_commas(static_cast<uint64_t>(tokens / point->seconds)));
+}
+
+std::string rows(const fb::ModelT& model, uint64_t budget, bool recompute, const CompileOptions& options) {
+  const std::string how = recompute ? ", recompute" : "";
+  fb::ModelT wide(model), longest(model);
+  wide.recipe->batch_size = largest_batch_size(model, budget, recompute, options);
+  longest.recipe->batch_size = 1;
+  longest.recipe->seq_len = largest_seq_len(longest, budget, recompute, options);
+  std::string text;
+  if (wide.recipe->batch_size > 0) text += row("largest micro-batch" + how, wide, budget, recompute, options);
+  if (longest.recipe->seq_len > 0) text += row("longest sequence" + how, longest, budget, recompute, options);
+  return text;
+}
+
+Status print_fit(const FitFlags& flags) {
+  fb::ModelT model = flags.recipe.read_spec(flags.spec);
+  MOEC_ASSIGN_OR_RETURN(const CompileOptions options, flags.recipe.options());
+  const uint64_t budget = *parse_bytes(flags.memory);
+  fmt::print("{} in {}, times predicted for {}\n\n{}", model.name, bytes_text(budget), options.cost_model,
+             row("the recipe", model, budget, false, options) +
+                 row("the recipe, recompute", model, budget, true, options) +
+                 rows(model, budget, false, options) + rows(model, budget, true, options));
+  if (fastest_within(budget, true, model, options)) return {};
+  model.recipe->memory_budget = budget;
+  try {
+    compile(model, options);
+  } catch (const MemoryError& error) {
+    return failure(fmt::format("{}: {}", flags.spec, shortage_text(model, options, error.shortage)));
+  }
+  return {};
+}
+
+}  // namespace
+
+Command fit_command(CLI::App& app) {
+  CLI::App* command = add_command(
+      app, "fit",
+      "The largest micro-batch and sequence length that a memory holds, with and without recompute");
+  auto flags = std::make_shared<FitFlags>();
+  command->add_option("SPEC", flags->spec, "Model spec")->required();
+  command->add_option("--memory", flags->memory, "Bytes of the device, e.g. 139GiB")
+      ->required()
+      ->check(byte_size())
+      ->type_name("BYTES");
+  flags->recipe.add_to(*command);
+  return {command, [flags] { return print_fit(*flags); }};
+}
+
+}  // namespace moec::tools
