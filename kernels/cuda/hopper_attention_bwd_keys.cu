@@ -7,7 +7,7 @@ namespace {
 template <int kDim>
 struct KeySide {
   static constexpr int kConsumers = 2, kRows = kConsumers * 64, kQueries = 64;
-  static constexpr int kOwnSlots = 1, kSlots = kDim == 64 ? 8 : 4;
+  static constexpr int kOwnSlots = kDim == 64 ? 2 : 1, kSlots = kDim == 64 ? 6 : 4;
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
   static constexpr bool kOwnInRegisters = false;
 

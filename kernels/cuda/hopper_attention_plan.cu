@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/hopper_attention.cuh"
 #include "kernels/cuda/hopper_attention.h"
 #include "kernels/cuda/hopper_map.h"
@@ -19,8 +21,9 @@ __global__ void probe_kernel() {
 bool hopper_attention_supported(const KernelCall& call, const TensorView& qkv) {
   const AttentionShape shape(call.attrs<fb::AttentionT>(), qkv);
   cudaFuncAttributes attributes = {};
-  return qkv.dtype == fb::DType::BF16 && (shape.dim == 64 || shape.dim == 128) &&
-         runs_aligned(qkv.as<const bf16>(), shape.dim) &&
+  const auto aligned = [](const TensorView& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; };
+  return qkv.dtype == fb::DType::BF16 && (shape.dim == 64 || shape.dim == 128) && qkv.elements() > 0 &&
+         std::ranges::all_of(call.inputs, aligned) && std::ranges::all_of(call.outputs, aligned) &&
          cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess && attributes.sharedSizeBytes > 0;
 }
 
