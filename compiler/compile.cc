@@ -138,11 +138,11 @@ struct Programs {
 
 uint64_t activation_bytes(const Graph& graph) { return planner::plan_memory(memory_problem(graph)).peak; }
 
-/// Takes the order that needs less memory.
+/// Takes the order that frees memory early unless the arena grows by it.
 void order(Programs& programs) {
   Graph ordered = order_for_memory(programs.accumulate);
   const uint64_t before = activation_bytes(programs.accumulate), after = activation_bytes(ordered);
-  if (after >= before) return;
+  if (after > before) return;
   programs.accumulate = std::move(ordered);
   programs.saved_by_order = before - after;
 }
@@ -190,14 +190,9 @@ uint64_t persistent_bytes(const Storage& storage) {
   return bytes;
 }
 
-/// Times of this model's steps. They work on everything but the data that no batch needs.
-CostModel make_cost_model(const Programs& programs, const CompileOptions& options) {
+CostModel make_cost_model(const CompileOptions& options) {
   CostModel costs(options.cost_model);
   costs.set_measured(options.measured_seconds);
-  uint64_t bytes = activation_bytes(programs.accumulate);
-  for (const fb::BufferT& buffer : programs.storage.buffers)
-    if (buffer.kind != fb::BufferKind::Io) bytes += buffer.size;
-  costs.set_working_set(bytes);
   return costs;
 }
 
@@ -310,7 +305,7 @@ void fit_budget(Programs& programs, const fb::ModelT& model, const CostModel& co
 
 fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   Programs programs = make_programs(model, options);
-  const CostModel costs = make_cost_model(programs, options);
+  const CostModel costs = make_cost_model(options);
   fit_budget(programs, model, costs);
 
   PlanWriter writer(programs.storage, &costs);
@@ -350,7 +345,7 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
 
 std::vector<FrontierPoint> frontier(const fb::ModelT& model, const CompileOptions& options) {
   const Programs programs = make_programs(model, options);
-  const CostModel costs = make_cost_model(programs, options);
+  const CostModel costs = make_cost_model(options);
   std::vector<FrontierPoint> points;
   Ways(programs, *model.recipe, costs).visit(UINT64_MAX, [&](const Ways::Way& way) {
     if (points.empty() || way.point.bytes < points.back().bytes) points.push_back(way.point);
@@ -362,7 +357,7 @@ std::vector<FrontierPoint> frontier(const fb::ModelT& model, const CompileOption
 std::optional<FrontierPoint> fastest_within(uint64_t budget, bool recompute, const fb::ModelT& model,
                                             const CompileOptions& options) {
   const Programs programs = make_programs(model, options);
-  const CostModel costs = make_cost_model(programs, options);
+  const CostModel costs = make_cost_model(options);
   const Ways ways(programs, *model.recipe, costs);
   if (!recompute) {
     const FrontierPoint point = ways.keep_everything().point;

@@ -13,18 +13,15 @@
 namespace moec {
 namespace {
 
-/// What a device does at best, per second, and what a cache makes of it.
+/// What a device does at best, per second.
 struct Ceilings {
   const char* device;
   double bytes;               // copied, read plus written
   double half, single, wide;  // FLOP of a matrix product in bf16, f32, f64
-  uint64_t cache;             // bytes
-  double cached;              // share of its time that a kernel takes whose operands are in the cache
 };
 
 constexpr Ceilings kDevices[] = {
-#define DEVICE(name, bytes, half, single, wide, cache, cached) \
-  {#name, bytes, half, single, wide, cache, cached},
+#define DEVICE(name, bytes, half, single, wide) {#name, bytes, half, single, wide},
 #include "compiler/costs.def"
 #undef DEVICE
 };
@@ -142,11 +139,6 @@ std::vector<std::string> CostModel::devices() {
 }
 
 double CostModel::seconds(const Graph& graph, const Node& node) const {
-  const Ceilings& ceilings = *find_device(device_);
-  return uncached_seconds(graph, node) * (working_set_ <= ceilings.cache ? ceilings.cached : 1);
-}
-
-double CostModel::uncached_seconds(const Graph& graph, const Node& node) const {
   const KernelInfo& kernel = node.def->kernel();
   const KernelCall shapes = shapes_of(graph, node);
   if (!measured_.empty()) {

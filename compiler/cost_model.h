@@ -1,7 +1,6 @@
 // Predicts how long instructions take on a device.
 #pragma once
 
-#include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
@@ -33,16 +32,10 @@ class CostModel {
   /// Takes these seconds, by "kernel/shapes" (kernels/call_shapes.h), for the calls that they are there for.
   void set_measured(std::map<std::string, double> seconds) { measured_ = std::move(seconds); }
 
-  /// Bytes that a step works on.
-  void set_working_set(uint64_t bytes) { working_set_ = bytes; }
-
   double seconds(const Graph& graph, const Node& node) const;
 
  private:
-  double uncached_seconds(const Graph& graph, const Node& node) const;
-
   std::string device_;
-  uint64_t working_set_ = UINT64_MAX;
   std::map<std::string, double> measured_;
 };
 

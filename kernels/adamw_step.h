@@ -59,7 +59,6 @@ struct MomentNoise {
   uint64_t seed;
   uint32_t stream, step;
 
-  MomentNoise() = default;
   MOEC_HOST_DEVICE MomentNoise(const fb::AdamWT& adamw, const TrainState& state)
       : seed(state.seed), stream(adamw.stream), step(static_cast<uint32_t>(state.step)) {}
 

@@ -29,6 +29,12 @@ std::string call_shapes(const KernelInfo& kernel, const KernelCall& call) {
   if (output != input) text.append("->").append(output);
   for (size_t i = 0; i < std::min(kernel.inputs.size(), call.inputs.size()); ++i)
     if (kernel.inputs[i].optional && call.inputs[i].present()) text.append("+").append(kernel.inputs[i].name);
+  if (!kernel.inputs.empty() && kernel.inputs.back().variadic) {
+    int64_t elements = 0;
+    for (size_t i = kernel.inputs.size() - 1; i < call.inputs.size(); ++i)
+      elements += call.inputs[i].elements();
+    text.append("*").append(std::to_string(elements));
+  }
   return text;
 }
 

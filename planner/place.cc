@@ -195,6 +195,7 @@ class Contest {
 
   /// Whether the budget allows for some descents, each with as many nodes as blocks.
   bool search_is_affordable() const {
+    if (blocks_.size() > kMostSearchedBlocks) return false;
     constexpr uint64_t kDescents = 4;
     uint64_t sections = 0;
     for (const Lifetime& block : blocks_) sections += block.last - block.first + 1;

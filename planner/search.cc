@@ -43,14 +43,12 @@ class Failures {
   std::vector<uint64_t> weights_;
 };
 
-/// What can come next over a section of a valley: some block that starts at the valley's floor, or none of
+/// What can come next over a section of a valley: a block that starts at the valley's floor, or none of
 /// these.
 struct Choice {
   uint32_t section = 0;
-  uint32_t valley = 0;  // its first section
-  uint32_t blocks = 0;  // that can start here, at the floor
-  uint64_t raised =
-      kNone;  // the lowest floor without any of them; kNone where the capacity does not allow it
+  uint32_t blocks = 0;      // that can start at the floor here
+  uint64_t raised = kNone;  // the lowest floor without any of them; kNone where that is over the capacity
 
   uint32_t options() const { return blocks + (raised != kNone); }
 };
@@ -138,7 +136,7 @@ class Choices {
       const uint64_t raised = std::min(wall, beside == kNone ? kNone : floor(s) + beside);
       const uint64_t slack = capacity_ - floor(s) - sections_[s].load;
       const bool allowed = raised != kNone && raised - floor(s) <= slack;
-      consider({.section = s, .valley = first, .blocks = blocks, .raised = allowed ? raised : kNone}, slack);
+      consider({.section = s, .blocks = blocks, .raised = allowed ? raised : kNone}, slack);
       blocks -= facts.ending;
       least_to_the_left = std::min(least_to_the_left, facts.least_ending);
     }
@@ -303,12 +301,13 @@ SearchResult search(const std::vector<Lifetime>& blocks, uint64_t capacity, Budg
   Sections sections(blocks);
   for (uint32_t s = 0; s < sections.size(); ++s)
     if (sections[s].load > capacity) return {.verdict = Verdict::kImpossible, .layout = {}, .nodes = 0};
+  if (blocks.size() > kMostSearchedBlocks) return result;
   Failures failures(sections.size());
   std::minstd_rand draw(1);
+  const uint64_t nodes = std::max<uint64_t>(500, blocks.size());
   for (uint64_t n = 0; !budget.spent(); ++n) {
     const Strategy strategy = make_strategy(blocks, n, draw);
-    constexpr uint64_t kNodes = 500;
-    Descent descent(sections, capacity, strategy, failures, budget, kNodes * luby(n / kStrategies + 1));
+    Descent descent(sections, capacity, strategy, failures, budget, nodes * luby(n / kStrategies + 1));
     result.verdict = descent.fill(sections.whole());
     result.nodes += descent.nodes();
     if (result.verdict == Verdict::kPlaced) result.layout = layout_of(blocks, descent.take_offsets());

@@ -1,6 +1,7 @@
 // Complete search for a placement within a capacity.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -16,6 +17,9 @@ struct SearchResult {
   Layout layout;       // when placed
   uint64_t nodes = 0;  // partial placements visited
 };
+
+/// The search recurses once per block. With more blocks it does not start.
+constexpr size_t kMostSearchedBlocks = 5'000;
 
 /// Looks for offsets at which every block ends at or below `capacity`, until it finds them, has shown that
 /// there are none, or has spent the budget. Every placement can be lowered to one in which each block lies at

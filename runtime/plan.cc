@@ -45,6 +45,7 @@ Status check_identifier(const std::string& bytes, const std::string& source) {
 constexpr std::pair<std::string_view, fb::Op> kOtherAttributes[] = {
     {"bias_bwd", fb::Op::Linear},
     {"grouped_bias_bwd", fb::Op::GroupedLinear},
+    {"grouped_linear_swiglu", fb::Op::GroupedLinear},
     {"add_rmsnorm", fb::Op::FusedNorm},
     {"add_layernorm", fb::Op::FusedNorm},
     {"linear_cross_entropy", fb::Op::CrossEntropy},

@@ -21,8 +21,6 @@ using nlohmann::json;
 
 /// How far the host is ahead of the device, at most: enough to never let it wait, little enough to stop soon.
 constexpr double kSecondsInFlight = 0.25;
-/// Of the time in flight, for which the host sleeps when it is that far ahead; and bounds of that sleep.
-constexpr double kShareAsleep = 0.125, kLeastSleep = 20e-6, kMostSleep = 5e-3;
 
 Status check_options(const TrainOptions& options) {
   const std::pair<const char*, int64_t> counts[] = {
@@ -68,7 +66,7 @@ class Trainer {
       MOEC_RETURN_IF_ERROR(session_.train_step());
       MOEC_ASSIGN_OR_RETURN(LateMetrics late, session_.read_metrics_later());
       in_flight_.push_back(std::move(late));
-      MOEC_RETURN_IF_ERROR(take_in(most_in_flight_));
+      MOEC_RETURN_IF_ERROR(take_in(most_in_flight()));
       if (!at_end()) MOEC_RETURN_IF_ERROR(do_what_is_due());
     }
     MOEC_RETURN_IF_ERROR(take_in(0));
@@ -155,7 +153,7 @@ class Trainer {
   }
 
   /// Takes in the metrics of steps that are done, in order, and waits for the oldest while more than `most`
-  /// are in flight. Looks again and again instead of waiting in CUDA, which would keep a core busy.
+  /// are in flight. Sleeps instead of waiting in CUDA, which would keep a core busy.
   Status take_in(size_t most) {
     while (!in_flight_.empty()) {
       MOEC_ASSIGN_OR_RETURN(const bool ready, in_flight_.front().ready());
@@ -163,7 +161,7 @@ class Trainer {
         MOEC_RETURN_IF_ERROR(take_in(in_flight_.front()));
         in_flight_.pop_front();
       } else if (in_flight_.size() > most) {
-        std::this_thread::sleep_for(std::chrono::duration<double>(sleep_seconds_));
+        sleep_while_in_flight();
       } else {
         return {};
       }
@@ -171,24 +169,28 @@ class Trainer {
     return {};
   }
 
+  /// For half of the time that the steps in flight should take: the device has work for the other half.
+  void sleep_while_in_flight() const {
+    constexpr double kLeast = 20e-6, kMost = 0.1;
+    const double seconds = 0.5 * static_cast<double>(in_flight_.size()) * step_seconds_;
+    std::this_thread::sleep_for(std::chrono::duration<double>(std::clamp(seconds, kLeast, kMost)));
+  }
+
+  size_t most_in_flight() const {
+    constexpr double kLeast = 2, kMost = Device::kMostLateReads - 1;
+    if (step_seconds_ <= 0) return static_cast<size_t>(kLeast);
+    return static_cast<size_t>(std::clamp(kSecondsInFlight / step_seconds_, kLeast, kMost));
+  }
+
   Status take_in(LateMetrics& step) {
     MOEC_ASSIGN_OR_RETURN(row_.metrics, step.metrics());
-    MOEC_ASSIGN_OR_RETURN(const double seconds, step.seconds());
-    row_.seconds += seconds;
+    MOEC_ASSIGN_OR_RETURN(step_seconds_, step.seconds());
+    row_.seconds += step_seconds_;
     ++row_.steps;
     row_.skipped = row_.metrics.skipped_steps > skipped_steps_;
     skipped_steps_ = row_.metrics.skipped_steps;
-    run_ahead(seconds);
     const bool due = (step.step() + 1) % options_.log_every == 0;
     return due || row_.skipped ? log_row() : Status();
-  }
-
-  /// Sets how far the host may be ahead of a device that takes so long for a step.
-  void run_ahead(double step_seconds) {
-    constexpr double kLeast = 2, kMost = Device::kMostLateReads - 1;
-    const double steps = std::clamp(kSecondsInFlight / std::max(step_seconds, 1e-9), kLeast, kMost);
-    most_in_flight_ = static_cast<size_t>(steps);
-    sleep_seconds_ = std::clamp(kShareAsleep * steps * step_seconds, kLeastSleep, kMostSleep);
   }
 
   /// Of the steps taken in since the last row.
@@ -270,8 +272,7 @@ class Trainer {
   std::optional<LineFile> log_;
   std::optional<StepTracer> tracer_;
   std::deque<LateMetrics> in_flight_;  // steps submitted and not taken in, oldest first
-  size_t most_in_flight_ = 2;
-  double sleep_seconds_ = kLeastSleep;
+  double step_seconds_ = 0;            // of the last step taken in
   Row row_;
   int64_t skipped_steps_ = 0;  // by the steps taken in
   int64_t saved_step_ = -1;    // of the newest checkpoint

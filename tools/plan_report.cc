@@ -182,14 +182,17 @@ std::string cost_table(const fb::PlanT& plan) {
     sum.calls += cost.calls;
     sum.flops += cost.flops;
     sum.bytes += cost.bytes;
+    sum.seconds += cost.seconds;
   }
   std::string text = title("Cost of one step by kernel");
-  text += fmt::format("  {:<26} {:>7} {:>13} {:>7} {:>10} {:>7}\n", "kernel", "calls", "arithmetic", "share",
-                      "traffic", "share");
+  text += fmt::format("  {:<26} {:>7} {:>13} {:>7} {:>10} {:>7} {:>10} {:>7}\n", "kernel", "calls",
+                      "arithmetic", "share", "traffic", "share", "predicted", "share");
   const auto line = [&](const KernelCost& cost) {
-    text += fmt::format("  {:<26} {:>7} {:>13} {:>7} {:>10} {:>7}\n", cost.kernel, with_commas(cost.calls),
-                        si_text(cost.flops, "FLOP"), share_text(cost.flops, sum.flops),
-                        si_text(cost.bytes, "B"), share_text(cost.bytes, sum.bytes));
+    text +=
+        fmt::format("  {:<26} {:>7} {:>13} {:>7} {:>10} {:>7} {:>10} {:>7}\n", cost.kernel,
+                    with_commas(cost.calls), si_text(cost.flops, "FLOP"), share_text(cost.flops, sum.flops),
+                    si_text(cost.bytes, "B"), share_text(cost.bytes, sum.bytes),
+                    short_time_text(cost.seconds), share_text(cost.seconds, sum.seconds));
   };
   std::for_each(costs.begin(), costs.end(), line);
   line(sum);

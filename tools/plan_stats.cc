@@ -96,6 +96,7 @@ std::vector<KernelCost> step_costs(const fb::PlanT& plan) {
       cost.calls += runs;
       cost.flops += static_cast<double>(runs) * static_cast<double>(instruction->flops);
       cost.bytes += static_cast<double>(runs) * static_cast<double>(instruction->bytes);
+      cost.seconds += static_cast<double>(runs) * instruction->seconds;
     }
   }
   std::vector<KernelCost> costs;

@@ -43,6 +43,7 @@ struct KernelCost {
   uint64_t calls = 0;
   double flops = 0;
   double bytes = 0;
+  double seconds = 0;  // predicted
 };
 
 /// Kernels of grad_accum runs of Accumulate and one of Apply, the most FLOPs first.

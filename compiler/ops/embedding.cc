@@ -13,6 +13,11 @@ void infer_embedding(OpCall& call) {
   call.set_output(0, {call.precision().compute, shape});
 }
 
+/// Of the table only the rows of the tokens are read.
+double embedding_bytes(const OpCall& call) {
+  return static_cast<double>(call.input(0).bytes() + 2 * call.output(0).bytes());
+}
+
 std::vector<ParameterSpec> embedding_parameters(const OpCall& call) {
   const auto& attrs = call.attrs<fb::EmbeddingT>();
   call.require(attrs.vocab_size > 0 && attrs.dim > 0, "vocab_size and dim must be positive");
@@ -26,14 +31,11 @@ void infer_embedding_bwd(OpCall& call) {
   set_gradient(call, 0, {attrs.vocab_size, attrs.dim});
 }
 
-/// A row of the weight per token.
-double embedding_bytes(const OpCall& call) {
-  return static_cast<double>(call.input(0).bytes() + 2 * call.output(0).bytes());
-}
-
 std::vector<Sample> embedding_samples() {
   return {{"repeated tokens", {{"t", {2, 5}, Fill::kTokens, 7}}, R"([
-    {name: "y", inputs: ["t"], op_type: "Embedding", op: {vocab_size: 9, dim: 6, init_std: 1}}])"}};
+    {name: "y", inputs: ["t"], op_type: "Embedding", op: {vocab_size: 9, dim: 6, init_std: 1}}])"},
+          {"many tokens", {{"t", {3, 1500}, Fill::kTokens, 290}}, R"([
+    {name: "y", inputs: ["t"], op_type: "Embedding", op: {vocab_size: 300, dim: 2, init_std: 1}}])"}};
 }
 
 void infer_position_embedding(OpCall& call) {

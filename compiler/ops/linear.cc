@@ -129,6 +129,9 @@ std::vector<Sample> fused_linear_samples() {
           sample("tanh GELU, ragged", {33, 17}, 35, R"(
              {name: "a", inputs: ["z"], op_type: "Gelu", op: {tanh: true}},
              {name: "y", inputs: ["a"], op_type: "Linear", op: {out_features: 3, init_std: 1}})"),
+          sample("tanh GELU, whole runs", {32, 48}, 64, R"(
+             {name: "a", inputs: ["z"], op_type: "Gelu", op: {tanh: true}},
+             {name: "y", inputs: ["a"], op_type: "Linear", op: {out_features: 16, bias: true, init_std: 1}})"),
           sample("SiLU", {4, 8}, 12, R"(
              {name: "a", inputs: ["z"], op_type: "Silu", op: {}},
              {name: "y", inputs: ["a"], op_type: "Linear", op: {out_features: 4, init_std: 1}})"),

@@ -25,7 +25,7 @@ void infer_load_batch(OpCall& call) {
                "the token window must be i32[W]");
 }
 
-/// A batch is a small part of the window.
+/// Of the window only the sequences of the batch are read, for tokens and targets.
 double load_batch_bytes(const OpCall& call) {
   return 2.0 * static_cast<double>(call.output(0).bytes() + call.output(1).bytes());
 }
@@ -41,6 +41,11 @@ void infer_adamw(OpCall& call) {
   call.require(call.input(0).shape == call.input(1).shape && call.input(2).shape == call.input(0).shape &&
                    call.input(3).shape == call.input(0).shape,
                "parameter, gradient and moment ranges differ in size");
+  const fb::DType moments = call.input(2).dtype, computed = call.precision().accumulator();
+  call.require(call.input(3).dtype == moments &&
+                   (moments == computed || (moments == fb::DType::BF16 && computed == fb::DType::F32)),
+               "moments {} and {} are neither {} nor bf16", call.input(2).to_string(),
+               call.input(3).to_string(), dtype_name(computed));
   call.set_output(0, call.input(0));
   call.set_output(1, call.input(2));
   call.set_output(2, call.input(3));

@@ -124,8 +124,7 @@ struct Ranges {
   Moment* moment2;
 };
 
-/// Updates the elements [begin, end). `noise[i - begin]` rounds the moments of element i, where they are
-/// bf16.
+/// Updates the elements [begin, end). words[i - begin] rounds the moments of element i, where they are bf16.
 template <class Weights, class Grad, class Moment, class Acc = typename Weights::Value>
 void adamw_range(AdamWStep<Acc> step, Weights weights, Ranges<Grad, Moment> ranges, const uint32_t* words,
                  int64_t begin, int64_t end) {

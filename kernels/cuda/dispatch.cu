@@ -40,7 +40,7 @@ __global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const 
 #pragma unroll kTogether
     for (int64_t a = token * k; a < (token + 1) * k; ++a) {
       Acc values[kWidth];
-      unpack(load<kWidth>(rows + int64_t{inverse[a]} * cols, i), values);
+      unpack(load_packed<kWidth>(rows + int64_t{inverse[a]} * cols, i), values);
       const Acc weight = weights ? weights[a] : Acc{1};
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) sums[j] += weight * values[j];
@@ -74,13 +74,13 @@ __global__ void combine_bwd_kernel(const T* dy, const T* rows, const Accumulator
   drows += slot * cols;
   const int vectors = cols / kWidth;
   // The row is on its way while the place of its token is looked up.
-  const auto row = hold_places<kWarp>(vectors, [rows](int64_t i) { return load<kWidth>(rows, i); });
+  const auto row = hold_places<kWarp>(vectors, [rows](int64_t i) { return load_packed<kWidth>(rows, i); });
   const int assignment = permutation[slot];
   const Acc weight = weights[assignment];
   dy += int64_t{assignment / k} * cols;
-  const auto gradient = hold_places<kWarp>(vectors, [dy](int64_t i) { return load<kWidth>(dy, i); });
+  const auto gradient = hold_places<kWarp>(vectors, [dy](int64_t i) { return load_packed<kWidth>(dy, i); });
   Acc dot = 0;
-  row.for_each(gradient, [&](int64_t i, const Vector<T, kWidth>& r, const Vector<T, kWidth>& g) {
+  row.for_each(gradient, [&](int64_t i, const Packed<T, kWidth>& r, const Packed<T, kWidth>& g) {
     Acc values[kWidth], d[kWidth];
     unpack(r, values);
     unpack(g, d);

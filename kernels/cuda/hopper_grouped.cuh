@@ -29,7 +29,7 @@ struct Tile {
   static constexpr int kSteps = 4;
   static constexpr int kBytesA = kM * kRunBytes, kBytesB = kN * kRunBytes, kStepBytes = kBytesA + kBytesB;
   static constexpr int kStagingBytes = 4096;  // per warp, for results on their way out
-  static constexpr int kBarriers = 2 * kSteps + 1;
+  static constexpr int kBarriers = 2 * kSteps;
   static constexpr int kSharedBytes = kAtomBytes + kSteps * kStepBytes + kConsumerWarps * kStagingBytes +
                                       kBarriers * static_cast<int>(sizeof(Barrier));
 };
@@ -160,13 +160,11 @@ class GroupedBlock {
     staging_ = steps_ + Tile::kSteps * Tile::kStepBytes;
     full_ = reinterpret_cast<Barrier*>(staging_ + Tile::kConsumerWarps * Tile::kStagingBytes);
     empty_ = full_ + Tile::kSteps;
-    lead_ = empty_ + Tile::kSteps;
     if (threadIdx.x == 0) {
       for (int i = 0; i < Tile::kSteps; ++i) {
         full_[i].init(1);
         empty_[i].init(Tile::kConsumerWarps * Tile::kBlocks);
       }
-      lead_->init(4);
       fence_barrier_init();
     }
     __syncwarp();
@@ -199,12 +197,9 @@ class GroupedBlock {
     unsigned char* staging = staging_ + (consumer * 4 + warp) * Tile::kStagingBytes;
     RingPlace place;
     Tiles<kGrouped> tiles(problem);
-    bool first = true;
     while (tiles.next()) {
       Sums sums;
-      if (kLead > 0 && first && consumer == 1) lead_->wait(0);
-      multiply_tile(tiles, consumer, place, sums, kLead > 0 && first && consumer == 0);
-      first = false;
+      multiply_tile(tiles, consumer, place, sums);
       const int row = tiles.row() + consumer * 64 + warp * 16;
       if (row < tiles.row_end() && !epilogue.skips(tiles.depth()))
         epilogue.store(sums, tiles.expert(), row, tiles.row_end(), tiles.col(), problem.cols, staging);
@@ -213,14 +208,9 @@ class GroupedBlock {
   }
 
  private:
-  /// Steps by which the first consumer runs ahead of the second, so that one multiplies while the other
-  /// stores. Sums over depths of experts need it not, and their consumers meet in clear_runs().
-  static constexpr int kLead = kGrouped == Grouped::kRows ? 2 : 0;
-
   __device__ unsigned char* step_at(int index) const { return steps_ + index * Tile::kStepBytes; }
 
-  __device__ void multiply_tile(const Tiles<kGrouped>& tiles, int consumer, RingPlace& place, Sums& sums,
-                                bool leads) {
+  __device__ void multiply_tile(const Tiles<kGrouped>& tiles, int consumer, RingPlace& place, Sums& sums) {
     // An expert may have no depth at all; it always has columns.
     constexpr bool kZeroFirst = kGrouped == Grouped::kDepth;
     if constexpr (kZeroFirst) {
@@ -245,10 +235,6 @@ class GroupedBlock {
             sums, a + k * kDepthStep<StepA::kRunsAlongRows>, b + k * kDepthStep<StepB::kRunsAlongRows>,
             kZeroFirst || step > 0 || k > 0);
       commit_products();
-      if (leads && (step + 1 == kLead || step + 1 == steps)) {
-        leads = false;
-        if (threadIdx.x % 32 == 0) lead_->arrive_at(cluster_rank());
-      }
       if (step > 0) {
         wait_products<1>();
         release(previous);
@@ -276,7 +262,7 @@ class GroupedBlock {
   }
 
   unsigned char *steps_, *staging_;
-  Barrier *full_, *empty_, *lead_;
+  Barrier *full_, *empty_;
 };
 
 /// c = a b for all experts, b being the first expert's weight; the epilogue says what becomes of c.

@@ -11,7 +11,7 @@ namespace {
 
 /// Products of fewer tiles leave too much of a device idle. A constant, so that results are the same on every
 /// device.
-constexpr int64_t kEnoughTiles = 64;
+constexpr int64_t kEnoughTiles = 48;
 
 /// Has shared memory only in code for sm_90a.
 __global__ void probe_kernel() {

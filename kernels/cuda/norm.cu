@@ -25,7 +25,7 @@ struct Norm {
 
 /// a + b as it is stored.
 template <class T, int kWidth>
-__device__ Vector<T, kWidth> add(const Vector<T, kWidth>& a, const Vector<T, kWidth>& b) {
+__device__ Packed<T, kWidth> add(const Packed<T, kWidth>& a, const Packed<T, kWidth>& b) {
   Accumulator<T> sums[kWidth], addends[kWidth];
   unpack(a, sums);
   unpack(b, addends);
@@ -46,16 +46,16 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
   const T* addend = norm.addend + row * norm.cols;
   const auto held = hold_places<kGroup>(norm.cols / kWidth, [x, addend](int64_t i) {
     if constexpr (kSum)
-      return add<T>(load<kWidth>(x, i), load<kWidth>(addend, i));
+      return add<T>(load_packed<kWidth>(x, i), load_packed<kWidth>(addend, i));
     else
-      return load<kWidth>(x, i);
+      return load_packed<kWidth>(x, i);
   });
   const auto cols = static_cast<Acc>(norm.cols);
 
   Acc mean = 0;
   if constexpr (kCentred) {
     Acc sum = 0;
-    held.for_each([&](int64_t, const Vector<T, kWidth>& v) {
+    held.for_each([&](int64_t, const Packed<T, kWidth>& v) {
       Acc values[kWidth];
       unpack(v, values);
 #pragma unroll
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
     mean = group_reduce<kGroup>(sum) / cols;
   }
   Acc squares = 0;
-  held.for_each([&](int64_t, const Vector<T, kWidth>& v) {
+  held.for_each([&](int64_t, const Packed<T, kWidth>& v) {
     Acc values[kWidth];
     unpack(v, values);
 #pragma unroll
@@ -72,12 +72,12 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
   });
   const Acc rstd = 1 / std::sqrt(group_reduce<kGroup>(squares) / cols + norm.eps);
 
-  held.for_each([&](int64_t i, const Vector<T, kWidth>& v) {
+  held.for_each([&](int64_t i, const Packed<T, kWidth>& v) {
     if constexpr (kSum) store(norm.sum + row * norm.cols, i, v);
     Acc values[kWidth], weights[kWidth], biases[kWidth] = {};
     unpack(v, values);
-    unpack(load<kWidth>(norm.weight, i), weights);
-    if (kCentred && norm.bias) unpack(load<kWidth>(norm.bias, i), biases);
+    unpack(load_packed<kWidth>(norm.weight, i), weights);
+    if (kCentred && norm.bias) unpack(load_packed<kWidth>(norm.bias, i), biases);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) values[j] = (values[j] - mean) * rstd * weights[j] + biases[j];
     store(norm.y + row * norm.cols, i, pack<T>(values));

@@ -28,12 +28,12 @@ template <int kSums, class T, int kWidth, int kGroupSize, int kVectorsHeld>
 struct BwdLayout {
   static constexpr int kGroup = kGroupSize, kVectors = kVectorsHeld;
   // In registers of 32 bits.
-  static constexpr int kOperand = kVectors * static_cast<int>(sizeof(Vector<T, kWidth>)) / 4;
+  static constexpr int kOperand = kVectors * static_cast<int>(sizeof(Packed<T, kWidth>)) / 4;
   static constexpr int kColumnSums = kSums * kVectors * kWidth * static_cast<int>(sizeof(Accumulator<T>)) / 4;
   /// Whether there are registers for a second row, which is read while the threads work on the first.
   static constexpr bool kReadsAhead = kGroup == kWarp && kColumnSums + 7 * kOperand <= 140;
   static constexpr int kHeld = kColumnSums + (kReadsAhead ? 7 : 4) * kOperand;
-  static constexpr int kBlock = kGroup > kWarp ? kThreads : kHeld <= 96 ? 512 : kHeld <= 140 ? 384 : 256;
+  static constexpr int kBlock = kGroup > kWarp ? kThreads : kHeld <= 110 ? 512 : kHeld <= 140 ? 384 : 256;
   static constexpr int kGroups = kBlock / kGroup;
 };
 
@@ -67,7 +67,7 @@ __device__ void store_column_sums(const Acc (&held)[Layout::kVectors][kWidth], A
 template <class T, int kWidth, int kVectors>
 struct RowOperands {
   using Acc = Accumulator<T>;
-  Vector<T, kWidth> dy[kVectors] = {}, x[kVectors] = {}, dresidual[kVectors] = {};
+  Packed<T, kWidth> dy[kVectors] = {}, x[kVectors] = {}, dresidual[kVectors] = {};
   Acc mean = 0, rstd = 0;
 
   template <bool kCentred, int kGroup>
@@ -80,9 +80,9 @@ struct RowOperands {
     for (int v = 0; v < kVectors; ++v) {
       const int i = lane + v * kGroup;
       if (i >= vectors) break;
-      dy[v] = load<kWidth>(norm.dy + start, i);
-      x[v] = load<kWidth>(norm.x + start, i);
-      if (norm.dresidual) dresidual[v] = load<kWidth>(norm.dresidual + start, i);
+      dy[v] = load_packed<kWidth>(norm.dy + start, i);
+      x[v] = load_packed<kWidth>(norm.x + start, i);
+      if (norm.dresidual) dresidual[v] = load_packed<kWidth>(norm.dresidual + start, i);
     }
   }
 };
@@ -98,10 +98,10 @@ __global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<
   const auto cols = static_cast<Acc>(norm.cols);
   const int64_t begin = blockIdx.x * norm.piece_rows, end = min(norm.rows, begin + norm.piece_rows);
 
-  Vector<T, kWidth> weight[kVectors] = {};
+  Packed<T, kWidth> weight[kVectors] = {};
 #pragma unroll
   for (int v = 0; v < kVectors; ++v)
-    if (lane + v * kGroup < vectors) weight[v] = load<kWidth>(norm.weight, lane + v * kGroup);
+    if (lane + v * kGroup < vectors) weight[v] = load_packed<kWidth>(norm.weight, lane + v * kGroup);
   Acc dweight[kVectors][kWidth] = {}, dbias[kVectors][kWidth] = {};
   const int64_t first = begin + threadIdx.x / kGroup;
   RowOperands<T, kWidth, kVectors> next;

@@ -58,13 +58,13 @@ struct RopeItem {
   using Acc = Accumulator<T>;
   static constexpr int kVectors = kInterleaved ? 1 : 2, kPairs = kVectors * kWidth / 2;
 
-  Vector<T, kWidth> part[kVectors];
+  Packed<T, kWidth> part[kVectors];
 
   /// Item `i` of the row x; `half` is the number of vectors in half a head.
   __device__ static int place(int i, int half) { return kInterleaved ? i : i / half * 2 * half + i % half; }
   __device__ void read(const T* x, int i, int half) {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) part[v] = load<kWidth>(x, place(i, half) + v * half);
+    for (int v = 0; v < kVectors; ++v) part[v] = load_packed<kWidth>(x, place(i, half) + v * half);
   }
   __device__ void write(T* y, int i, int half) const {
 #pragma unroll

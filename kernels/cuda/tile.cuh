@@ -88,6 +88,7 @@ struct Factor {
 template <class T, class TBias = T>
 struct Result {
   using Acc = Accumulator<T>;
+  struct Operands {};  // of store(), fetched before
 
   T* data;
   int64_t stride;

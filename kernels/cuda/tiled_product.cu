@@ -11,25 +11,26 @@ namespace {
 
 /// A device is busy with this many blocks. A constant, so that sums are split the same way on every device.
 constexpr int64_t kEnoughBlocks = 128;
-/// Blocks of medium tiles from which they beat four times as many of small ones.
-constexpr int64_t kEnoughMediumBlocks = 96;
+/// Medium tiles from which they beat four times as many small ones.
+constexpr int64_t kEnoughMediumTiles = 96;
 /// Depths that a split has at least, and a multiple of which it starts at.
-constexpr int64_t kMinSplitDepth = 64, kSplitDepthStep = 32;
+constexpr int64_t kMinSplitDepth = 128, kSplitDepthStep = 32;
 
-/// Splits are powers of two, so that clusters of several products fit together.
-TileCut cut_tiles(int64_t rows, int64_t cols, int64_t depth, int64_t tile, const CudaContext& context) {
-  const int64_t row_tiles = ceil_div(rows, tile), tiles = row_tiles * ceil_div(cols, tile);
-  const int64_t most = has_clusters(context) ? kMostClusterBlocks : 1;
-  const int64_t wanted = std::clamp<int64_t>(
-      std::min(kEnoughBlocks / std::max<int64_t>(tiles, 1), depth / kMinSplitDepth), 1, most);
+/// Medium tiles are not split: to add up their parts takes longer than small ones.
+template <class Tiles>
+TileCut cut_tiles(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context) {
+  const int64_t row_tiles = ceil_div(rows, Tiles::kM), tiles = row_tiles * ceil_div(cols, Tiles::kN);
+  const int64_t most = Tiles::kSplits && has_clusters(context) ? kMostClusterBlocks : 1;
+  const int64_t wanted =
+      std::clamp<int64_t>(std::min(kEnoughBlocks / tiles, depth / kMinSplitDepth), 1, most);
   const auto splits = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(wanted)));
   const int64_t split_depth = ceil_div(ceil_div(depth, splits), kSplitDepthStep) * kSplitDepthStep;
   return {static_cast<int>(row_tiles), static_cast<int>(tiles), static_cast<int>(splits),
           static_cast<int>(split_depth)};
 }
 
-bool prefers_medium(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context) {
-  return cut_tiles(rows, cols, depth, MediumTiles::kM, context).blocks() >= kEnoughMediumBlocks;
+bool prefers_medium(int64_t rows, int64_t cols) {
+  return ceil_div(rows, MediumTiles::kM) * ceil_div(cols, MediumTiles::kN) >= kEnoughMediumTiles;
 }
 
 template <class T, Along kAlong>
@@ -58,7 +59,7 @@ auto as_result(const Product& product) {
 
 template <class Tiles, class A, class B, class C>
 CutProduct<Tiles, A, B, C> cut_product(const A& a, const B& b, const C& c, const CudaContext& context) {
-  return {a, b, c, cut_tiles(a.rows, b.rows, a.depth, Tiles::kM, context)};
+  return {a, b, c, cut_tiles<Tiles>(a.rows, b.rows, a.depth, context)};
 }
 
 template <class CutProduct>
@@ -78,7 +79,7 @@ cudaError_t launch_tiles(const A& a, const B& b, const C& c, const CudaContext& 
 template <class A, class B, class C>
 cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext& context) {
   if constexpr (std::is_same_v<typename C::Acc, float>)
-    if (prefers_medium(a.rows, b.rows, a.depth, context)) return launch_tiles<MediumTiles>(a, b, c, context);
+    if (prefers_medium(a.rows, b.rows)) return launch_tiles<MediumTiles>(a, b, c, context);
   return launch_tiles<SmallTiles>(a, b, c, context);
 }
 
@@ -167,9 +168,8 @@ cudaError_t multiply_parameters(const Product& weight, float* dbias, bool accumu
                                 const CudaContext& context) {
   const ProductMatrix& dy = weight.a;
   const ColumnSums bias = {static_cast<const float*>(dy.data), dy.rows, dy.cols, dbias, accumulate_bias};
-  return prefers_medium(weight.m(), weight.n(), weight.k(), context)
-             ? launch_parameters<MediumTiles>(weight, bias, context)
-             : launch_parameters<SmallTiles>(weight, bias, context);
+  return prefers_medium(weight.m(), weight.n()) ? launch_parameters<MediumTiles>(weight, bias, context)
+                                                : launch_parameters<SmallTiles>(weight, bias, context);
 }
 
 }  // namespace moec::cuda

@@ -15,9 +15,12 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
   T value[N];
 };
 
-template <int N>
-struct alignas(4 * N < 16 ? 4 * N : 16) Words {
-  uint32_t word[N];
+/// The same as the words that hold them. A vector that is loaded behind a condition and kept is better held
+/// so: elements of 16 bits would be taken apart where they are loaded, and the next load would wait for that.
+template <class T, int N>
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Packed {
+  using Word = std::conditional_t<sizeof(T) * N % 4 == 0, uint32_t, uint16_t>;
+  Word word[sizeof(T) * N / sizeof(Word)];
 };
 
 /// Elements of T in 16 bytes. f64 plans check others and need no speed.
@@ -35,50 +38,60 @@ __device__ inline void store(T* y, int64_t i, const Vector<T, N>& vector) {
   reinterpret_cast<Vector<T, N>*>(y)[i] = vector;
 }
 
-/// The elements of a vector in the type that arithmetic is done in. Those of bf16 are taken from the words
-/// that hold them: loaded vectors stay packed, two elements to a register, until they are used.
+template <int N, class T>
+__device__ inline Packed<T, N> load_packed(const T* x, int64_t i) {
+  return reinterpret_cast<const Packed<T, N>*>(x)[i];
+}
+
+template <int N, class T>
+__device__ inline void store(T* y, int64_t i, const Packed<T, N>& packed) {
+  reinterpret_cast<Packed<T, N>*>(y)[i] = packed;
+}
+
+template <class T, int N>
+constexpr bool kBf16Pairs = std::is_same_v<T, bf16>&& N % 2 == 0;
+
+/// The elements in the type that arithmetic is done in.
 template <class T, int N, class Acc = Accumulator<T>>
-__device__ inline void unpack(const Vector<T, N>& vector, Acc (&values)[N]) {
-  if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
-    const auto words = __builtin_bit_cast(Words<N / 2>, vector);
+__device__ inline void unpack(const Packed<T, N>& packed, Acc (&values)[N]) {
+  if constexpr (kBf16Pairs<T, N>) {
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
-      values[2 * i] = __uint_as_float(words.word[i] << 16);
-      values[2 * i + 1] = __uint_as_float(words.word[i] & 0xffff0000u);
+      values[2 * i] = __uint_as_float(packed.word[i] << 16);
+      values[2 * i + 1] = __uint_as_float(packed.word[i] & 0xffff0000u);
     }
   } else {
+    const auto vector = __builtin_bit_cast(Vector<T, N>, packed);
 #pragma unroll
     for (int i = 0; i < N; ++i) values[i] = static_cast<Acc>(vector.value[i]);
   }
 }
 
-/// Keeps the compiler from holding the elements that it unpacks before this for uses behind it.
-template <class T, int N>
-__device__ inline void keep_packed(Vector<T, N>& vector) {
-  if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
-    auto words = __builtin_bit_cast(Words<N / 2>, vector);
-#pragma unroll
-    for (uint32_t& word : words.word) asm volatile("" : "+r"(word));
-    vector = __builtin_bit_cast(Vector<T, N>, words);
-  }
-}
-
 /// The values, rounded to storage.
 template <class T, int N, class Acc = Accumulator<T>>
-__device__ inline Vector<T, N> pack(const Acc (&values)[N]) {
-  if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
-    Words<N / 2> words;
+__device__ inline Packed<T, N> pack(const Acc (&values)[N]) {
+  if constexpr (kBf16Pairs<T, N>) {
+    Packed<T, N> packed;
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
       const __nv_bfloat162 pair = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
-      memcpy(&words.word[i], &pair, sizeof pair);
+      memcpy(&packed.word[i], &pair, sizeof pair);
     }
-    return __builtin_bit_cast(Vector<T, N>, words);
+    return packed;
   } else {
     Vector<T, N> vector;
 #pragma unroll
     for (int i = 0; i < N; ++i) vector.value[i] = to_storage<T>(values[i]);
-    return vector;
+    return __builtin_bit_cast(Packed<T, N>, vector);
+  }
+}
+
+/// Keeps the compiler from holding elements that it unpacked before this for uses behind it.
+template <class T, int N>
+__device__ inline void keep_packed(Packed<T, N>& packed) {
+  if constexpr (kBf16Pairs<T, N>) {
+#pragma unroll
+    for (uint32_t& word : packed.word) asm volatile("" : "+r"(word));
   }
 }
 

@@ -59,6 +59,7 @@ struct Cupti {
 struct Sink {
   std::mutex mutex;
   Cupti cupti;
+  bool registered = false;
   uint64_t start = 0;  // of the recording, in CUPTI's nanoseconds
   std::vector<Activity> activities;
 
@@ -170,6 +171,7 @@ class CuptiRecorder final : public ActivityRecorder {
     else
       kinds_ = {CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL, CUPTI_ACTIVITY_KIND_MEMSET,
                 CUPTI_ACTIVITY_KIND_MEMCPY};
+    MOEC_RETURN_IF_ERROR(register_callbacks());
     for (const CUpti_ActivityKind kind : kinds_)
       MOEC_RETURN_IF_ERROR(cupti_.check(cupti_.cuptiActivityEnable(kind), "cuptiActivityEnable"));
     const std::lock_guard lock(sink().mutex);
@@ -191,6 +193,17 @@ class CuptiRecorder final : public ActivityRecorder {
   }
 
  private:
+  /// Once a process. From then on CUPTI is in the way of every call, recording or not, which is why it comes
+  /// with the first recording.
+  Status register_callbacks() {
+    const std::lock_guard lock(sink().mutex);
+    if (sink().registered) return {};
+    MOEC_RETURN_IF_ERROR(cupti_.check(cupti_.cuptiActivityRegisterCallbacks(give_buffer, take_buffer),
+                                      "cuptiActivityRegisterCallbacks"));
+    sink().registered = true;
+    return {};
+  }
+
   uint64_t timestamp() const {
     uint64_t now = 0;
     static_cast<void>(cupti_.cuptiGetTimestamp(&now));
@@ -206,15 +219,12 @@ class CuptiRecorder final : public ActivityRecorder {
 Result<std::unique_ptr<ActivityRecorder>> ActivityRecorder::create() {
   Sink& to = sink();
   const std::lock_guard lock(to.mutex);
-  Cupti& cupti = to.cupti;
-  if (cupti.cuptiGetTimestamp == nullptr) {
+  if (to.cupti.cuptiGetTimestamp == nullptr) {
     Cupti loaded;
     MOEC_RETURN_IF_ERROR(loaded.load());
-    MOEC_RETURN_IF_ERROR(loaded.check(loaded.cuptiActivityRegisterCallbacks(give_buffer, take_buffer),
-                                      "cuptiActivityRegisterCallbacks"));
-    cupti = loaded;
+    to.cupti = loaded;
   }
-  return std::unique_ptr<ActivityRecorder>(std::make_unique<CuptiRecorder>(cupti));
+  return std::unique_ptr<ActivityRecorder>(std::make_unique<CuptiRecorder>(to.cupti));
 }
 
 }  // namespace moec::runtime

@@ -141,7 +141,7 @@ TEST_CASE("golden plans: the examples compile to what tests/golden/plans says") 
     }
     const std::string expected = read_file(golden);
     CHECK_MESSAGE(compiled == expected, spec.filename().string(), " differs from ", golden.string(),
-                  "; if that is meant: ", kRefresh, "=1 test_compiler -tc='golden*'\n",
+                  "; if that is meant: ", kRefresh, "=1 test_compiler -tc='golden plans*'\n",
                   difference(lines_of(expected), lines_of(compiled)));
   }
 }

@@ -1,12 +1,20 @@
 // The Apply program on the GPU: the CPU's bits, for every type of weights, gradients and moments.
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
+#include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "compiler/lower.h"
+#include "compiler/op.h"
 #include "kernels/float16.h"
+#include "kernels/train_state.h"
+#include "schema/plan_file.h"
 #include "tests/cuda/gpu.h"
 #include "tests/support/training.h"
 
@@ -84,6 +92,87 @@ void check_same_state(Session& a, Session& b) {
   CHECK(must(a.read_tensor(metrics)).data == must(b.read_tensor(metrics)).data);
 }
 
+/// A plan that updates one range of `count` weights, and its memory by name.
+class RangePlan {
+ public:
+  RangePlan(const Types& types, int64_t count) {
+    Graph graph({.compute = types.dtype, .gradient = types.grad}, 0);
+    const bool wide = types.dtype == DType::F64;
+    const DType moment = wide ? DType::F64 : types.moment;
+    const ValueId param = add(graph, "param", types.dtype, count),
+                  grad = add(graph, "grad", types.grad, count), m1 = add(graph, "moment1", moment, count),
+                  m2 = add(graph, "moment2", moment, count),
+                  state = add(graph, "state", DType::U8, sizeof(TrainState));
+    ValueId master = kNoValue;
+    if (types.dtype == DType::BF16) master = add(graph, "master", DType::U16, count);
+    if (types.dtype == DType::F16) master = add(graph, "master", DType::F32, count);
+    std::vector<ValueId> outputs = {graph.next_version(param), graph.next_version(m1),
+                                    graph.next_version(m2)};
+    if (master != kNoValue) outputs.push_back(graph.next_version(master));
+    fb::AdamWT attrs;
+    attrs.stream = 5;
+    graph.add_node(find_op("adamw"), make_attrs(attrs), "adamw", {param, grad, m1, m2, master, state},
+                   outputs, Phase::kOptimizer);
+    PlanWriter writer(storage_);
+    writer.add_program(fb::ProgramKind::Apply, graph);
+    for (const StorageSlot& slot : storage_.slots) tensor_[slot.name] = writer.tensor_id(slot.name);
+    fb::PlanT plan = std::move(writer).finish();
+    plan.model = std::make_unique<fb::ModelT>();
+    plan.recipe = std::make_unique<fb::RecipeT>();
+    plan.io = std::make_unique<fb::InterfaceT>();
+    const std::vector<uint8_t> bytes = serialize_plan(plan);
+    loaded_ = must(runtime::parse_plan(std::string(bytes.begin(), bytes.end()), "range.plan"));
+  }
+
+  /// Everything that a step leaves on a device that starts with random weights, gradients and moments.
+  std::vector<std::byte> run(std::unique_ptr<runtime::Device> device) const {
+    must(device->load(loaded_));
+    std::mt19937_64 rng(9);
+    std::normal_distribution<float> normal;
+    for (const auto& [name, tensor] : tensor_) {
+      const fb::TensorT& info = *loaded_->tensor(tensor);
+      std::vector<float> values(info.shape[0]);
+      for (float& value : values) value = std::abs(normal(rng));
+      if (info.dtype == DType::U16) continue;  // remainders of 0
+      if (name != "state") must(device->write(tensor, 0, as_stored(info.dtype, values)));
+    }
+    TrainState state;
+    state.seed = 77;
+    state.step = 12;
+    state.lr = 1e-3;
+    must(device->write(tensor_.at("state"), 0, std::as_bytes(std::span(&state, 1))));
+    must(device->run(fb::ProgramKind::Apply));
+    std::vector<std::byte> all;
+    for (const auto& [name, tensor] : tensor_) {
+      const fb::TensorT& info = *loaded_->tensor(tensor);
+      std::vector<std::byte> bytes(info.shape[0] * static_cast<uint64_t>(dtype_size(info.dtype)));
+      must(device->read(tensor, 0, bytes));
+      all.insert(all.end(), bytes.begin(), bytes.end());
+    }
+    return all;
+  }
+
+ private:
+  ValueId add(Graph& graph, const std::string& name, DType dtype, int64_t count) {
+    const TensorType type{dtype, {count}};
+    fb::BufferT buffer;
+    buffer.name = name;
+    buffer.kind = fb::BufferKind::Io;
+    buffer.arena = fb::ArenaKind::State;
+    buffer.offset = end_;
+    buffer.size = static_cast<uint64_t>(type.bytes());
+    end_ += (buffer.size + 255) / 256 * 256;
+    storage_.slots.push_back({name, type, Role::kIo, static_cast<uint32_t>(storage_.buffers.size()), 0});
+    storage_.buffers.push_back(buffer);
+    return graph.persistent(name, type, Role::kIo);
+  }
+
+  Storage storage_;
+  uint64_t end_ = 0;
+  std::map<std::string, int> tensor_;
+  std::shared_ptr<const runtime::LoadedPlan> loaded_;
+};
+
 }  // namespace
 
 TEST_SUITE_BEGIN("gpu");
@@ -110,6 +199,17 @@ TEST_CASE("the optimizer step has the CPU's bits") {
     CHECK(must(gpu.read_train_state()).skipped_steps == 1);
     if (types.dtype == DType::F16) CHECK(must(gpu.read_train_state()).loss_scale == 32768);
   }
+}
+
+TEST_CASE("the optimizer step of ragged ranges has the CPU's bits") {
+  for (const Types& types : kTypes)
+    for (const int64_t count : {1, 3, 4, 127, 4099}) {
+      CAPTURE(fb::EnumNameDType(types.dtype));
+      CAPTURE(fb::EnumNameDType(types.moment));
+      CAPTURE(count);
+      const RangePlan plan(types, count);
+      CHECK(plan.run(cuda_device()) == plan.run(runtime::make_cpu_device()));
+    }
 }
 
 TEST_SUITE_END();

@@ -104,6 +104,32 @@ TEST_CASE("grouped_linear_bwd_input multiplies dy with the weight of its expert"
   }
 }
 
+/// Every row belongs to an expert: what SwiGLU makes of others is undefined.
+TEST_CASE("grouped kernels with SwiGLU do what their parts do") {
+  Random random;
+  for (fb::DType dtype : kFloatTypes) {
+    INFO(fb::EnumNameDType(dtype));
+    const Routing routing{{7, 0, 33, 1}, 41};
+    const Tensor rows = routing.rows(random, dtype, kIn), offsets = routing.offsets();
+    const Tensor weight = random.normal(dtype, {4, kOut, kIn}), bias = random.normal(dtype, {4, kOut});
+    const Tensor h(dtype, {41, kOut}), y(dtype, {41, kOut / 2}), h2(dtype, {41, kOut}),
+        y2(dtype, {41, kOut / 2});
+    run("grouped_linear", fb::GroupedLinearT{}, {rows, offsets, weight, bias}, {h});
+    run("swiglu", fb::SwigluT{}, {h}, {y});
+    run("grouped_linear_swiglu", fb::GroupedLinearT{}, {rows, offsets, weight, bias}, {h2, y2});
+    CHECK(h.values() == h2.values());
+    CHECK(y.values() == y2.values());
+
+    const Tensor dout = routing.rows(random, dtype, kIn), down = random.normal(dtype, {4, kIn, kOut / 2});
+    const Tensor dy(dtype, {41, kOut / 2}), dh(dtype, {41, kOut}), again(dtype, {41, kOut / 2});
+    run("grouped_linear_bwd_input", fb::GroupedLinearT{}, {dout, offsets, down}, {dy});
+    run("swiglu_bwd", fb::SwigluT{}, {dy, h}, {dh, {}});
+    run("grouped_linear_bwd_input_swiglu", fb::GroupedLinearT{}, {dout, offsets, down, h}, {h, again});
+    CHECK(h.values() == dh.values());
+    CHECK(max_error(again, y.values()) < tolerance(dtype));
+  }
+}
+
 /// The gradients of weight and bias; an expert without rows keeps its old gradient, or gets 0 when
 /// overwritten.
 TEST_CASE("grouped parameter gradients sum over the rows of each expert") {

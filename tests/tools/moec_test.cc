@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "tests/tools/process.h"
 
@@ -119,6 +120,66 @@ TEST_CASE("moec explain names the peak and the cost of every kernel") {
   for (const char* part : {"Program accumulate", "Program prefill", "peak at instruction", "made by",
                            "lower bound", "grouped_linear_bwd_weight", "100.0%"})
     CHECK_MESSAGE(has(outcome.out, part), part);
+}
+
+TEST_CASE("a memory budget is kept by computing activations again, or refused with what would help") {
+  const Scratch scratch;
+  const std::string spec = example("gpt2-124m"), plan = scratch.path("x.plan");
+  const Outcome fits = run("moec", {spec, "-o", plan, "--memory-budget", "12GiB"});
+  CHECK(fits.exit_code == 0);
+  for (const char* part : {"recompute", "saved by order", "predicted time"})
+    CHECK_MESSAGE(has(fits.out, part), part);
+  CHECK(run("moec", {"verify", plan}).exit_code == 0);
+  for (const char* part : {"short of 4.00 GiB", "live at the peak: ", "would fit with --batch-size"})
+    check_rejected({spec, "-o", plan, "--memory-budget", "4GiB"}, part);
+  check_rejected({spec, "-o", plan, "--memory-budget", "1MiB"}, "no single change makes it fit");
+  check_rejected({spec, "-o", plan, "--memory-budget", "12XB"}, "--memory-budget: '12XB'");
+}
+
+TEST_CASE("moec frontier prints memory that falls against time that rises") {
+  const Outcome table = run("moec", {"frontier", example("moe-tiny")});
+  CHECK(table.exit_code == 0);
+  CHECK(has(table.out, "tok/s"));
+  const Outcome json =
+      run("moec", {"frontier", example("moe-tiny"), "--json", "--all", "--cost-model", "cpu"});
+  CHECK(json.exit_code == 0);
+  const auto points = nlohmann::json::parse(json.out)["points"];
+  CHECK(points.size() > 3);
+  for (size_t i = 1; i < points.size(); ++i) {
+    CHECK(points[i]["bytes"].get<uint64_t>() < points[i - 1]["bytes"].get<uint64_t>());
+    CHECK(points[i]["seconds"].get<double>() > points[i - 1]["seconds"].get<double>());
+  }
+  check_rejected({"frontier", example("moe-tiny"), "--cost-model", "abacus"}, "--cost-model: 'abacus'");
+}
+
+TEST_CASE("measured kernel times replace predicted ones") {
+  const Scratch scratch;
+  const auto seconds = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"frontier", example("moe-tiny"), "--json"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return nlohmann::json::parse(run("moec", arguments).out)["points"][0]["seconds"].get<double>();
+  };
+  const std::string file = scratch.path("measured.json");
+  write(
+      file,
+      R"({"benchmarks": [{"name": "kernel/load_batch/any/i32[2097152]->i32[8,128]/manual_time", "median_us": 5e6}]})");
+  CHECK(seconds({"--measured", file}) > 1);
+  CHECK(seconds({}) < 0.1);
+  write(file, "{}");
+  check_rejected({"frontier", example("moe-tiny"), "--measured", file}, "measured.json");
+}
+
+TEST_CASE("moec fit finds the largest step of a memory") {
+  const Outcome fits = run("moec", {"fit", example("moe-tiny"), "--memory", "64MiB"});
+  CHECK(fits.exit_code == 0);
+  for (const char* part :
+       {"the recipe", "largest micro-batch, recompute", "longest sequence, recompute", "tok/s"})
+    CHECK_MESSAGE(has(fits.out, part), part);
+  const Outcome too_small = run("moec", {"fit", example("moe-tiny"), "--memory", "4MiB"});
+  CHECK(too_small.exit_code == 1);
+  CHECK(has(too_small.out, "does not fit"));
+  CHECK(has(too_small.err, "short of 4.00 MiB"));
+  check_rejected({"fit", example("moe-tiny")}, "--memory is required");
 }
 
 TEST_CASE("moec place writes the buffers back with offsets") {

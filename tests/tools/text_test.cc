@@ -7,6 +7,15 @@
 
 namespace moec::tools {
 
+TEST_CASE("sizes in bytes are read back as they are written") {
+  CHECK(parse_bytes("139GiB") == uint64_t{139} << 30);
+  CHECK(parse_bytes("1.5 MiB") == 3u << 19);
+  CHECK(parse_bytes("4096") == 4096);
+  CHECK(parse_bytes("12 B") == 12);
+  for (const char* text : {"", "GiB", "12XB", "12 GiB ", "-1", "nan", "1e300", "0x10"})
+    CHECK_FALSE(parse_bytes(text));
+}
+
 TEST_CASE("edit distance counts inserted, deleted, replaced and swapped characters") {
   CHECK(edit_distance("", "abc") == 3);
   CHECK(edit_distance("train", "train") == 0);
