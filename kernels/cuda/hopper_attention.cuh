@@ -187,16 +187,6 @@ __device__ __forceinline__ void multiply_rows(const RowTile<kRowsA, kDim>& a, in
                            right + depth_offset<RowTile<kRowsB, kDim>>(k), k > 0);
 }
 
-/// The same with the rows of a as fragments.
-template <int kRowsB, int kDim>
-__device__ __forceinline__ void multiply_rows(const uint32_t (&a)[kDim / 4], const RowTile<kRowsB, kDim>& b,
-                                              float (&sums)[kRowsB / 2]) {
-  const uint64_t right = tile_descriptor(&b.data[0][0][0]);
-#pragma unroll
-  for (int k = 0; k < kDim; k += 16)
-    multiply<false>(sums, a + k / 4, right + depth_offset<RowTile<kRowsB, kDim>>(k), k > 0);
-}
-
 /// sums += weights[64,kRows] b, the weights as fragments.
 template <int kRows, int kDim>
 __device__ __forceinline__ void add_weighted(const uint32_t (&weights)[kRows / 4],
@@ -224,18 +214,6 @@ __device__ __forceinline__ int fragment_row() {
 }
 /// Its columns are 8 i + this + {0, 1}.
 __device__ __forceinline__ int fragment_col() { return static_cast<int>(threadIdx.x) % 4 * 2; }
-
-/// The 64 rows of a tile from `row` on as fragments of a factor.
-template <int kRows, int kDim>
-__device__ __forceinline__ void load_fragments(const RowTile<kRows, kDim>& tile, int row,
-                                               uint32_t (&fragments)[kDim / 4]) {
-#pragma unroll
-  for (int i = 0; i < kDim / 4; ++i) {
-    const int at = row + fragment_row() + i % 2 * 8, run = i / 2;
-    fragments[i] =
-        *reinterpret_cast<const uint32_t*>(&tile.data[run / 8][at][(run % 8 ^ at % 8) * 8 + fragment_col()]);
-  }
-}
 
 /// Writes the warpgroup's 64 rows of sums, by way of 64 rows of a tile that it has no more use for (from
 /// `row` on), those of its two rows times `factor`. to(i) is where row i lies, or nullptr.
