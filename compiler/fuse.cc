@@ -57,7 +57,7 @@ bool add_then_norm(Rewriter& graph, int at) {
 
 /// In the order in which they are tried on the whole program.
 constexpr RewriteRule kRules[] = {
-    linear_then_activation,          linear_then_dropout,       linear_then_add, add_residual, add_then_norm,
+    linear_then_activation,          linear_then_dropout,       add_residual, add_then_norm,
     linear_gradient_then_activation, linear_parameter_gradients};
 
 }  // namespace

@@ -81,20 +81,6 @@ bool linear_then_dropout(Rewriter& graph, int at) {
   return graph.merge(at, from, std::move(*layer));
 }
 
-bool linear_then_add(Rewriter& graph, int at) {
-  const Node& add = graph.node(at);
-  if (add.def->key != "add") return false;
-  for (const size_t branch : {size_t{1}, size_t{0}}) {
-    const int from = graph.producer_for_one(add.inputs[branch]);
-    std::optional<Node> layer = unchanged_layer(graph, from);
-    if (!layer) continue;
-    layer->inputs[kResidual] = add.inputs[1 - branch];
-    layer->outputs[kResult] = add.outputs[0];
-    if (graph.merge(at, from, std::move(*layer))) return true;
-  }
-  return false;
-}
-
 bool linear_gradient_then_activation(Rewriter& graph, int at) {
   const Node& activation = graph.node(at);
   if (!is_activation_gradient(activation)) return false;

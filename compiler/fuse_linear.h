@@ -9,8 +9,6 @@ namespace moec {
 bool linear_then_activation(Rewriter& graph, int at);
 /// y = dropout(linear(x))  ->  fused_linear(x).
 bool linear_then_dropout(Rewriter& graph, int at);
-/// y = add(r, linear(x))  ->  fused_linear(x, residual = r).
-bool linear_then_add(Rewriter& graph, int at);
 
 /// dz = activation_bwd(linear_bwd_input(dy), z)  ->  fused_linear_bwd_input(dy, z).
 bool linear_gradient_then_activation(Rewriter& graph, int at);

@@ -9,15 +9,16 @@ namespace moec::planner {
 Sections::Sections(const std::vector<Lifetime>& blocks) {
   uint32_t last = 0;
   for (const Lifetime& block : blocks) last = std::max(last, block.last);
-  sections_.resize(size_t{last} + 1);
-  lowest_.resize(sections_.size());
-  crossing_.resize(sections_.size() + 1);
+  floors_.resize(size_t{last} + 1);
+  loads_.resize(floors_.size());
+  lowest_.resize(floors_.size());
+  crossing_.resize(floors_.size() + 1);
   for (size_t i = 0; i < blocks.size(); ++i) {
     const Lifetime& block = blocks[i];
     if (block.size == 0) continue;
     waiting_.push_back(
         {.size = block.size, .first = block.first, .last = block.last, .index = static_cast<int>(i)});
-    for (uint32_t s = block.first; s <= block.last; ++s) sections_[s].load += block.size;
+    for (uint32_t s = block.first; s <= block.last; ++s) loads_[s] += block.size;
   }
 }
 
@@ -28,17 +29,16 @@ std::optional<uint32_t> Sections::raise_floors(const Region& region, uint64_t ca
               std::numeric_limits<uint64_t>::max());
     work += region.last - region.first + 1;
     for (WaitingBlock& block : region.waiting) {
-      block.lowest = 0;
-      for (uint32_t s = block.first; s <= block.last; ++s)
-        block.lowest = std::max(block.lowest, sections_[s].floor);
-      for (uint32_t s = block.first; s <= block.last; ++s) lowest_[s] = std::min(lowest_[s], block.lowest);
+      uint64_t lowest = 0;
+      for (uint32_t s = block.first; s <= block.last; ++s) lowest = std::max(lowest, floors_[s]);
+      for (uint32_t s = block.first; s <= block.last; ++s) lowest_[s] = std::min(lowest_[s], lowest);
+      block.lowest = lowest;
       work += block.last - block.first + 1;
     }
     for (uint32_t s = region.first; s <= region.last; ++s) {
-      const auto [floor, load] = sections_[s];
-      if (load == 0 || floor == lowest_[s]) continue;
+      if (loads_[s] == 0 || floors_[s] == lowest_[s]) continue;
       raise(s, lowest_[s]);
-      if (lowest_[s] + load > capacity) return s;
+      if (floors_[s] + loads_[s] > capacity) return s;
       raised = true;
     }
   }
@@ -48,7 +48,7 @@ std::optional<uint32_t> Sections::raise_floors(const Region& region, uint64_t ca
 void Sections::place(Region& region, int index, uint64_t offset) {
   WaitingBlock& block = *std::ranges::find(region.waiting, index, &WaitingBlock::index);
   for (uint32_t s = block.first; s <= block.last; ++s)
-    change(s, {offset + block.size, sections_[s].load - block.size});
+    change(s, {offset + block.size, loads_[s] - block.size});
   std::swap(block, region.waiting.back());
   region.waiting = region.waiting.first(region.waiting.size() - 1);
 }
@@ -61,7 +61,7 @@ std::vector<Region> Sections::split(const Region& region) {
   std::vector<Region> parts;
   for (uint32_t s = region.first; s <= region.last; ++s) {
     if (s > region.first) crossing[s] += crossing[s - 1];
-    if (sections_[s].load == 0) continue;
+    if (loads_[s] == 0) continue;
     if (crossing[s] == 0) parts.push_back({.first = s, .last = s, .waiting = {}});
     parts.back().last = s;
   }
@@ -81,8 +81,11 @@ std::vector<Region> Sections::split(const Region& region) {
 }
 
 void Sections::undo(size_t mark) {
-  for (; changes_.size() > mark; changes_.pop_back())
-    sections_[changes_.back().section] = changes_.back().before;
+  for (; changes_.size() > mark; changes_.pop_back()) {
+    const auto& [section, before] = changes_.back();
+    floors_[section] = before.floor;
+    loads_[section] = before.load;
+  }
 }
 
 }  // namespace moec::planner

@@ -38,9 +38,9 @@ class Sections {
   /// Blocks whose steps are sections. Those of 0 bytes do not wait.
   explicit Sections(const std::vector<Lifetime>& blocks);
 
-  Region whole() { return {0, static_cast<uint32_t>(sections_.size()) - 1, waiting_}; }
-  size_t size() const { return sections_.size(); }
-  const Section& operator[](uint32_t section) const { return sections_[section]; }
+  Region whole() { return {0, static_cast<uint32_t>(floors_.size()) - 1, waiting_}; }
+  size_t size() const { return floors_.size(); }
+  Section operator[](uint32_t section) const { return {floors_[section], loads_[section]}; }
 
   /// Fills gaps that no waiting block can use: raises each floor to the lowest offset that any block waiting
   /// there can have, until nothing changes. Returns a section whose waiting blocks end above `capacity`, if
@@ -50,7 +50,7 @@ class Sections {
   /// Places a waiting block and takes it out of the region.
   void place(Region& region, int index, uint64_t offset);
 
-  void raise(uint32_t section, uint64_t floor) { change(section, {floor, sections_[section].load}); }
+  void raise(uint32_t section, uint64_t floor) { change(section, {floor, loads_[section]}); }
 
   /// The smallest regions that together hold all waiting blocks of this one, in the order of time.
   std::vector<Region> split(const Region& region);
@@ -66,11 +66,12 @@ class Sections {
   };
 
   void change(uint32_t section, Section now) {
-    changes_.push_back({section, sections_[section]});
-    sections_[section] = now;
+    changes_.push_back({section, (*this)[section]});
+    floors_[section] = now.floor;
+    loads_[section] = now.load;
   }
 
-  std::vector<Section> sections_;
+  std::vector<uint64_t> floors_, loads_;  // per section
   std::vector<WaitingBlock> waiting_;
   std::vector<Change> changes_;
   std::vector<uint64_t> lowest_;  // scratch of raise_floors, per section

@@ -60,7 +60,6 @@ Status save_parameters(const std::string& path, Session& session) {
 Status save_optimizer(const std::string& path, Session& session) {
   const std::vector<Slot> slots = optimizer_slots(session);
   std::vector<TensorInfo> infos;
-  infos.reserve(slots.size());
   for (const Slot& slot : slots) infos.push_back(slot.info);
   return write_safetensors(path, infos, [&](size_t i) { return session.read_tensor(slots[i].tensor); });
 }

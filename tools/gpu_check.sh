@@ -105,7 +105,7 @@ PYTHON
 replays() {
   seq 1 40000 >"$work/numbers.txt"
   "$bin/moerun" train "$root/schema/examples/char-gpt.json" --window-tokens 16385 --data "$work/numbers.txt" \
-    --encoding chars --device cuda --max-steps 500 --log-every 1 --peak-tflops 1 --out-dir "$work/run-replays" \
+    --encoding chars --device cuda --max-steps 500 --peak-tflops 1 --out-dir "$work/run-replays" \
     --trace "$work/trace.json" | grep '^trace' | tee "$work/replays" || return 1
   python3 - "$work/replays" <<'PYTHON'
 import re, sys

@@ -20,8 +20,8 @@ namespace {
 
 using planner::Verdict;
 
-/// About half a minute.
-constexpr uint64_t kMostWork = 4'000'000'000;
+/// About ten seconds on one core.
+constexpr uint64_t kMostWork = 8'000'000'000;
 
 struct PlaceFlags {
   std::string csv;

@@ -77,7 +77,7 @@ std::string TextFilter::feed(std::string_view piece) {
 }
 
 std::string TextFilter::finish() {
-  const std::string rest(pending_.empty() ? std::string_view() : kReplacement);
+  std::string rest(pending_.empty() ? std::string_view() : kReplacement);
   pending_.clear();
   return rest;
 }

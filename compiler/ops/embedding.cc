@@ -13,6 +13,11 @@ void infer_embedding(OpCall& call) {
   call.set_output(0, {call.precision().compute, shape});
 }
 
+/// Of the table only the rows of the tokens are read.
+double embedding_bytes(const OpCall& call) {
+  return static_cast<double>(call.input(0).bytes() + 2 * call.output(0).bytes());
+}
+
 std::vector<ParameterSpec> embedding_parameters(const OpCall& call) {
   const auto& attrs = call.attrs<fb::EmbeddingT>();
   call.require(attrs.vocab_size > 0 && attrs.dim > 0, "vocab_size and dim must be positive");
@@ -24,11 +29,6 @@ void embedding_rule(BackwardContext& b) { b.emit("embedding_bwd", {b.input(0), b
 void infer_embedding_bwd(OpCall& call) {
   const auto& attrs = call.attrs<fb::EmbeddingT>();
   set_gradient(call, 0, {attrs.vocab_size, attrs.dim});
-}
-
-/// A row of the weight per token.
-double embedding_bytes(const OpCall& call) {
-  return static_cast<double>(call.input(0).bytes() + 2 * call.output(0).bytes());
 }
 
 std::vector<Sample> embedding_samples() {

@@ -25,7 +25,7 @@ void infer_load_batch(OpCall& call) {
                "the token window must be i32[W]");
 }
 
-/// A batch is a small part of the window.
+/// Of the window only the sequences of the batch are read, for tokens and targets.
 double load_batch_bytes(const OpCall& call) {
   return 2.0 * static_cast<double>(call.output(0).bytes() + call.output(1).bytes());
 }

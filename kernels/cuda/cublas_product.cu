@@ -50,35 +50,15 @@ uint32_t alignment(const ProductMatrix& matrix) {
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
-/// The matrix that is added to the product: the residual, or the old result, which counts if it is
-/// accumulated.
-ProductMatrix addend(const Product& product) {
-  ProductMatrix matrix = product.c;
-  if (product.epilogue.residual) matrix.data = product.epilogue.residual;
-  return matrix;
-}
-
 cublasStatus_t init_layout(cublasLtMatrixLayoutOpaque_t& layout, const ProductMatrix& matrix) {
   return cublasLtMatrixLayoutInit(&layout, to_cuda_type(matrix.dtype), static_cast<uint64_t>(matrix.cols),
                                   static_cast<uint64_t>(matrix.rows), matrix.stride());
 }
 
-/// What cuBLAS does to the sums. Its GELU is the tanh form.
-cublasLtEpilogue_t cublas_epilogue(const Product& product) {
-  const Epilogue& epilogue = product.epilogue;
-  if (epilogue.backward) return CUBLASLT_EPILOGUE_DGELU;
-  const bool gelu = epilogue.activation == fb::Activation::GeluTanh, bias = product.bias != nullptr;
-  if (gelu && epilogue.preactivation)
-    return bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
-  if (gelu) return bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
-  return bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
-}
-
 cublasStatus_t init_desc(cublasLtMatmulDescOpaque_t& desc, const Product& product) {
   const cublasOperation_t first = product.form == ProductForm::kForward ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t second = product.form == ProductForm::kWeight ? CUBLAS_OP_T : CUBLAS_OP_N;
-  const cublasLtEpilogue_t epilogue = cublas_epilogue(product);
-  const int64_t preactivation_stride = product.n();
+  const cublasLtEpilogue_t epilogue = product.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
     return [&desc, attribute, &value] {
       return cublasLtMatmulDescSetAttribute(&desc, attribute, &value, sizeof(value));
@@ -90,13 +70,6 @@ cublasStatus_t init_desc(cublasLtMatmulDescOpaque_t& desc, const Product& produc
       .then(set(CUBLASLT_MATMUL_DESC_TRANSB, second))
       .then(set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue))
       .then(set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias))
-      .then([&] {
-        if (!product.epilogue.preactivation) return CUBLAS_STATUS_SUCCESS;
-        return Steps()
-            .then(set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, product.epilogue.preactivation))
-            .then(set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, preactivation_stride))
-            .status();
-      })
       .status();
 }
 
@@ -106,7 +79,7 @@ cublasStatus_t init_preference(cublasLtMatmulPreferenceOpaque_t& preference, con
   const uint64_t workspace = context.cublas_workspace_bytes;
   const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
   const uint32_t align_a = alignment(product.b), align_b = alignment(product.a),
-                 align_c = alignment(addend(product)), align_d = alignment(product.c);
+                 align_c = alignment(product.c);
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
     return [&preference, attribute, &value] {
       return cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value));
@@ -119,7 +92,7 @@ cublasStatus_t init_preference(cublasLtMatmulPreferenceOpaque_t& preference, con
       .then(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, align_a))
       .then(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, align_b))
       .then(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, align_c))
-      .then(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, align_d))
+      .then(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, align_c))
       .status();
 }
 
@@ -134,18 +107,6 @@ bool cublas_supports(const Product& product) {
          (half && (result == factors || result == fb::DType::F32));
 }
 
-bool cublas_applies_epilogue(const Product& product) {
-  const Epilogue& epilogue = product.epilogue;
-  if (epilogue.dropout.state) return false;
-  if (!epilogue.backward && epilogue.activation == fb::Activation::None)
-    return !epilogue.preactivation && product.c.dtype == product.b.dtype;
-  const bool half = product.c.dtype == fb::DType::BF16 || product.c.dtype == fb::DType::F16;
-  constexpr int64_t kRun = 8;  // elements of 16 bytes, which rows of the preactivation must be whole of
-  return epilogue.activation == fb::Activation::GeluTanh && !epilogue.residual && half &&
-         product.a.dtype == product.c.dtype && product.n() % kRun == 0 &&
-         reinterpret_cast<uintptr_t>(epilogue.preactivation) % 16 == 0;
-}
-
 cudaError_t multiply_cublas(const Product& product, const CudaContext& context) {
   if (!cublas_supports(product)) return cudaErrorNotSupported;
   if (product.m() == 0 || product.n() == 0) return cudaSuccess;
@@ -154,8 +115,7 @@ cudaError_t multiply_cublas(const Product& product, const CudaContext& context) 
   cublasLtMatmulPreferenceOpaque_t preference;
   cublasLtMatmulHeuristicResult_t chosen;
   int found = 0;
-  const float alpha = 1, beta = product.accumulate || product.epilogue.residual ? 1.0f : 0.0f;
-  const void* added = addend(product).data;
+  const float alpha = 1, beta = product.accumulate ? 1.0f : 0.0f;
   void* out = const_cast<void*>(product.c.data);
   return to_cuda_error(Steps()
                            .then([&] { return init_desc(desc, product); })
@@ -170,9 +130,9 @@ cudaError_t multiply_cublas(const Product& product, const CudaContext& context) 
                            .then([&] { return found > 0 ? chosen.state : CUBLAS_STATUS_NOT_SUPPORTED; })
                            .then([&] {
                              return cublasLtMatmul(context.cublas_lt, &desc, &alpha, product.b.data, &b,
-                                                   product.a.data, &a, &beta, added, &c, out, &c,
-                                                   &chosen.algo, context.cublas_workspace,
-                                                   context.cublas_workspace_bytes, context.stream);
+                                                   product.a.data, &a, &beta, out, &c, out, &c, &chosen.algo,
+                                                   context.cublas_workspace, context.cublas_workspace_bytes,
+                                                   context.stream);
                            })
                            .status());
 }

@@ -25,30 +25,23 @@ struct Dropout {
         p(probability),
         threshold(dropout_threshold(probability)) {}
 
-  /// What the mask depends on beside the stream and the element.
-  struct Key {
-    uint64_t seed = 0;
-    int64_t micro_batch = 0;
-  };
-  __device__ Key key() const { return state ? Key{state->seed, state->micro_batch} : Key{}; }
-
   /// Applies to the elements number `first` on of a tensor, `first` a multiple of kDropoutRun.
   template <class Acc>
-  __device__ void apply_run(const Key& key, int64_t first, Acc (&values)[kDropoutRun]) const {
-    const RandomBlock random = block(key, first);
+  __device__ void apply_run(int64_t first, Acc (&values)[kDropoutRun]) const {
+    const RandomBlock random = block(first);
 #pragma unroll
     for (int j = 0; j < kDropoutRun; ++j) values[j] = mask(random, j, values[j]);
   }
 
   /// Applies to element number `i`.
   template <class Acc>
-  __device__ Acc apply(const Key& key, int64_t i, Acc value) const {
-    return mask(block(key, i), static_cast<int>(i % kDropoutRun), value);
+  __device__ Acc apply(int64_t i, Acc value) const {
+    return mask(block(i), static_cast<int>(i % kDropoutRun), value);
   }
 
  private:
-  __device__ RandomBlock block(const Key& key, int64_t i) const {
-    return dropout_block(key.seed, stream, key.micro_batch, static_cast<uint64_t>(i / kDropoutRun));
+  __device__ RandomBlock block(int64_t i) const {
+    return dropout_block(state->seed, stream, state->micro_batch, static_cast<uint64_t>(i / kDropoutRun));
   }
   template <class Acc>
   __device__ Acc mask(const RandomBlock& random, int word, Acc value) const {

@@ -91,52 +91,6 @@ __global__ void __launch_bounds__(kThreads) embedding_bwd_kernel(const Embedding
   }
 }
 
-/// Tokens of a batch up to which, and rows of dweight up to which, every row looks for its tokens itself.
-constexpr int kFewTokens = 4096;
-constexpr int64_t kFewRows = 4096;
-
-/// A block makes a warp's width of column vectors of one row of dweight. Each warp looks through one piece of
-/// the tokens and sums the gradients of those that are the row's.
-template <class T, class Grad, int kWidth>
-__global__ void __launch_bounds__(kThreads)
-    embedding_bwd_search_kernel(const EmbeddingBwd<T, Grad> bwd, const int32_t* tokens) {
-  begin_kernel();
-  using Acc = Accumulator<T>;
-  constexpr int kWarps = kThreads / kWarp, kMostPiece = kFewTokens / kWarps;
-  __shared__ int32_t positions[kWarps][kMostPiece];
-  __shared__ Acc shared[kWarps][kWarp][kWidth];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, vectors = bwd.cols / kWidth;
-  const int column_blocks = (vectors + kWarp - 1) / kWarp;
-  const int row = static_cast<int>(blockIdx.x) / column_blocks;
-  const int i = static_cast<int>(blockIdx.x) % column_blocks * kWarp + lane;
-
-  const int piece = (bwd.tokens + kWarps - 1) / kWarps, begin = warp * piece;
-  const int end = min(begin + piece, bwd.tokens);
-  int count = 0;
-#pragma unroll 4
-  for (int first = begin; first < end; first += kWarp) {
-    const int position = first + lane;
-    const bool found = position < end && tokens[position] == row;
-    const unsigned lanes = __ballot_sync(kAllLanes, found);
-    if (found) positions[warp][count + __popc(lanes & ((1u << lane) - 1))] = position;
-    count += __popc(lanes);
-  }
-  __syncwarp();
-
-  Acc sums[kWidth] = {};
-  const EmbeddingBwd<T, Grad> own = {bwd.dy,     positions[warp], nullptr,  bwd.dweight,
-                                     bwd.tokens, bwd.vocabulary,  bwd.cols, bwd.accumulate};
-  if (i < vectors) add_positions(own, i, 0, count, 1, sums);
-#pragma unroll
-  for (int j = 0; j < kWidth; ++j) shared[warp][lane][j] = sums[j];
-  __syncthreads();
-  if (warp > 0 || i >= vectors) return;
-  for (int other = 1; other < kWarps; ++other)
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) sums[j] += shared[other][lane][j];
-  store_sums(sums, bwd.dweight + int64_t{row} * bwd.cols, i, bwd.accumulate);
-}
-
 /// The positions of every token, in order: a radix sort of the tokens from the last digit to the first.
 struct TokenOrder {
   const int32_t* order;
@@ -220,13 +174,11 @@ cudaError_t embedding(const KernelCall& call, const CudaContext& context) {
                    TokenRow{tokens.as<const int32_t>()});
 }
 
-/// Every row of dweight is a sum over its tokens in a fixed order. Many of them are sorted by token first.
+/// Sorts the positions by token, so that every row of dweight is a sum over neighbours in a fixed order.
 cudaError_t embedding_bwd(const KernelCall& call, const CudaContext& context) {
   const TensorView &tokens = call.inputs[0], &dy = call.inputs[1], &dweight = call.outputs[0];
-  const bool search = tokens.elements() <= kFewTokens && dweight.rows() <= kFewRows;
-  TokenOrder sorted = {};
-  if (!search)
-    if (const cudaError_t status = sort_tokens(call, context, sorted); status != cudaSuccess) return status;
+  TokenOrder sorted;
+  if (const cudaError_t status = sort_tokens(call, context, sorted); status != cudaSuccess) return status;
   return with_type(dy.dtype, [&]<class T>() {
     return with_gradient_type<T>(dweight.dtype, [&]<class Grad>() {
       const EmbeddingBwd<T, Grad> bwd = {dy.as<const T>(),
@@ -239,9 +191,6 @@ cudaError_t embedding_bwd(const KernelCall& call, const CudaContext& context) {
                                          call.inputs[2].present()};
       return with_width<T>(dy.cols(), {&dy, &dweight}, [&]<int kWidth>() {
         const int64_t column_blocks = ceil_div(dy.cols() / kWidth, kWarp);
-        if (search)
-          return launch(context, embedding_bwd_search_kernel<T, Grad, kWidth>, dweight.rows() * column_blocks,
-                        kThreads, bwd, tokens.as<const int32_t>());
         const int64_t row_blocks = ceil_div(dweight.rows(), kThreads / kWarp);
         return launch(context, embedding_bwd_kernel<T, Grad, kWidth>, row_blocks * column_blocks, kThreads,
                       bwd);

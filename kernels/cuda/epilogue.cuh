@@ -84,34 +84,17 @@ __device__ Acc differentiate(fb::Activation activation, Acc dy, Acc z) {
   }
 }
 
-/// What an epilogue reads for four sums; fetched apart from its use, so that loads are in flight together.
+/// Applies the epilogue to the `count` sums that go to the places from `place` on; `whole` are four in a row
+/// of 16-byte runs in all matrices. z is rounded to storage first, so that the result does not depend on
+/// whether it was stored.
 template <class T>
-struct EpilogueOperands {
-  Vector<Accumulator<T>, 4> matrix = {};  // of the residual, or, backward, of the preactivation
-  Dropout::Key key;
-};
-
-/// For the `count` sums that go to the places from `place` on; `whole` are four in a row of 16-byte runs in
-/// all matrices.
-template <class T>
-__device__ EpilogueOperands<T> fetch_operands(const Epilogue& epilogue, int64_t place, int count,
-                                              bool whole) {
-  EpilogueOperands<T> operands;
-  const auto* matrix = static_cast<const T*>(epilogue.backward ? epilogue.preactivation : epilogue.residual);
-  if (matrix) operands.matrix = load_run(matrix + place, count, whole);
-  operands.key = epilogue.dropout.key();
-  return operands;
-}
-
-/// Applies the epilogue to sums. z is rounded to storage first, so that the result does not depend on whether
-/// it was stored.
-template <class T>
-__device__ void apply_epilogue(const Epilogue& epilogue, const EpilogueOperands<T>& operands, int64_t place,
-                               int count, bool whole, Vector<Accumulator<T>, 4>& sums) {
+__device__ void apply_epilogue(const Epilogue& epilogue, int64_t place, int count, bool whole,
+                               Vector<Accumulator<T>, 4>& sums) {
   if (epilogue.backward) {
+    const auto z = load_run(static_cast<const T*>(epilogue.preactivation) + place, count, whole);
 #pragma unroll
     for (int j = 0; j < 4; ++j)
-      sums.value[j] = differentiate<T>(epilogue.activation, sums.value[j], operands.matrix.value[j]);
+      sums.value[j] = differentiate<T>(epilogue.activation, sums.value[j], z.value[j]);
     return;
   }
   if (epilogue.preactivation) store_run(static_cast<T*>(epilogue.preactivation) + place, count, whole, sums);
@@ -120,18 +103,18 @@ __device__ void apply_epilogue(const Epilogue& epilogue, const EpilogueOperands<
     for (int j = 0; j < 4; ++j)
       sums.value[j] = activate<T>(epilogue.activation, widen(to_storage<T>(sums.value[j])));
   }
-  const Dropout& dropout = epilogue.dropout;
-  if (dropout.state) {
+  if (epilogue.dropout.state) {
     if (place % kDropoutRun == 0) {
-      dropout.apply_run(operands.key, place, sums.value);
+      epilogue.dropout.apply_run(place, sums.value);
     } else {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sums.value[j] = dropout.apply(operands.key, place + j, sums.value[j]);
+      for (int j = 0; j < 4; ++j) sums.value[j] = epilogue.dropout.apply(place + j, sums.value[j]);
     }
   }
   if (epilogue.residual) {
+    const auto residual = load_run(static_cast<const T*>(epilogue.residual) + place, count, whole);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) sums.value[j] += operands.matrix.value[j];
+    for (int j = 0; j < 4; ++j) sums.value[j] += residual.value[j];
   }
 }
 

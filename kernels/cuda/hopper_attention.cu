@@ -15,8 +15,8 @@ struct Forward {
   static constexpr int kConsumers = kDim == 64 ? 3 : 2;
   static constexpr int kRows = kConsumers * 64, kKeys = 128, kQuerySlots = 2, kSlots = kDim == 64 ? 8 : 4;
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-  using QueryTile = Tile<kRows, kDim>;
-  using KeyTile = Tile<kKeys, kDim>;
+  using QueryTile = RowTile<kRows, kDim>;
+  using KeyTile = RowTile<kKeys, kDim>;
 
   /// `ring` holds keys and values in the order of their use: K0, K1, V0, K2, V1, ...
   struct Shared {

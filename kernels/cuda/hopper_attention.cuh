@@ -149,7 +149,7 @@ struct Ring {
 
 /// A tile of kRows rows.
 template <int kRows, int kDim>
-struct Tile {
+struct RowTile {
   static constexpr int kHalves = kDim / 64;
   static constexpr uint32_t kHalfBytes = kRows * 128;
 
@@ -171,37 +171,27 @@ __device__ inline uint64_t tile_descriptor(const void* start, uint32_t half_byte
 }
 
 /// What depths from k on add to the descriptor of a tile whose runs go along depth.
-template <class Tile>
+template <class AnyTile>
 __device__ constexpr uint64_t depth_offset(int k) {
-  return (static_cast<uint64_t>(k / 64) * Tile::kHalfBytes + k % 64 * 2) / 16;
+  return (static_cast<uint64_t>(k / 64) * AnyTile::kHalfBytes + k % 64 * 2) / 16;
 }
 
 /// sums = the products of the 64 rows of a from `row` on with the rows of b.
 template <int kRowsA, int kRowsB, int kDim>
-__device__ __forceinline__ void multiply_rows(const Tile<kRowsA, kDim>& a, int row,
-                                              const Tile<kRowsB, kDim>& b, float (&sums)[kRowsB / 2]) {
+__device__ __forceinline__ void multiply_rows(const RowTile<kRowsA, kDim>& a, int row,
+                                              const RowTile<kRowsB, kDim>& b, float (&sums)[kRowsB / 2]) {
   const uint64_t left = tile_descriptor(&a.data[0][row][0]), right = tile_descriptor(&b.data[0][0][0]);
 #pragma unroll
   for (int k = 0; k < kDim; k += 16)
-    multiply<false, false>(sums, left + depth_offset<Tile<kRowsA, kDim>>(k),
-                           right + depth_offset<Tile<kRowsB, kDim>>(k), k > 0);
-}
-
-/// The same with the rows of a as fragments.
-template <int kRowsB, int kDim>
-__device__ __forceinline__ void multiply_rows(const uint32_t (&a)[kDim / 4], const Tile<kRowsB, kDim>& b,
-                                              float (&sums)[kRowsB / 2]) {
-  const uint64_t right = tile_descriptor(&b.data[0][0][0]);
-#pragma unroll
-  for (int k = 0; k < kDim; k += 16)
-    multiply<false>(sums, a + k / 4, right + depth_offset<Tile<kRowsB, kDim>>(k), k > 0);
+    multiply<false, false>(sums, left + depth_offset<RowTile<kRowsA, kDim>>(k),
+                           right + depth_offset<RowTile<kRowsB, kDim>>(k), k > 0);
 }
 
 /// sums += weights[64,kRows] b, the weights as fragments.
 template <int kRows, int kDim>
-__device__ __forceinline__ void add_weighted(const uint32_t (&weights)[kRows / 4], const Tile<kRows, kDim>& b,
-                                             float (&sums)[kDim / 2]) {
-  const uint64_t right = tile_descriptor(&b.data[0][0][0], Tile<kRows, kDim>::kHalfBytes);
+__device__ __forceinline__ void add_weighted(const uint32_t (&weights)[kRows / 4],
+                                             const RowTile<kRows, kDim>& b, float (&sums)[kDim / 2]) {
+  const uint64_t right = tile_descriptor(&b.data[0][0][0], RowTile<kRows, kDim>::kHalfBytes);
 #pragma unroll
   for (int k = 0; k < kRows; k += 16)
     multiply<true>(sums, weights + k / 4, right + k / 16 * kDepthStep<true>, true);
@@ -225,23 +215,11 @@ __device__ __forceinline__ int fragment_row() {
 /// Its columns are 8 i + this + {0, 1}.
 __device__ __forceinline__ int fragment_col() { return static_cast<int>(threadIdx.x) % 4 * 2; }
 
-/// The 64 rows of a tile from `row` on as fragments of a factor.
-template <int kRows, int kDim>
-__device__ __forceinline__ void load_fragments(const Tile<kRows, kDim>& tile, int row,
-                                               uint32_t (&fragments)[kDim / 4]) {
-#pragma unroll
-  for (int i = 0; i < kDim / 4; ++i) {
-    const int at = row + fragment_row() + i % 2 * 8, run = i / 2;
-    fragments[i] =
-        *reinterpret_cast<const uint32_t*>(&tile.data[run / 8][at][(run % 8 ^ at % 8) * 8 + fragment_col()]);
-  }
-}
-
 /// Writes the warpgroup's 64 rows of sums, by way of 64 rows of a tile that it has no more use for (from
 /// `row` on), those of its two rows times `factor`. to(i) is where row i lies, or nullptr.
 template <int kRows, int kDim, class Address>
 __device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const float (&factor)[2],
-                                           Tile<kRows, kDim>& tile, int row, int barrier, Address&& to) {
+                                           RowTile<kRows, kDim>& tile, int row, int barrier, Address&& to) {
   const int own = fragment_row();
 #pragma unroll
   for (int i = 0; i < kDim / 8; ++i) {

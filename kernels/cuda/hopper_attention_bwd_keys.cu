@@ -6,16 +6,15 @@ namespace {
 /// Gradients of a tile of keys and values: rows are keys, columns queries.
 template <int kDim>
 struct KeySide {
-  static constexpr int kConsumers = 2, kRows = kConsumers * 64, kQueries = kDim == 64 ? 64 : 32;
-  static constexpr int kOwnSlots = kDim == 64 ? 2 : 1, kSlots = kDim == 64 ? 6 : 8;
+  static constexpr int kConsumers = 2, kRows = kConsumers * 64, kQueries = 64;
+  static constexpr int kOwnSlots = kDim == 64 ? 2 : 1, kSlots = kDim == 64 ? 6 : 4;
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-  static constexpr bool kOwnInRegisters = kDim == 64;
 
   struct Own {
-    Tile<kRows, kDim> keys, values;
+    RowTile<kRows, kDim> keys, values;
   };
   struct Visited {
-    Tile<kQueries, kDim> queries, dy;
+    RowTile<kQueries, kDim> queries, dy;
     RowStatistics statistics[kQueries];
   };
   struct Shared {
@@ -61,7 +60,7 @@ struct KeySide {
         const int first = work.first_key + visit % work.tiles * kQueries;
         Visited& visited = shared.visited[place.slot];
         constexpr int kStatisticsBytes = sizeof(RowStatistics) * kQueries;
-        Barrier& full = shared.ring.fill(place, 2 * sizeof(Tile<kQueries, kDim>) + kStatisticsBytes);
+        Barrier& full = shared.ring.fill(place, 2 * sizeof(RowTile<kQueries, kDim>) + kStatisticsBytes);
         visited.queries.load(operands.queries, query_head, first, work.batch, full);
         visited.dy.load(operands.dy, query_head, first, work.batch, full);
         load_bytes(operands.row_statistics(work.batch, query_head) + first, kStatisticsBytes, full,
@@ -75,27 +74,14 @@ struct KeySide {
   struct Sums {
     float scores[kQueries / 2], dweights[kQueries / 2], dkeys[kDim / 2] = {}, dvalues[kDim / 2] = {};
     uint32_t weight_factors[kQueries / 4], dscore_factors[kQueries / 4];
-    uint32_t keys[kOwnInRegisters ? kDim / 4 : 1], values[kOwnInRegisters ? kDim / 4 : 1];
 
-    __device__ __forceinline__ void load_own(const Own& own, int row) {
-      if constexpr (kOwnInRegisters) {
-        load_fragments(own.keys, row, keys);
-        load_fragments(own.values, row, values);
-      }
-    }
     __device__ __forceinline__ void start_scores(const Own& own, int row, const Visited& visited) {
       pin(scores);
       pin(dweights);
       begin_products();
-      if constexpr (kOwnInRegisters)
-        multiply_rows(keys, visited.queries, scores);
-      else
-        multiply_rows(own.keys, row, visited.queries, scores);
+      multiply_rows(own.keys, row, visited.queries, scores);
       commit_products();
-      if constexpr (kOwnInRegisters)
-        multiply_rows(values, visited.dy, dweights);
-      else
-        multiply_rows(own.values, row, visited.dy, dweights);
+      multiply_rows(own.values, row, visited.dy, dweights);
       commit_products();
     }
     /// Keys do not see queries before them: the tile's first query has the number `offset` from the first
@@ -158,7 +144,6 @@ struct KeySide {
       Own& own = shared.own[own_place.slot];
       Sums sums;
       shared.own_ring.await(own_place);
-      sums.load_own(own, row);
 
       RingPlace<kSlots> previous;
       bool summing = false;  // the products of the previous visit with its tiles

@@ -11,10 +11,10 @@ struct QuerySide {
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 
   struct Own {
-    Tile<kRows, kDim> queries, dy;
+    RowTile<kRows, kDim> queries, dy;
   };
   struct Visited {
-    Tile<kKeys, kDim> keys, values;
+    RowTile<kKeys, kDim> keys, values;
   };
   struct Shared {
     Own own[kOwnSlots];

@@ -39,4 +39,22 @@ cudaError_t make_map(const BoxedMatrices& m, CUtensorMap* map) {
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+cudaError_t make_map(const BoxedHeads& h, CUtensorMap* map) {
+  PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
+  if (const cudaError_t error = find_encoder(&encode); error != cudaSuccess) return error;
+  const auto head_bytes = static_cast<cuuint64_t>(h.dim * dtype_size(fb::DType::BF16));
+  const auto heads = static_cast<cuuint64_t>(h.heads), positions = static_cast<cuuint64_t>(h.positions);
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(h.dim), heads, positions,
+                              static_cast<cuuint64_t>(h.batch)};
+  const cuuint64_t strides[] = {head_bytes, head_bytes * heads, head_bytes * heads * positions};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(h.box_heads),
+                            static_cast<cuuint32_t>(h.box_positions), 1};
+  const cuuint32_t steps[] = {1, 1, 1, 1};
+  const CUresult result =
+      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(h.data), sizes, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 }  // namespace moec::cuda::hopper

@@ -20,4 +20,13 @@ struct BoxedMatrices {
 };
 cudaError_t make_map(const BoxedMatrices& matrices, CUtensorMap* map);
 
+/// The same of rows[batch, positions, heads, dim] of bf16, as a tensor (dim, heads, positions, batch), for
+/// boxes of 64 columns. dim is a multiple of 8.
+struct BoxedHeads {
+  const void* data;
+  int64_t batch, positions, heads, dim;
+  int box_heads, box_positions;
+};
+cudaError_t make_map(const BoxedHeads& heads, CUtensorMap* map);
+
 }  // namespace moec::cuda::hopper

@@ -68,17 +68,6 @@ __device__ __forceinline__ void wait_products(float (&sums)[kN], float (&... mor
 #define MOEC_SUMS16(i) MOEC_SUMS8(i), MOEC_SUMS8(i + 8)
 
 template <bool kRunsAlongRowsA, bool kRunsAlongRowsB>
-__device__ inline void multiply(float (&d)[16], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add, %18, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "%16, %17, add, 1, 1, %19, %20;\n}\n"
-      : MOEC_SUMS16(0)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(kRunsAlongRowsA)),
-        "n"(static_cast<int>(kRunsAlongRowsB)));
-}
-template <bool kRunsAlongRowsA, bool kRunsAlongRowsB>
 __device__ inline void multiply(float (&d)[32], uint64_t a, uint64_t b, bool add) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"
@@ -93,17 +82,6 @@ __device__ inline void multiply(float (&d)[32], uint64_t a, uint64_t b, bool add
 
 /// The same with a in registers: of the rows that the thread has in d, the depths t % 4 * 2 + {0, 1} (first
 /// row, then second row), and these plus 8, in pairs of bf16.
-template <bool kRunsAlongRowsB>
-__device__ inline void multiply(float (&d)[16], const uint32_t* a, uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add, %21, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "{%16, %17, %18, %19}, %20, add, 1, 1, %22;\n}\n"
-      : MOEC_SUMS16(0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
-        "n"(static_cast<int>(kRunsAlongRowsB)));
-}
 template <bool kRunsAlongRowsB>
 __device__ inline void multiply(float (&d)[32], const uint32_t* a, uint64_t b, bool add) {
   asm volatile(

@@ -78,7 +78,7 @@ __global__ void epilogue_kernel(const T* z, T* y, int64_t n, bool aligned, Epilo
   const int count = static_cast<int>(min(int64_t{4}, n - place));
   const bool whole = aligned && count == 4;
   auto sums = load_run(z + place, count, whole);
-  apply_epilogue(epilogue, fetch_operands<T>(epilogue, place, count, whole), place, count, whole, sums);
+  apply_epilogue<T>(epilogue, place, count, whole, sums);
   store_run(y + place, count, whole, sums);
 }
 
@@ -132,8 +132,8 @@ bool is_small(const Product& product) {
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
   const bool tiled = is_small(product) || !cublas_supports(product);
-  const bool applies = tiled ? tiled_applies_epilogue(product) : cublas_applies_epilogue(product);
-  if (!product.epilogue.empty() && !applies) return multiply_in_two_passes(product, context);
+  if (!product.epilogue.empty() && !(tiled && tiled_applies_epilogue(product)))
+    return multiply_in_two_passes(product, context);
   return tiled ? multiply_tiled(product, context) : multiply_cublas(product, context);
 }
 

@@ -44,9 +44,8 @@ struct Product {
 /// use the context's cuBLAS workspace as scratch memory.
 cudaError_t multiply(const Product& product, const CudaContext& context);
 
-/// Whether multiply_cublas() computes products of these types, and whether it applies the epilogue.
+/// Whether multiply_cublas() computes products of these types. It knows no epilogue.
 bool cublas_supports(const Product& product);
-bool cublas_applies_epilogue(const Product& product);
 
 /// Any supported product, by cuBLASLt.
 cudaError_t multiply_cublas(const Product& product, const CudaContext& context);

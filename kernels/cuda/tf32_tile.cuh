@@ -59,14 +59,11 @@ class Tf32Tile {
   __device__ static void run(const A& a, const B& b, const C& c, int row, int col, void* shared) {
 #if __CUDA_ARCH__ >= 800
     Sums sums = {}, corrections = {};
-    Operands operands[kRuns];
-    if constexpr (kRuns == 1) fetch(c, row, col, operands);  // there are registers to do so early
     Pipeline::run(a, b, row, col, shared, [&](const float* tile_a, const float* tile_b) {
       multiply_step(tile_a, tile_b, sums, corrections);
     });
-    if constexpr (kRuns > 1) fetch(c, row, col, operands);
     __syncthreads();  // the last step is no longer needed
-    add_slices(c, row, col, sums, corrections, operands, static_cast<float*>(shared));
+    add_slices(c, row, col, sums, corrections, static_cast<float*>(shared));
 #else
     Portable::run(a, b, c, row, col, shared);
 #endif
@@ -75,20 +72,6 @@ class Tf32Tile {
  private:
   static constexpr int kMmaM = Shape::kWarpM / 16, kMmaN = Shape::kWarpN / 8;
   using Sums = float[kMmaM][kMmaN][4];
-  /// Each thread stores this many runs of four sums; run r is at run_row(r), run_col() of the tile.
-  static constexpr int kRuns = Shape::kM * Shape::kN / 4 / kThreads;
-  static_assert(kRuns * 4 * kThreads == Shape::kM * Shape::kN && kThreads * 4 % Shape::kN == 0);
-  using Operands = typename C::Operands;
-
-  __device__ static int run_row(int r) {
-    return (static_cast<int>(threadIdx.x) + r * kThreads) * 4 / Shape::kN;
-  }
-  __device__ static int run_col() { return static_cast<int>(threadIdx.x) * 4 % Shape::kN; }
-
-  __device__ static void fetch(const C& c, int row, int col, Operands (&operands)[kRuns]) {
-#pragma unroll
-    for (int r = 0; r < kRuns; ++r) operands[r] = c.fetch(row + run_row(r), col + run_col());
-  }
 
   __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32 % Shape::kSliceWarps; }
   __device__ static int slice() { return static_cast<int>(threadIdx.x) / 32 / Shape::kSliceWarps; }
@@ -145,7 +128,7 @@ class Tf32Tile {
 
   /// Adds the sums of all slices in order, by way of `memory`, and stores them.
   __device__ static void add_slices(const C& c, int row, int col, const Sums& sums, const Sums& corrections,
-                                    const Operands (&operands)[kRuns], float* memory) {
+                                    float* memory) {
     constexpr int kSlice = Shape::kM * kSumStride;
     const int lane = static_cast<int>(threadIdx.x) % 32, group = lane / 4, pair = lane % 4 * 2;
 #pragma unroll
@@ -161,9 +144,8 @@ class Tf32Tile {
       }
     }
     __syncthreads();
-#pragma unroll
-    for (int r = 0; r < kRuns; ++r) {
-      const float* from = memory + run_row(r) * kSumStride + run_col();
+    for (int i = static_cast<int>(threadIdx.x) * 4; i < Shape::kM * Shape::kN; i += kThreads * 4) {
+      const float* from = memory + i / Shape::kN * kSumStride + i % Shape::kN;
       auto total = load<4>(from, 0);
 #pragma unroll
       for (int s = 1; s < Shape::kSlices; ++s) {
@@ -171,7 +153,7 @@ class Tf32Tile {
 #pragma unroll
         for (int j = 0; j < 4; ++j) total.value[j] += next.value[j];
       }
-      c.store(row + run_row(r), col + run_col(), total, operands[r]);
+      c.store(row + i / Shape::kN, col + i % Shape::kN, total);
     }
   }
 };

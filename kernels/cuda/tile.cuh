@@ -88,7 +88,6 @@ struct Factor {
 template <class T, class TBias = T>
 struct Result {
   using Acc = Accumulator<T>;
-  struct Operands {};  // of store(), fetched before
 
   T* data;
   int64_t stride;

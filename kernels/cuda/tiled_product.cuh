@@ -16,35 +16,15 @@ struct FusedResult {
   const float* bias;
   Epilogue epilogue;
 
-  /// What store() reads for four sums.
-  struct Operands {
-    Vector<float, 4> bias = {};
-    EpilogueOperands<float> of_epilogue;
-  };
-
-  __device__ Operands fetch(int row, int col) const {
-    Operands operands;
-    if (row >= out.rows || col >= out.cols) return operands;
-    const int count = min(4, out.cols - col);
-    if (bias) operands.bias = load_run(bias + col, count, false);
-    if (!epilogue.empty())
-      operands.of_epilogue =
-          fetch_operands<float>(epilogue, row * out.stride + col, count, out.aligned && count == 4);
-    return operands;
-  }
-
-  __device__ void store(int row, int col, Vector<float, 4> sums, const Operands& operands) const {
+  __device__ void store(int row, int col, Vector<float, 4> sums) const {
     if (row >= out.rows || col >= out.cols) return;
     const int count = min(4, out.cols - col);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) sums.value[j] += operands.bias.value[j];
+    for (int j = 0; j < 4; ++j)
+      if (bias && j < count) sums.value[j] += bias[col + j];
     if (!epilogue.empty())
-      apply_epilogue(epilogue, operands.of_epilogue, row * out.stride + col, count, out.aligned && count == 4,
-                     sums);
+      apply_epilogue<float>(epilogue, row * out.stride + col, count, out.aligned && count == 4, sums);
     out.store(row, col, sums);
-  }
-  __device__ void store(int row, int col, const Vector<float, 4>& sums) const {
-    store(row, col, sums, fetch(row, col));
   }
 };
 
@@ -53,22 +33,16 @@ struct FusedResult {
 template <class C, class Shape>
 struct TileTarget {
   using Acc = typename C::Acc;
-  using Operands = typename C::Operands;
 
   C c;
   Acc* part;
   int row, col;  // of the tile
 
-  __device__ Operands fetch(int from_row, int from_col) const {
-    return part ? Operands{} : c.fetch(from_row, from_col);
-  }
-  template <class... Fetched>
-  __device__ void store(int to_row, int to_col, const Vector<Acc, 4>& sums,
-                        const Fetched&... operands) const {
+  __device__ void store(int to_row, int to_col, const Vector<Acc, 4>& sums) const {
     if (part) {
       *reinterpret_cast<Vector<Acc, 4>*>(part + (to_row - row) * Shape::kN + to_col - col) = sums;
     } else {
-      c.store(to_row, to_col, sums, operands...);
+      c.store(to_row, to_col, sums);
     }
   }
 };

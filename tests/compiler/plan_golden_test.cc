@@ -90,23 +90,27 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
-/// Lines only in `a` with '-', lines only in `b` with '+', by a longest common subsequence; of the common
-/// lines the headings, which start at the left.
+/// Lines only in `a` with '-', lines only in `b` with '+', by a longest common subsequence, under the last
+/// common line before them that starts at the left.
 std::string difference(const std::vector<std::string>& a, const std::vector<std::string>& b) {
   std::vector<std::vector<size_t>> common(a.size() + 1, std::vector<size_t>(b.size() + 1, 0));
   for (size_t i = a.size(); i-- > 0;)
     for (size_t j = b.size(); j-- > 0;)
       common[i][j] = a[i] == b[j] ? common[i + 1][j + 1] + 1 : std::max(common[i + 1][j], common[i][j + 1]);
-  std::string text;
+  std::string text, heading;
+  const auto add = [&](char sign, const std::string& line) {
+    if (!heading.empty()) text += fmt::format("  {}\n", heading);
+    heading.clear();
+    text += fmt::format("{} {}\n", sign, line);
+  };
   for (size_t i = 0, j = 0; i < a.size() || j < b.size();) {
     if (i < a.size() && j < b.size() && a[i] == b[j]) {
-      if (!a[i].starts_with(' '))
-        text += fmt::format("  {}\n", a[i]);  // the heading that differences belong to
+      if (!a[i].empty() && a[i][0] != ' ') heading = a[i];
       ++i, ++j;
     } else if (j == b.size() || (i < a.size() && common[i + 1][j] >= common[i][j + 1])) {
-      text += fmt::format("- {}\n", a[i++]);
+      add('-', a[i++]);
     } else {
-      text += fmt::format("+ {}\n", b[j++]);
+      add('+', b[j++]);
     }
   }
   return text;
@@ -140,7 +144,8 @@ TEST_CASE("golden plans: the examples compile to what tests/golden/plans says") 
       std::ofstream(golden) << compiled;
     }
     const std::string expected = read_file(golden);
-    CHECK_MESSAGE(compiled == expected, spec.filename().string(), " differs from ", golden.string(),
+    const bool as_before = compiled == expected;
+    CHECK_MESSAGE(as_before, spec.filename().string(), " differs from ", golden.string(),
                   "; if that is meant: ", kRefresh, "=1 test_compiler -tc='golden plans*'\n",
                   difference(lines_of(expected), lines_of(compiled)));
   }

@@ -95,7 +95,7 @@ TEST_CASE("a smaller budget never yields a larger peak, and every plan under a b
     const uint64_t most = points.front().bytes, least = points.back().bytes;
     CHECK(all_arenas(compile(model)) == most);
     uint64_t before = most;
-    constexpr int kBudgets = 8;
+    constexpr int kBudgets = 5;
     for (int i = 0; i <= kBudgets; ++i) {
       const uint64_t budget = most - (most - least) * static_cast<uint64_t>(i) / kBudgets;
       const fb::PlanT plan = compile_within(model, budget);  // validates the plan
