@@ -8,6 +8,50 @@
 
 namespace moec::cuda {
 namespace hopper {
+
+/// Running maximum and sum of the scores of a thread's two rows; sums are of the thread's own columns.
+struct RunningSoftmax {
+  float scale;  // of scores, times log2(e)
+  float max[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {};
+
+  /// Replaces scores by weights 2^((score - max) scale); returns the factors of what was summed before.
+  template <int kN>
+  __device__ void fold(float (&scores)[kN], float (&shrink)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float new_max = max[half];
+#pragma unroll
+      for (int i = 0; i < kN / 4; ++i)
+        new_max = fmaxf(new_max, fmaxf(scores[4 * i + 2 * half], scores[4 * i + 2 * half + 1]));
+      new_max = fmaxf(new_max, __shfl_xor_sync(0xffffffffu, new_max, 1));
+      new_max = fmaxf(new_max, __shfl_xor_sync(0xffffffffu, new_max, 2));
+      shrink[half] = exp2_fast((max[half] - new_max) * scale);
+      max[half] = new_max;
+      const float shift = new_max * scale;
+      sum[half] *= shrink[half];
+#pragma unroll
+      for (int i = 0; i < kN / 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float& score = scores[4 * i + 2 * half + j];
+          score = exp2_fast(fmaf(score, scale, -shift));
+          sum[half] += score;
+        }
+      }
+    }
+  }
+
+  /// Sums of whole rows.
+  __device__ void finish() {
+#pragma unroll
+    for (float& value : sum) {
+      value += __shfl_xor_sync(0xffffffffu, value, 1);
+      value += __shfl_xor_sync(0xffffffffu, value, 2);
+    }
+  }
+};
+
 namespace {
 
 template <int kDim>
@@ -58,49 +102,6 @@ __device__ void produce(const ForwardOperands& operands, typename Forward<kDim>:
     load(shape.heads + shape.kv_heads, work.blocks - 1);
   });
 }
-
-/// Running maximum and sum of the scores of a thread's two rows; sums are of the thread's own columns.
-struct RunningSoftmax {
-  float scale;  // of scores, times log2(e)
-  float max[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {};
-
-  /// Replaces scores by weights 2^((score - max) scale); returns the factors of what was summed before.
-  template <int kN>
-  __device__ void fold(float (&scores)[kN], float (&shrink)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float new_max = max[half];
-#pragma unroll
-      for (int i = 0; i < kN / 4; ++i)
-        new_max = fmaxf(new_max, fmaxf(scores[4 * i + 2 * half], scores[4 * i + 2 * half + 1]));
-      new_max = fmaxf(new_max, __shfl_xor_sync(0xffffffffu, new_max, 1));
-      new_max = fmaxf(new_max, __shfl_xor_sync(0xffffffffu, new_max, 2));
-      shrink[half] = exp2_fast((max[half] - new_max) * scale);
-      max[half] = new_max;
-      const float shift = new_max * scale;
-      sum[half] *= shrink[half];
-#pragma unroll
-      for (int i = 0; i < kN / 4; ++i) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          float& score = scores[4 * i + 2 * half + j];
-          score = exp2_fast(fmaf(score, scale, -shift));
-          sum[half] += score;
-        }
-      }
-    }
-  }
-
-  /// Sums of whole rows.
-  __device__ void finish() {
-#pragma unroll
-    for (float& value : sum) {
-      value += __shfl_xor_sync(0xffffffffu, value, 1);
-      value += __shfl_xor_sync(0xffffffffu, value, 2);
-    }
-  }
-};
 
 template <int kDim>
 __device__ void consume(const ForwardOperands& operands, typename Forward<kDim>::Shared& shared) {
