@@ -74,8 +74,11 @@ void router_z_loss_rule(BackwardContext& b) { b.emit("router_z_loss_bwd", {b.gra
 std::vector<Sample> cross_entropy_samples() {
   const std::string nodes = R"([{name: "y", inputs: ["x", "t"], op_type: "CrossEntropy", op: {}}])";
   return {{"some ignored", {{"x", {2, 5, 7}}, {"t", {2, 5}, Fill::kTargets, 7}}, nodes},
-          {"one row", {{"x", {1, 33}}, {"t", {1}, Fill::kTokens, 33}}, nodes},
-          {"of a linear", {{"x", {3, 7, 5}}, {"t", {3, 7}, Fill::kTargets, 11}}, R"([
+          {"one row", {{"x", {1, 33}}, {"t", {1}, Fill::kTokens, 33}}, nodes}};
+}
+
+std::vector<Sample> linear_cross_entropy_samples() {
+  return {{"some ignored", {{"x", {3, 7, 5}}, {"t", {3, 7}, Fill::kTargets, 11}}, R"([
              {name: "logits", inputs: ["x"], op_type: "Linear", op: {out_features: 11, init_std: 1}},
              {name: "y", inputs: ["logits", "t"], op_type: "CrossEntropy", op: {}}])"}};
 }
@@ -113,7 +116,8 @@ const OpDef cross_entropy_bwd = {
 const OpDef linear_cross_entropy = {.key = "linear_cross_entropy",
                                     .attrs = fb::Op::CrossEntropy,
                                     .infer = infer_linear_cross_entropy,
-                                    .flops = linear_cross_entropy_flops};
+                                    .flops = linear_cross_entropy_flops,
+                                    .samples = linear_cross_entropy_samples};
 
 const OpDef aux_loss = {.key = "aux_loss",
                         .attrs = fb::Op::AuxLoss,
