@@ -61,12 +61,10 @@ std::vector<Sample> rope_samples() {
              op: {heads: 2, kv_heads: 1, head_dim: 6, base: 100, ntk_alpha: 8}}])"},
           {"half", {{"x", {1, 7, 24}}}, R"([{name: "y", inputs: ["x"], op_type: "Rope",
              op: {heads: 2, kv_heads: 2, head_dim: 4, style: "Half"}}])"},
-          {"interleaved, whole vectors", {{"x", {2, 9, 64}}}, R"([{name: "y", inputs: ["x"], op_type: "Rope",
+          {"interleaved, whole vectors", {{"x", {1, 3, 64}}}, R"([{name: "y", inputs: ["x"], op_type: "Rope",
              op: {heads: 2, kv_heads: 1, head_dim: 16}}])"},
-          {"half, whole vectors", {{"x", {2, 9, 64}}}, R"([{name: "y", inputs: ["x"], op_type: "Rope",
-             op: {heads: 2, kv_heads: 1, head_dim: 16, style: "Half"}}])"},
-          {"many heads", {{"x", {1, 8, 270}}}, R"([{name: "y", inputs: ["x"], op_type: "Rope",
-             op: {heads: 43, kv_heads: 1, head_dim: 6}}])"}};
+          {"half, whole vectors", {{"x", {1, 3, 64}}}, R"([{name: "y", inputs: ["x"], op_type: "Rope",
+             op: {heads: 2, kv_heads: 1, head_dim: 16, style: "Half"}}])"}};
 }
 
 std::vector<Sample> attention_samples() {

@@ -181,7 +181,7 @@ std::vector<Sample> combine_samples() {
            {{"rows", {7, 6}}, {"weights", {7, 1}}, {"experts", {7, 1}, Fill::kOneExpert, 4}},
            index},
           {"long rows",
-           {{"rows", {4, 150}}, {"weights", {2, 2}}, {"experts", {2, 2}, Fill::kDistinctExperts, 4}},
+           {{"rows", {2, 150}}, {"weights", {1, 2}}, {"experts", {1, 2}, Fill::kDistinctExperts, 4}},
            index},
           {"top-k ties", {{"x", {5, 3}}, {"logits", {5, 4}, Fill::kTies}}, layer}};
 }
@@ -192,7 +192,7 @@ std::vector<Sample> dispatch_samples() {
     {name: "y", inputs: ["x", "index.permutation", "index.inverse"], op_type: "Dispatch", op: {}}])";
   return {{"an empty expert", {{"x", {3, 5, 6}}, {"experts", {3, 5, 2}, Fill::kDistinctExperts, 4}}, nodes},
           {"all on the same", {{"x", {7, 6}}, {"experts", {7, 1}, Fill::kOneExpert, 4}}, nodes},
-          {"long rows", {{"x", {2, 150}}, {"experts", {2, 2}, Fill::kDistinctExperts, 4}}, nodes}};
+          {"long rows", {{"x", {1, 150}}, {"experts", {1, 2}, Fill::kDistinctExperts, 4}}, nodes}};
 }
 
 /// Nodes of experts as models have them, which are fused.
