@@ -145,9 +145,11 @@ TEST_CASE("golden plans: the examples compile to what tests/golden/plans says") 
     }
     const std::string expected = read_file(golden);
     const bool as_before = compiled == expected;
-    CHECK_MESSAGE(as_before, spec.filename().string(), " differs from ", golden.string(),
-                  "; if that is meant: ", kRefresh, "=1 test_compiler -tc='golden plans*'\n",
-                  difference(lines_of(expected), lines_of(compiled)));
+    CHECK_MESSAGE(
+        as_before,
+        fmt::format("{} differs from {}; if that is meant: {}=1 test_compiler -tc='golden plans*'\n{}",
+                    spec.filename().string(), golden.string(), kRefresh,
+                    difference(lines_of(expected), lines_of(compiled))));
   }
 }
 
