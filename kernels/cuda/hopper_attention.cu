@@ -219,6 +219,7 @@ template <int kDim>
 __global__ void __launch_bounds__(Forward<kDim>::kThreads, 1)
     attend_hopper(const __grid_constant__ ForwardOperands operands) {
 #ifdef MOEC_HOPPER_CODE
+  begin_kernel();
   using F = Forward<kDim>;
   auto& shared = *static_cast<typename F::Shared*>(aligned_shared());
   if (threadIdx.x == 0) {

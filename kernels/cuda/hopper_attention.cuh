@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/hopper_products.cuh"
 
 namespace moec::cuda::hopper {
@@ -63,28 +64,6 @@ struct TileOrder {
 
 /// For tiles of `positions` positions of bundles of `heads`, i.e. all query heads or all key/value heads.
 TileOrder tile_order(const AttentionShape& shape, int heads, int bundle, int positions);
-
-/// Enqueues kernel(args...) in clusters of `cluster` blocks.
-template <class... Params, class... Args>
-cudaError_t launch_clusters(const CudaContext& context, void (*kernel)(Params...), int blocks, int cluster,
-                            int threads, size_t shared, const Args&... args) {
-  if (blocks == 0) return cudaSuccess;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute in_cluster = {};
-  in_cluster.id = cudaLaunchAttributeClusterDimension;
-  in_cluster.val.clusterDim.x = static_cast<unsigned>(cluster);
-  in_cluster.val.clusterDim.y = in_cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = static_cast<unsigned>(blocks);
-  config.blockDim = static_cast<unsigned>(threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = context.stream;
-  config.attrs = &in_cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
-}
 
 /// Heads in a tile of `rows` rows of queries: of one group, so that they share keys and values.
 inline int tile_heads(const AttentionShape& shape, int rows) { return std::gcd(shape.group(), rows); }

@@ -46,6 +46,7 @@ template <class Side>
 __global__ void __launch_bounds__(Side::kThreads, 1)
     differentiate_hopper(const __grid_constant__ BackwardOperands operands) {
 #ifdef MOEC_HOPPER_CODE
+  begin_kernel();
   auto& shared = *static_cast<typename Side::Shared*>(aligned_shared());
   if (threadIdx.x == 0) {
     shared.own_ring.init(Side::kConsumers * 4);
@@ -79,8 +80,8 @@ cudaError_t launch_side(BackwardOperands operands, const AttentionGradient<bf16>
   }
   const int blocks =
       order.splits > 1 ? order.count() * order.splits : std::min(order.count(), context.sm_count);
-  return launch_clusters(context, differentiate_hopper<Side>, blocks, order.splits, Side::kThreads,
-                         sizeof(typename Side::Shared) + 1024, operands);
+  return launch_clusters(context, differentiate_hopper<Side>, dim3(static_cast<unsigned>(blocks)),
+                         order.splits, Side::kThreads, sizeof(typename Side::Shared) + 1024, operands);
 }
 
 /// Gradients of queries; writes the statistics too.
