@@ -78,19 +78,16 @@ std::vector<Sample> rmsnorm_samples() {
       {"rows", {{"x", {2, 3, 8}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {eps: 0.001}}])"},
       {"ragged, one row", {{"x", {1, 1, 37}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
       {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
-      {"long rows", {{"x", {1, 150}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
-      {"longer rows", {{"x", {1, 260}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"}};
+      {"long rows", {{"x", {1, 150}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"}};
 }
 
 std::vector<Sample> layernorm_samples() {
-  return {
-      {"with bias", {{"x", {2, 3, 8}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
-      {"without bias",
-       {{"x", {3, 19}}},
-       R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {bias: false, eps: 0.01}}])"},
-      {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
-      {"long rows", {{"x", {1, 150}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
-      {"longer rows", {{"x", {1, 260}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"}};
+  return {{"with bias", {{"x", {2, 3, 8}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
+          {"without bias",
+           {{"x", {3, 19}}},
+           R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {bias: false, eps: 0.01}}])"},
+          {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
+          {"long rows", {{"x", {1, 150}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"}};
 }
 
 /// A pre-norm block without its branch, so that the gradient of the sum is one of the norm and one around it.
@@ -101,8 +98,7 @@ std::vector<Sample> add_norm_samples(const char* op, const char* attrs) {
                                         op, attrs);
   return {{"rows", {{"a", {2, 3, 8}}, {"b", {2, 3, 8}}}, nodes},
           {"ragged, one row", {{"a", {1, 1, 37}}, {"b", {1, 1, 37}}}, nodes},
-          {"many rows", {{"a", {131, 5}}, {"b", {131, 5}}}, nodes},
-          {"long rows", {{"a", {1, 150}}, {"b", {1, 150}}}, nodes}};
+          {"many rows", {{"a", {131, 5}}, {"b", {131, 5}}}, nodes}};
 }
 
 std::vector<Sample> add_rmsnorm_samples() { return add_norm_samples("RmsNorm", "{eps: 0.001}"); }
