@@ -28,8 +28,8 @@ Node* producer(const Graph& graph, std::vector<Node>& nodes, ValueId id, std::st
 
 /// h = grouped_linear(...); y = swiglu(h)  ->  h, y = grouped_linear_swiglu(...).
 bool fuse_forward(Graph& graph, Index at) {
+  if (!is(graph.nodes()[at], "swiglu")) return false;
   std::vector<Node> nodes = graph.nodes();
-  if (!is(nodes[at], "swiglu")) return false;
   Node* linear = producer(graph, nodes, nodes[at].inputs[0], "grouped_linear");
   if (linear == nullptr) return false;
   linear->def = &find_op("grouped_linear_swiglu");
@@ -41,8 +41,8 @@ bool fuse_forward(Graph& graph, Index at) {
 /// dy = grouped_linear_bwd_input(...); dh = swiglu_bwd(dy, h)  ->
 /// dh, y = grouped_linear_bwd_input_swiglu(..., h), after which weight gradients read this y.
 bool fuse_backward(Graph& graph, Index at) {
+  if (!is(graph.nodes()[at], "swiglu_bwd")) return false;
   std::vector<Node> nodes = graph.nodes();
-  if (!is(nodes[at], "swiglu_bwd")) return false;
   const ValueId dy = nodes[at].inputs[0], h = nodes[at].inputs[1];
   Node* linear = producer(graph, nodes, dy, "grouped_linear_bwd_input");
   const Node* forward = producer(graph, nodes, h, "grouped_linear_swiglu");
