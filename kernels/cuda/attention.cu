@@ -5,7 +5,7 @@
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/grid.cuh"
-#include "kernels/cuda/hopper_attention.h"
+#include "kernels/cuda/hopper/attention.h"
 
 namespace moec::cuda {
 namespace {

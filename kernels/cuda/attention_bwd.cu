@@ -1,5 +1,5 @@
 #include "kernels/cuda/attention_bwd.cuh"
-#include "kernels/cuda/hopper_attention.h"
+#include "kernels/cuda/hopper/attention.h"
 
 namespace moec::cuda {
 

@@ -6,7 +6,7 @@
 
 #include "kernels/cuda/bias_gradient.cuh"
 #include "kernels/cuda/grid.cuh"
-#include "kernels/cuda/hopper_grouped_linear.h"
+#include "kernels/cuda/hopper/grouped_linear.h"
 #include "kernels/cuda/mma_tile.cuh"
 #include "kernels/cuda/simt_tile.cuh"
 

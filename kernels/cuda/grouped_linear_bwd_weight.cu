@@ -1,7 +1,7 @@
 // Gradient of the weights of experts: dweight[e] = dy^T rows over the rows of expert e, of which an expert
 // may have none. Only the device knows how deep each product is.
 #include "kernels/cuda/grid.cuh"
-#include "kernels/cuda/hopper_grouped_linear.h"
+#include "kernels/cuda/hopper/grouped_linear.h"
 #include "kernels/cuda/mma_tile.cuh"
 #include "kernels/cuda/simt_tile.cuh"
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
-#include "kernels/cuda/hopper_grouped_linear.h"
+#include "kernels/cuda/hopper/grouped_linear.h"
 
 namespace moec::test {
 namespace {

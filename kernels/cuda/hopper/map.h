@@ -10,7 +10,7 @@
 namespace moec::cuda::hopper {
 
 /// A map of matrices[count, rows, cols] for boxes of box_rows rows of 128 bytes, in the swizzled layout of
-/// hopper_wgmma.cuh. Elements outside read as 0 and are not written. The address and a row's bytes are
+/// wgmma.cuh. Elements outside read as 0 and are not written. The address and a row's bytes are
 /// multiples of 16.
 struct BoxedMatrices {
   const void* data;

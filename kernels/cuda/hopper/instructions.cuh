@@ -1,5 +1,5 @@
 // The asynchronous units of Hopper (sm_90a) as functions, one PTX instruction each: barriers in shared
-// memory, the tensor memory accelerator (TMA), clusters of blocks, registers per warpgroup. hopper_wgmma.cuh
+// memory, the tensor memory accelerator (TMA), clusters of blocks, registers per warpgroup. wgmma.cuh
 // has the products.
 #pragma once
 

@@ -6,7 +6,7 @@
 // along rows.
 #pragma once
 
-#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/hopper/instructions.cuh"
 
 namespace moec::cuda::hopper {
 

@@ -1,13 +1,13 @@
 // What the attention kernels for compute capability 9.0a share. A tile is a run of positions of some heads of
 // one batch; its rows, (position, head) with the head running fastest, lie in shared memory in halves of 64
-// columns (see hopper_wgmma.cuh). One warpgroup starts the copies, the others compute.
+// columns (see wgmma.cuh). One warpgroup starts the copies, the others compute.
 #pragma once
 
 #include <numeric>
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/grid.cuh"
-#include "kernels/cuda/hopper_products.cuh"
+#include "kernels/cuda/hopper/products.cuh"
 
 namespace moec::cuda::hopper {
 

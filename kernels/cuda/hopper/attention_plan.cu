@@ -1,8 +1,8 @@
 #include <algorithm>
 
-#include "kernels/cuda/hopper_attention.cuh"
-#include "kernels/cuda/hopper_attention.h"
-#include "kernels/cuda/hopper_map.h"
+#include "kernels/cuda/hopper/attention.cuh"
+#include "kernels/cuda/hopper/attention.h"
+#include "kernels/cuda/hopper/map.h"
 #include "kernels/cuda/launch.cuh"
 
 namespace moec::cuda {

@@ -3,8 +3,8 @@
 // weights, the products of another run, and so do those of its own weights with values and of its queries
 // with the next keys (Shah et al. 2024, FlashAttention-3).
 #include "kernels/cuda/grid.cuh"
-#include "kernels/cuda/hopper_attention.cuh"
-#include "kernels/cuda/hopper_attention.h"
+#include "kernels/cuda/hopper/attention.cuh"
+#include "kernels/cuda/hopper/attention.h"
 
 namespace moec::cuda {
 namespace hopper {

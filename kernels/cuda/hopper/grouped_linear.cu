@@ -1,9 +1,9 @@
 #include <algorithm>
 
-#include "kernels/cuda/hopper_epilogue.cuh"
-#include "kernels/cuda/hopper_grouped.cuh"
-#include "kernels/cuda/hopper_grouped_linear.h"
-#include "kernels/cuda/hopper_map.h"
+#include "kernels/cuda/hopper/epilogue.cuh"
+#include "kernels/cuda/hopper/grouped.cuh"
+#include "kernels/cuda/hopper/grouped_linear.h"
+#include "kernels/cuda/hopper/map.h"
 #include "kernels/cuda/launch.cuh"
 
 namespace moec::cuda::hopper {

@@ -7,7 +7,7 @@
 // and take turns at the tiles, of which only the device knows how many there are.
 #pragma once
 
-#include "kernels/cuda/hopper_wgmma.cuh"
+#include "kernels/cuda/hopper/wgmma.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/tile.cuh"
 

@@ -1,9 +1,9 @@
-// What becomes of the sums of a grouped product. A warp has 16 x kN of them (hopper_wgmma.cuh says who has
+// What becomes of the sums of a grouped product. A warp has 16 x kN of them (wgmma.cuh says who has
 // what) and 4096 bytes of shared memory, through which results go out: panels of 16 rows of 128 bytes, laid
 // out as TMA expects them.
 #pragma once
 
-#include "kernels/cuda/hopper_wgmma.cuh"
+#include "kernels/cuda/hopper/wgmma.cuh"
 #include "kernels/cuda/math.cuh"
 
 namespace moec::cuda::hopper {

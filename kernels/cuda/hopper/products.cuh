@@ -1,8 +1,8 @@
-// What attention needs beyond hopper.cuh and hopper_wgmma.cuh: products whose first factor lies in registers,
+// What attention needs beyond instructions.cuh and wgmma.cuh: products whose first factor lies in registers,
 // narrow products, boxes of rank 4.
 #pragma once
 
-#include "kernels/cuda/hopper_wgmma.cuh"
+#include "kernels/cuda/hopper/wgmma.cuh"
 
 namespace moec::cuda::hopper {
 

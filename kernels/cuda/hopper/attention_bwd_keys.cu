@@ -1,4 +1,4 @@
-#include "kernels/cuda/hopper_attention_bwd.cuh"
+#include "kernels/cuda/hopper/attention_bwd.cuh"
 
 namespace moec::cuda::hopper {
 namespace {

@@ -1,5 +1,5 @@
-#include "kernels/cuda/hopper_attention.h"
-#include "kernels/cuda/hopper_attention_bwd.cuh"
+#include "kernels/cuda/hopper/attention.h"
+#include "kernels/cuda/hopper/attention_bwd.cuh"
 #include "kernels/workspace.h"
 
 namespace moec::cuda {

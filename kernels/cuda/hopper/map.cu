@@ -1,6 +1,6 @@
 #include <cudaTypedefs.h>
 
-#include "kernels/cuda/hopper_map.h"
+#include "kernels/cuda/hopper/map.h"
 
 namespace moec::cuda::hopper {
 namespace {

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "kernels/cuda/attention_bwd.cuh"
-#include "kernels/cuda/hopper_attention.cuh"
+#include "kernels/cuda/hopper/attention.cuh"
 
 namespace moec::cuda::hopper {
 
