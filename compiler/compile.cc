@@ -16,7 +16,6 @@
 #include "compiler/storage.h"
 #include "planner/validate.h"
 #include "schema/plan_file.h"
-#include "schema/version.h"
 
 namespace moec {
 namespace {
@@ -218,7 +217,6 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   lowered.total_parameters = plan.total_parameters;
   lowered.active_parameters = plan.active_parameters;
   lowered.io = std::move(io);
-  lowered.version = kPlanVersion;
   lowered.model = std::make_unique<fb::ModelT>(model);
   lowered.recipe = std::make_unique<fb::RecipeT>(recipe);
   lowered.vocab_size = vocab_size(model, programs.logits.cols());
