@@ -9,15 +9,13 @@
 #include "compiler/dump.h"
 #include "compiler/fuse.h"
 #include "compiler/lower.h"
+#include "compiler/memory_budget.h"
 #include "compiler/memory_problem.h"
 #include "compiler/order.h"
 #include "compiler/programs.h"
-#include "compiler/recompute.h"
 #include "compiler/storage.h"
-#include "planner/place.h"
 #include "planner/validate.h"
 #include "schema/plan_file.h"
-#include "schema/version.h"
 
 namespace moec {
 namespace {
@@ -127,17 +125,6 @@ void check_plan(const fb::PlanT& plan) {
     compile_error("the compiled plan is not sound (a fault of the compiler): {}", faults.front());
 }
 
-/// Everything that a plan is made of, before memory is planned.
-struct Programs {
-  std::vector<Parameter> parameters;
-  TensorType logits;
-  Storage storage;
-  Graph init, accumulate, apply, evaluate, prefill;
-  uint64_t saved_by_order = 0;
-};
-
-uint64_t activation_bytes(const Graph& graph) { return planner::plan_memory(memory_problem(graph)).peak; }
-
 /// Takes the order that frees memory early unless the arena grows by it.
 void order(Programs& programs) {
   Graph ordered = order_for_memory(programs.accumulate);
@@ -176,122 +163,18 @@ Programs make_programs(const fb::ModelT& model, const CompileOptions& options) {
   return programs;
 }
 
-uint64_t aligned(uint64_t bytes) {
-  return (bytes + planner::kAlignment - 1) / planner::kAlignment * planner::kAlignment;
-}
-
-/// Bytes of the arenas that outlive programs.
-uint64_t persistent_bytes(const Storage& storage) {
-  std::map<fb::ArenaKind, uint64_t> arenas;
-  for (const fb::BufferT& buffer : storage.buffers)
-    arenas[buffer.arena] = std::max(arenas[buffer.arena], aligned(buffer.offset + buffer.size));
-  uint64_t bytes = 0;
-  for (const auto& [kind, size] : arenas) bytes += size;
-  return bytes;
-}
-
 CostModel make_cost_model(const CompileOptions& options) {
   CostModel costs(options.cost_model);
   costs.set_measured(options.measured_seconds);
   return costs;
 }
 
-/// Bytes of the activation arena that the programs besides accumulate need.
-uint64_t other_activation_bytes(const Programs& programs) {
-  uint64_t bytes = 0;
-  for (const Graph* graph : {&programs.init, &programs.apply, &programs.evaluate, &programs.prefill})
-    bytes = std::max(bytes, activation_bytes(*graph));
-  return bytes;
-}
-
-/// What is live at the first of the steps where most bytes are, the largest first.
-std::vector<LiveBuffer> live_at_peak(const Graph& graph) {
-  const planner::Placement placement = planner::plan_memory(memory_problem(graph));
-  std::vector<uint64_t> live(graph.nodes().size(), 0);
-  for (const auto& [size, first, last] : placement.buffers)
-    for (uint32_t step = first; step <= last; ++step) live[step] += size;
-  const auto peak = static_cast<size_t>(std::ranges::max_element(live) - live.begin());
-  std::vector<LiveBuffer> buffers;
-  for (const auto& [size, first, last] : placement.buffers)
-    if (first <= peak && peak <= last)
-      buffers.push_back({graph.nodes()[first].label, std::string(graph.nodes()[first].def->key), size});
-  std::ranges::stable_sort(buffers, std::ranges::greater{}, &LiveBuffer::bytes);
-  return buffers;
-}
-
-/// The ways to train a model, from the one that keeps everything to the one that takes least memory.
-class Ways {
- public:
-  Ways(const Programs& programs, const fb::RecipeT& recipe, const CostModel& costs)
-      : programs_(programs),
-        costs_(costs),
-        micro_batches_(recipe.grad_accum),
-        persistent_(persistent_bytes(programs.storage)),
-        others_(other_activation_bytes(programs)),
-        kept_seconds_(micro_batches_ * total_seconds(programs.accumulate, costs) +
-                      total_seconds(programs.apply, costs)) {}
-
-  struct Way {
-    Graph accumulate;
-    FrontierPoint point;
-  };
-
-  Way keep_everything() const { return make(programs_.accumulate, 0); }
-
-  /// Calls `visit` with every way that may take at most `budget` bytes, the fastest first, until it returns
-  /// true.
-  void visit(uint64_t budget, const std::function<bool(Way)>& visit) const {
-    const Recompute recompute(programs_.accumulate, costs_);
-    for (const planner::Alternative& alternative : recompute.alternatives())
-      if (persistent_ + std::max(alternative.live_bytes, others_) <= budget &&
-          visit(make(recompute.apply(alternative), alternative.extra_seconds)))
-        return;
-  }
-
-  /// The fastest way that takes at most `budget` bytes.
-  std::optional<Way> fastest_within(uint64_t budget) const {
-    std::optional<Way> found = keep_everything();
-    if (found->point.bytes <= budget) return found;
-    found.reset();
-    visit(budget, [&](Way way) {
-      if (way.point.bytes <= budget) found = std::move(way);
-      return found.has_value();
-    });
-    return found;
-  }
-
-  Shortage shortage(uint64_t budget) const {
-    std::optional<Way> least = keep_everything();
-    visit(UINT64_MAX, [&](Way way) {
-      if (way.point.bytes < least->point.bytes) least = std::move(way);
-      return false;
-    });
-    return {budget, least->point.bytes, persistent_, live_at_peak(least->accumulate)};
-  }
-
- private:
-  Way make(Graph accumulate, double extra_seconds) const {
-    FrontierPoint point;
-    point.bytes = persistent_ + std::max(activation_bytes(accumulate), others_);
-    point.recompute_seconds = micro_batches_ * extra_seconds;
-    point.seconds = kept_seconds_ + point.recompute_seconds;
-    point.recomputed = static_cast<int>(std::ranges::count(accumulate.nodes(), true, &Node::recompute));
-    return {std::move(accumulate), point};
-  }
-
-  const Programs& programs_;
-  const CostModel& costs_;
-  double micro_batches_;
-  uint64_t persistent_, others_;
-  double kept_seconds_;
-};
-
 /// Computes again what the budget does not let the backward pass keep.
 void fit_budget(Programs& programs, const fb::ModelT& model, const CostModel& costs) {
   const uint64_t budget = model.recipe->memory_budget;
   if (budget == 0) return;
   const Ways ways(programs, *model.recipe, costs);
-  std::optional<Ways::Way> way = ways.fastest_within(budget);
+  std::optional<Way> way = ways.fastest_within(budget);
   if (!way) {
     Shortage shortage = ways.shortage(budget);
     throw MemoryError(fmt::format("{}: recipe: memory_budget of {} bytes is {} bytes short", model.name,
@@ -301,14 +184,7 @@ void fit_budget(Programs& programs, const fb::ModelT& model, const CostModel& co
   programs.accumulate = std::move(way->accumulate);
 }
 
-}  // namespace
-
-fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
-  Programs programs = make_programs(model, options);
-  const CostModel costs = make_cost_model(options);
-  fit_budget(programs, model, costs);
-
-  PlanWriter writer(programs.storage, &costs);
+void write_programs(PlanWriter& writer, const Programs& programs, const CompileOptions& options) {
   const std::pair<fb::ProgramKind, const Graph*> graphs[] = {
       {fb::ProgramKind::Init, &programs.init},
       {fb::ProgramKind::Accumulate, &programs.accumulate},
@@ -320,6 +196,17 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
       options.on_stage(fmt::format("{}: graph", fb::EnumNameProgramKind(kind)), dump_graph(*graph));
     writer.add_program(kind, *graph);
   }
+}
+
+}  // namespace
+
+fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
+  Programs programs = make_programs(model, options);
+  const CostModel costs = make_cost_model(options);
+  fit_budget(programs, model, costs);
+
+  PlanWriter writer(programs.storage, &costs);
+  write_programs(writer, programs, options);
   const fb::RecipeT recipe = with_loss_scale(*model.recipe);
   fb::PlanT plan;
   describe_parameters(plan, writer, programs.parameters,
@@ -330,7 +217,6 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   lowered.total_parameters = plan.total_parameters;
   lowered.active_parameters = plan.active_parameters;
   lowered.io = std::move(io);
-  lowered.version = kPlanVersion;
   lowered.model = std::make_unique<fb::ModelT>(model);
   lowered.recipe = std::make_unique<fb::RecipeT>(recipe);
   lowered.vocab_size = vocab_size(model, programs.logits.cols());
@@ -347,7 +233,7 @@ std::vector<FrontierPoint> frontier(const fb::ModelT& model, const CompileOption
   const Programs programs = make_programs(model, options);
   const CostModel costs = make_cost_model(options);
   std::vector<FrontierPoint> points;
-  Ways(programs, *model.recipe, costs).visit(UINT64_MAX, [&](const Ways::Way& way) {
+  Ways(programs, *model.recipe, costs).visit(UINT64_MAX, [&](const Way& way) {
     if (points.empty() || way.point.bytes < points.back().bytes) points.push_back(way.point);
     return false;
   });
@@ -363,7 +249,7 @@ std::optional<FrontierPoint> fastest_within(uint64_t budget, bool recompute, con
     const FrontierPoint point = ways.keep_everything().point;
     return point.bytes <= budget ? std::optional(point) : std::nullopt;
   }
-  const std::optional<Ways::Way> way = ways.fastest_within(budget);
+  const std::optional<Way> way = ways.fastest_within(budget);
   return way ? std::optional(way->point) : std::nullopt;
 }
 

@@ -5,6 +5,7 @@
 #include "compiler/memory_problem.h"
 #include "compiler/op.h"
 #include "planner/planner.h"
+#include "schema/version.h"
 
 namespace moec {
 namespace {
@@ -115,6 +116,7 @@ void PlanWriter::add_program(fb::ProgramKind kind, const Graph& graph) {
 }
 
 fb::PlanT PlanWriter::finish() && {
+  plan_.version = kPlanVersion;
   for (const fb::ArenaKind kind : fb::EnumValuesArenaKind()) {
     auto arena = std::make_unique<fb::ArenaT>();
     arena->kind = kind;

@@ -55,4 +55,6 @@ planner::Problem memory_problem(const Graph& graph) {
   return problem;
 }
 
+uint64_t activation_bytes(const Graph& graph) { return planner::plan_memory(memory_problem(graph)).peak; }
+
 }  // namespace moec

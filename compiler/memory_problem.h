@@ -16,4 +16,7 @@ KernelCall shapes_of(const Graph& graph, const Node& node);
 /// left out.
 planner::Problem memory_problem(const Graph& graph);
 
+/// Bytes of the activation arena that a program needs.
+uint64_t activation_bytes(const Graph& graph);
+
 }  // namespace moec

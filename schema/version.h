@@ -1,4 +1,5 @@
-// Versions of the formats: what this build writes, and the newest that it reads (schema/README.md).
+// Versions of the formats (schema/README.md): what this build writes; the newest model and the only plan that
+// it reads.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,6 @@
 namespace moec {
 
 constexpr uint32_t kModelVersion = 1;
-constexpr uint32_t kPlanVersion = 1;
+constexpr uint32_t kPlanVersion = 2;
 
 }  // namespace moec

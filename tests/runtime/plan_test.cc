@@ -45,7 +45,9 @@ TEST_CASE("what is not a plan is named for what it is") {
 TEST_CASE("another version is refused with both numbers") {
   fb::PlanT plan = test::small_plan();
   plan.version = 7;
-  CHECK(contains(rejection(test::plan_bytes(plan)), "plan version 7; this build reads version 1"));
+  CHECK(contains(rejection(test::plan_bytes(plan)), "plan version 7; this build reads version 2"));
+  plan.version = 1;  // whose calls this build would take for others
+  CHECK(contains(rejection(test::plan_bytes(plan)), "plan version 1; this build reads version 2"));
 }
 
 TEST_CASE("an unsound plan is refused with the validator's first fault") {

@@ -9,6 +9,7 @@
 #include "kernels/train_state.h"
 #include "plan_generated.h"
 #include "schema/plan_file.h"
+#include "schema/version.h"
 
 namespace moec::test {
 
@@ -81,6 +82,7 @@ inline fb::PlanT small_plan() {
   using fb::ArenaKind;
   constexpr fb::DType kF32 = fb::DType::F32;
   SmallPlanBuilder b;
+  b.plan.version = kPlanVersion;
   b.plan.model = std::make_unique<fb::ModelT>();
   b.plan.model->name = "small";
   b.plan.recipe = std::make_unique<fb::RecipeT>();

@@ -178,7 +178,6 @@ OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<
   writer.add_program(fb::ProgramKind::Accumulate, backward);
   for (const auto& [name, type] : memory_) tensor_[name] = writer.tensor_id(name);
   fb::PlanT plan = std::move(writer).finish();
-  plan.version = 1;
   plan.model = std::make_unique<fb::ModelT>(model_of(sample));
   plan.recipe = std::make_unique<fb::RecipeT>();
   plan.io = std::make_unique<fb::InterfaceT>();

@@ -88,20 +88,6 @@ struct QueryWork {
   __device__ int head(int row) const { return first_head + row % heads; }
 };
 
-/// Place in a ring of kSlots buffers.
-template <int kSlots>
-struct RingPlace {
-  int slot = 0;
-  uint32_t parity = 0;
-
-  __device__ void advance() {
-    if (++slot == kSlots) {
-      slot = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 /// Barriers of a ring of buffers between the producer and consumers.
 template <int kSlots>
 struct Ring {

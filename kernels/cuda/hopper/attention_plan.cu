@@ -6,25 +6,12 @@
 #include "kernels/cuda/launch.cuh"
 
 namespace moec::cuda {
-namespace {
-
-/// Has shared memory only in code for sm_90a.
-__global__ void probe_kernel() {
-#ifdef MOEC_HOPPER_CODE
-  __shared__ volatile int code_for_hopper;
-  code_for_hopper = 1;
-#endif
-}
-
-}  // namespace
-
 bool hopper_attention_supported(const KernelCall& call, const TensorView& qkv) {
   const AttentionShape shape(call.attrs<fb::AttentionT>(), qkv);
-  cudaFuncAttributes attributes = {};
   const auto aligned = [](const TensorView& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; };
   return qkv.dtype == fb::DType::BF16 && (shape.dim == 64 || shape.dim == 128) && qkv.elements() > 0 &&
          std::ranges::all_of(call.inputs, aligned) && std::ranges::all_of(call.outputs, aligned) &&
-         cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess && attributes.sharedSizeBytes > 0;
+         hopper::has_hopper_code();
 }
 
 namespace hopper {

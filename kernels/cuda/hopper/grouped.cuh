@@ -134,19 +134,6 @@ struct FactorStep {
   }
 };
 
-/// Position in the ring of steps.
-struct RingPlace {
-  int index = 0;
-  uint32_t parity = 0;
-
-  __device__ void advance() {
-    if (++index == Tile::kSteps) {
-      index = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 template <Along kAlongA, Along kAlongB, Grouped kGrouped>
 class GroupedBlock {
  public:
@@ -173,16 +160,16 @@ class GroupedBlock {
 
   /// One thread of the block: loads the steps of all tiles.
   __device__ void produce(const CUtensorMap& a, const CUtensorMap& b, const GroupedProblem& problem) {
-    RingPlace place;
+    RingPlace<Tile::kSteps> place;
     Tiles<kGrouped> tiles(problem);
     const int rank = static_cast<int>(cluster_rank());
     while (tiles.next()) {
       const int steps = tiles.steps(), expert_b = kGrouped == Grouped::kRows ? tiles.expert() : 0;
       for (int step = 0; step < steps; ++step, place.advance()) {
-        empty_[place.index].wait(place.parity ^ 1);
-        Barrier& full = full_[place.index];
+        empty_[place.slot].wait(place.parity ^ 1);
+        Barrier& full = full_[place.slot];
         full.arrive_expecting(Tile::kStepBytes);
-        unsigned char* to = step_at(place.index);
+        unsigned char* to = step_at(place.slot);
         const int depth = tiles.depth_begin() + step * Tile::kK;
         StepA::load(a, full, to, tiles.row(), depth, 0, 0);
         StepB::load(b, full, to + Tile::kBytesA, tiles.col(), depth, expert_b, rank);
@@ -195,7 +182,7 @@ class GroupedBlock {
   __device__ void consume(const GroupedProblem& problem, const Epilogue& epilogue, int consumer) {
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
     unsigned char* staging = staging_ + (consumer * 4 + warp) * Tile::kStagingBytes;
-    RingPlace place;
+    RingPlace<Tile::kSteps> place;
     Tiles<kGrouped> tiles(problem);
     while (tiles.next()) {
       Sums sums;
@@ -210,7 +197,8 @@ class GroupedBlock {
  private:
   __device__ unsigned char* step_at(int index) const { return steps_ + index * Tile::kStepBytes; }
 
-  __device__ void multiply_tile(const Tiles<kGrouped>& tiles, int consumer, RingPlace& place, Sums& sums) {
+  __device__ void multiply_tile(const Tiles<kGrouped>& tiles, int consumer, RingPlace<Tile::kSteps>& place,
+                                Sums& sums) {
     // An expert may have no depth at all; it always has columns.
     constexpr bool kZeroFirst = kGrouped == Grouped::kDepth;
     if constexpr (kZeroFirst) {
@@ -220,12 +208,12 @@ class GroupedBlock {
     const int steps = tiles.steps();
     int previous = 0;
     for (int step = 0; step < steps; ++step, place.advance()) {
-      full_[place.index].wait(place.parity);
+      full_[place.slot].wait(place.parity);
       if constexpr (kGrouped == Grouped::kDepth) {
         const int left = tiles.depth() - step * Tile::kK;
-        if (left < Tile::kK) clear_runs(step_at(place.index), left);
+        if (left < Tile::kK) clear_runs(step_at(place.slot), left);
       }
-      const uint32_t at = shared_address(step_at(place.index));
+      const uint32_t at = shared_address(step_at(place.slot));
       const uint64_t a = factor_descriptor(at + static_cast<uint32_t>(consumer) * kBoxBytes);
       const uint64_t b = factor_descriptor(at + Tile::kBytesA);
       begin_products();
@@ -239,7 +227,7 @@ class GroupedBlock {
         wait_products<1>();
         release(previous);
       }
-      previous = place.index;
+      previous = place.slot;
     }
     wait_products<0>();
     if (steps > 0) release(previous);

@@ -1,10 +1,10 @@
 #include <algorithm>
 
+#include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/hopper/epilogue.cuh"
 #include "kernels/cuda/hopper/grouped.cuh"
 #include "kernels/cuda/hopper/grouped_linear.h"
 #include "kernels/cuda/hopper/map.h"
-#include "kernels/cuda/launch.cuh"
 
 namespace moec::cuda::hopper {
 namespace {
@@ -12,14 +12,6 @@ namespace {
 /// Products of fewer tiles leave too much of a device idle. A constant, so that results are the same on every
 /// device.
 constexpr int64_t kEnoughTiles = 48;
-
-/// Has shared memory only in code for sm_90a.
-__global__ void probe_kernel() {
-#ifdef MOEC_HOPPER_CODE
-  __shared__ volatile int code_for_hopper;
-  code_for_hopper = 1;
-#endif
-}
 
 cudaError_t map_rows(const TensorView& matrix, int box_rows, CUtensorMap* map) {
   return make_map({matrix.data, matrix.dtype, 1, matrix.rows(), matrix.cols(), box_rows}, map);
@@ -38,24 +30,9 @@ cudaError_t store_rows_to(const TensorView& to, StoreRows* epilogue) {
 template <Along kAlongA, Along kAlongB, Grouped kGrouped, class Epilogue>
 cudaError_t launch_groups(const CUtensorMap& a, const CUtensorMap& b, const Epilogue& epilogue,
                           const GroupedProblem& problem, const CudaContext& context) {
-  const auto kernel = multiply_groups<kAlongA, kAlongB, kGrouped, Epilogue>;
-  if (const cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
-      error != cudaSuccess)
-    return error;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {Tile::kBlocks, 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = static_cast<unsigned>(context.sm_count / Tile::kBlocks * Tile::kBlocks);
-  config.blockDim = Tile::kThreads;
-  config.dynamicSmemBytes = Tile::kSharedBytes;
-  config.stream = context.stream;
-  config.attrs = attributes;
-  config.numAttrs = context.kernels_overlap ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, a, b, epilogue, problem);
+  return launch_clusters(context, multiply_groups<kAlongA, kAlongB, kGrouped, Epilogue>,
+                         dim3(static_cast<unsigned>(context.sm_count / Tile::kBlocks * Tile::kBlocks)),
+                         Tile::kBlocks, Tile::kThreads, Tile::kSharedBytes, a, b, epilogue, problem);
 }
 
 /// rows[R,K] times the weight[E,N,K] of their experts, or along kRows weight[E,K,N].
@@ -100,11 +77,7 @@ cudaError_t multiply_depths(const TensorView& dy, const TensorView& rows, const 
 
 }  // namespace
 
-bool suits(int64_t tiles) {
-  cudaFuncAttributes attributes = {};
-  return tiles >= kEnoughTiles && cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess &&
-         attributes.sharedSizeBytes > 0;
-}
+bool suits(int64_t tiles) { return tiles >= kEnoughTiles && has_hopper_code(); }
 
 int64_t tile_count(int64_t rows, int64_t cols) { return ceil_div(rows, Tile::kM) * ceil_div(cols, Tile::kN); }
 

@@ -87,6 +87,20 @@ struct Barrier {
   }
 };
 
+/// Place in a ring of kSlots buffers, whose barriers are in the phase of this parity.
+template <int kSlots>
+struct RingPlace {
+  int slot = 0;
+  uint32_t parity = 0;
+
+  __device__ void advance() {
+    if (++slot == kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 /// Makes barriers that were initialised visible to TMA and to the cluster.
 __device__ inline void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

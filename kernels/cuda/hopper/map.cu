@@ -1,9 +1,18 @@
 #include <cudaTypedefs.h>
 
+#include "kernels/cuda/hopper/instructions.cuh"
 #include "kernels/cuda/hopper/map.h"
 
 namespace moec::cuda::hopper {
 namespace {
+
+/// Has shared memory only in code for sm_90a.
+__global__ void probe_kernel() {
+#ifdef MOEC_HOPPER_CODE
+  __shared__ volatile int code_for_hopper;
+  code_for_hopper = 1;
+#endif
+}
 
 /// The driver's function, so that the driver's library need not be linked.
 cudaError_t find_encoder(PFN_cuTensorMapEncodeTiled_v12000* encode) {
@@ -18,6 +27,11 @@ cudaError_t find_encoder(PFN_cuTensorMapEncodeTiled_v12000* encode) {
 }
 
 }  // namespace
+
+bool has_hopper_code() {
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess && attributes.sharedSizeBytes > 0;
+}
 
 cudaError_t make_map(const BoxedMatrices& m, CUtensorMap* map) {
   constexpr int kRunBytes = 128;

@@ -1,5 +1,5 @@
-// Tensor maps: how TMA sees a tensor in device memory. Passed to kernels by value, so they live in a captured
-// graph.
+// What the host does for kernels for Hopper. It asks whether there are any, and makes tensor maps: how TMA
+// sees a tensor in device memory. These are passed to kernels by value, so they live in a captured graph.
 #pragma once
 
 #include <cuda.h>
@@ -8,6 +8,9 @@
 #include "kernels/kernel.h"
 
 namespace moec::cuda::hopper {
+
+/// Whether this build has code for sm_90a and the current GPU runs it.
+bool has_hopper_code();
 
 /// A map of matrices[count, rows, cols] for boxes of box_rows rows of 128 bytes, in the swizzled layout of
 /// wgmma.cuh. Elements outside read as 0 and are not written. The address and a row's bytes are

@@ -1,0 +1,102 @@
+#include "compiler/memory_budget.h"
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "compiler/memory_problem.h"
+#include "compiler/op.h"
+#include "compiler/recompute.h"
+#include "planner/planner.h"
+
+namespace moec {
+namespace {
+
+uint64_t aligned(uint64_t bytes) {
+  return (bytes + planner::kAlignment - 1) / planner::kAlignment * planner::kAlignment;
+}
+
+/// Bytes of the arenas that outlive programs.
+uint64_t persistent_bytes(const Storage& storage) {
+  std::map<fb::ArenaKind, uint64_t> arenas;
+  for (const fb::BufferT& buffer : storage.buffers)
+    arenas[buffer.arena] = std::max(arenas[buffer.arena], aligned(buffer.offset + buffer.size));
+  uint64_t bytes = 0;
+  for (const auto& [kind, size] : arenas) bytes += size;
+  return bytes;
+}
+
+/// Bytes of the activation arena that the programs besides accumulate need.
+uint64_t other_activation_bytes(const Programs& programs) {
+  uint64_t bytes = 0;
+  for (const Graph* graph : {&programs.init, &programs.apply, &programs.evaluate, &programs.prefill})
+    bytes = std::max(bytes, activation_bytes(*graph));
+  return bytes;
+}
+
+/// What is live at the first of the steps where most bytes are, the largest first.
+std::vector<LiveBuffer> live_at_peak(const Graph& graph) {
+  const planner::Placement placement = planner::plan_memory(memory_problem(graph));
+  std::vector<uint64_t> live(graph.nodes().size(), 0);
+  for (const auto& [size, first, last] : placement.buffers)
+    for (uint32_t step = first; step <= last; ++step) live[step] += size;
+  const auto peak = static_cast<size_t>(std::ranges::max_element(live) - live.begin());
+  std::vector<LiveBuffer> buffers;
+  for (const auto& [size, first, last] : placement.buffers)
+    if (first <= peak && peak <= last)
+      buffers.push_back({graph.nodes()[first].label, std::string(graph.nodes()[first].def->key), size});
+  std::ranges::stable_sort(buffers, std::ranges::greater{}, &LiveBuffer::bytes);
+  return buffers;
+}
+
+}  // namespace
+
+Ways::Ways(const Programs& programs, const fb::RecipeT& recipe, const CostModel& costs)
+    : programs_(programs),
+      costs_(costs),
+      micro_batches_(recipe.grad_accum),
+      persistent_(persistent_bytes(programs.storage)),
+      others_(other_activation_bytes(programs)),
+      kept_seconds_(micro_batches_ * total_seconds(programs.accumulate, costs) +
+                    total_seconds(programs.apply, costs)) {}
+
+void Ways::visit(uint64_t budget, const std::function<bool(Way)>& visit) const {
+  const Recompute recompute(programs_.accumulate, costs_);
+  for (const planner::Alternative& alternative : recompute.alternatives())
+    if (persistent_ + std::max(alternative.live_bytes, others_) <= budget &&
+        visit(make(recompute.apply(alternative), alternative.extra_seconds)))
+      return;
+}
+
+std::optional<Way> Ways::fastest_within(uint64_t budget) const {
+  std::optional<Way> found = keep_everything();
+  if (found->point.bytes <= budget) return found;
+  found.reset();
+  visit(budget, [&](Way way) {
+    if (way.point.bytes <= budget) found = std::move(way);
+    return found.has_value();
+  });
+  return found;
+}
+
+Shortage Ways::shortage(uint64_t budget) const {
+  Way least = keep_everything();
+  visit(UINT64_MAX, [&](Way way) {
+    if (way.point.bytes < least.point.bytes) least = std::move(way);
+    return false;
+  });
+  return {budget, least.point.bytes, persistent_, live_at_peak(least.accumulate)};
+}
+
+Way Ways::make(Graph accumulate, double extra_seconds) const {
+  FrontierPoint point;
+  point.bytes = persistent_ + std::max(activation_bytes(accumulate), others_);
+  point.recompute_seconds = micro_batches_ * extra_seconds;
+  point.seconds = kept_seconds_ + point.recompute_seconds;
+  point.recomputed = static_cast<int>(std::ranges::count(accumulate.nodes(), true, &Node::recompute));
+  return {std::move(accumulate), point};
+}
+
+}  // namespace moec
