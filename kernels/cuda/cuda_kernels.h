@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cublasLt.h>
-#include <cublas_v2.h>
 #include <cuda_runtime.h>
 
 #include <cstddef>
@@ -17,7 +16,6 @@ namespace moec::cuda {
 /// What kernels need of the device; owned by the runtime.
 struct CudaContext {
   cudaStream_t stream = nullptr;
-  cublasHandle_t cublas = nullptr;
   cublasLtHandle_t cublas_lt = nullptr;
   int sm_count = 0;
   bool kernels_overlap = false;  // a kernel may be started before the one in front of it has ended

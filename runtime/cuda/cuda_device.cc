@@ -126,9 +126,6 @@ class CudaDevice final : public Device {
 
  private:
   Status open_cublas() {
-    cublasHandle_t cublas = nullptr;
-    MOEC_RETURN_IF_ERROR(cublas_status(cublasCreate(&cublas), "cublasCreate"));
-    cublas_.reset(cublas);
     cublasLtHandle_t cublas_lt = nullptr;
     MOEC_RETURN_IF_ERROR(cublas_status(cublasLtCreate(&cublas_lt), "cublasLtCreate"));
     cublas_lt_.reset(cublas_lt);
@@ -137,15 +134,9 @@ class CudaDevice final : public Device {
       MOEC_RETURN_IF_CUDA_ERROR(cudaMalloc(&workspace, kCublasWorkspaceBytes));
       owner->reset(static_cast<std::byte*>(workspace));
     }
-    void* workspace = cublas_workspace_.get();
-    MOEC_RETURN_IF_ERROR(cublas_status(cublasSetStream(cublas, stream_.get()), "cublasSetStream"));
-    // After the stream, which resets it.
-    MOEC_RETURN_IF_ERROR(
-        cublas_status(cublasSetWorkspace(cublas, workspace, kCublasWorkspaceBytes), "cublasSetWorkspace"));
     context_.stream = stream_.get();
-    context_.cublas = cublas;
     context_.cublas_lt = cublas_lt;
-    context_.cublas_workspace = workspace;
+    context_.cublas_workspace = cublas_workspace_.get();
     context_.cublas_workspace_bytes = kCublasWorkspaceBytes;
     beside_context_ = context_;
     beside_context_.stream = beside_stream_.get();
@@ -402,7 +393,6 @@ class CudaDevice final : public Device {
   Execution execution_;
   CudaStream stream_, beside_stream_;
   CudaEvent start_, stop_;
-  CublasHandle cublas_;
   CublasLtHandle cublas_lt_;
   DeviceMemory<std::byte> cublas_workspace_, beside_workspace_;
   cuda::CudaContext context_, beside_context_;  // of the two streams
