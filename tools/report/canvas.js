@@ -37,11 +37,12 @@ function ticks(low, high, count, binary = false) {
   return list;
 }
 
-function drawVerticalAxis(context, area, low, high, text, count = 6, binary = true) {
+/// Labelled lines across the area; `share` tells how far up a value from 0 to 1 of the range is.
+function drawVerticalAxis(context, area, low, high, text, count = 6, binary = true, share = (part) => part) {
   context.textAlign = 'right';
   context.textBaseline = 'middle';
   for (const value of ticks(low, high, count, binary)) {
-    const y = area.bottom - (value - low) / (high - low) * area.height;
+    const y = area.bottom - share((value - low) / (high - low)) * area.height;
     context.strokeStyle = colour('line');
     context.beginPath();
     context.moveTo(area.left, Math.round(y) + 0.5);
@@ -50,6 +51,12 @@ function drawVerticalAxis(context, area, low, high, text, count = 6, binary = tr
     context.fillStyle = colour('quiet');
     context.fillText(text(value), area.left - 8, y);
   }
+}
+
+/// Black or white, whichever is easier to read on a colour "#rrggbb" (WCAG's relative luminance).
+function labelColour(fill) {
+  const [red, green, blue] = [1, 3, 5].map((at) => (parseInt(fill.slice(at, at + 2), 16) / 255) ** 2.2);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.2 ? '#101418' : '#ffffff';
 }
 
 /// Draws within the area only.

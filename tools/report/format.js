@@ -41,6 +41,14 @@ function withCommas(value) {
   return Math.round(value).toLocaleString('en-US');
 }
 
+function largest(values) {
+  return values.reduce((a, b) => Math.max(a, b), -Infinity);
+}
+
+function smallest(values) {
+  return values.reduce((a, b) => Math.min(a, b), Infinity);
+}
+
 /// An element with attributes and children; strings become text, never markup.
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);

@@ -8,7 +8,9 @@ class MemoryMap {
     addNavigation(canvas, view, true);
     canvas.addEventListener('mousemove', (event) => this.hover(event));
     canvas.addEventListener('mouseleave', (event) => this.setHovered(event, null));
-    canvas.addEventListener('click', (event) => view.mark(this.bufferAt(event.offsetX, event.offsetY)));
+    canvas.addEventListener('click', (event) => {
+      if (!view.dragged) view.mark(this.bufferAt(event.offsetX, event.offsetY));
+    });
     view.onChange(() => this.draw());
   }
 
@@ -57,7 +59,7 @@ class MemoryMap {
     context.beginPath();
     context.rect(Math.max(x, area.left) + 4, y, visible - 8, height);
     context.clip();
-    context.fillStyle = '#ffffff';
+    context.fillStyle = labelColour(style.fills[buffer.kind]);
     context.textAlign = 'left';
     context.textBaseline = 'middle';
     const middle = (Math.max(y, area.top) + Math.min(y + height, area.bottom)) / 2;

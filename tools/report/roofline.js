@@ -22,7 +22,7 @@ class Roofline {
     const y = this.scale(shown.map(({flops, seconds}) => flops / seconds).concat(roofs), area.bottom, area.top, 2);
     this.drawAxes(context, area, x, y);
     clipped(context, area, () => this.drawRoofs(context, area, x, y, roofs, plan.ceilings.bytes));
-    const longest = Math.max(...shown.map(({seconds}) => seconds));
+    const longest = largest(shown.map(({seconds}) => seconds));
     for (const instruction of shown) {
       const point = {
         instruction, x: x.at(instruction.flops / instruction.bytes), y: y.at(instruction.flops / instruction.seconds),
@@ -40,8 +40,8 @@ class Roofline {
 
   /// Whole decades around the values, with `room` more at the top for labels.
   scale(values, from, to, room) {
-    const low = Math.floor(Math.log10(Math.min(...values)));
-    const high = Math.max(Math.ceil(Math.log10(Math.max(...values)) + 0.1 * room), low + 1);
+    const low = Math.floor(Math.log10(smallest(values)));
+    const high = Math.max(Math.ceil(Math.log10(largest(values)) + 0.1 * room), low + 1);
     return {low, high, at: (value) => from + (Math.log10(value) - low) / (high - low) * (to - from)};
   }
 
@@ -73,7 +73,7 @@ class Roofline {
   drawRoofs(context, area, x, y, roofs, bandwidth) {
     context.strokeStyle = colour('ink');
     context.fillStyle = colour('ink');
-    context.textAlign = 'right';
+    context.textAlign = 'left';
     context.textBaseline = 'bottom';
     for (const roof of roofs) {
       context.beginPath();
@@ -81,7 +81,7 @@ class Roofline {
       context.lineTo(x.at(roof / bandwidth), y.at(roof));
       context.lineTo(Math.max(area.right, x.at(roof / bandwidth)), y.at(roof));
       context.stroke();
-      context.fillText(siText(roof, 'FLOP/s'), area.right - 4, y.at(roof) - 3);
+      context.fillText(siText(roof, 'FLOP/s'), x.at(roof / bandwidth) + 4, y.at(roof) - 3);
     }
   }
 

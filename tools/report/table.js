@@ -106,8 +106,8 @@ const kBufferColumns = [
 const kInstructionColumns = [
   numberColumn('#', '0.5fr', ({index}) => index, withCommas),
   {title: 'Program', width: '0.9fr', value: ({program}) => program.kind},
-  {title: 'Instruction', width: '3fr', value: ({label, recompute}) => label + (recompute ? ' (again)' : '')},
-  {title: 'Kernel', width: '2fr', value: ({kernel}) => kernel},
+  {title: 'Instruction', width: '2.4fr', value: ({label, recompute}) => label + (recompute ? ' (again)' : '')},
+  {title: 'Kernel', width: '2.5fr', value: ({kernel}) => kernel},
   numberColumn('Time', '0.8fr', ({seconds}) => seconds, timeText),
   numberColumn('Of program', '0.8fr', ({seconds, program}) => seconds / (program.seconds || 1), (share) => shareText(share, 1)),
   numberColumn('Arithmetic', '1fr', ({flops}) => flops, (flops) => siText(flops, 'FLOP')),

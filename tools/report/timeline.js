@@ -1,4 +1,5 @@
-// The schedule: every instruction's predicted time, coloured by what limits it.
+// The schedule: every instruction's predicted time, coloured by what limits it. Heights are square roots, so that short
+// instructions stay in sight.
 
 const kLimitNames = {arithmetic: 'limited by arithmetic', traffic: 'by memory traffic', neither: 'below half of both ceilings'};
 
@@ -17,14 +18,15 @@ class Timeline {
     this.area = area;
     const {program, edges, time} = this.view;
     const longest = program.instructions.reduce((most, {seconds}) => Math.max(most, seconds), Number.MIN_VALUE);
-    drawVerticalAxis(context, area, 0, longest * 1.08, timeText, 3, false);
+    const high = longest * 1.08;
+    drawVerticalAxis(context, area, 0, high, timeText, 3, false, Math.sqrt);
     const fills = Object.fromEntries(['recompute', ...Object.keys(kLimitNames)].map((name) => [name, colour(name)]));
     clipped(context, area, () => {
       for (const instruction of program.instructions) {
         const x0 = this.view.x(edges[instruction.index], area), x1 = this.view.x(edges[instruction.index + 1], area);
         if (x1 < area.left || x0 > area.right) continue;
         const width = Math.max(x1 - x0 - (x1 - x0 > 4 ? 1 : 0), 0.8);
-        const height = Math.max(instruction.seconds / (longest * 1.08) * area.height, 1);
+        const height = Math.max(Math.sqrt(instruction.seconds / high) * area.height, 1);
         context.fillStyle = fills[instruction.limit];
         context.fillRect(x0, area.bottom - height, width, height);
         if (!instruction.recompute) continue;

@@ -7,6 +7,7 @@ class View {
     this.arena = 'Activations';
     this.axis = 'index';
     this.marked = null;
+    this.dragged = false;  // since the button went down, so that the click that ends it marks nothing
     this.listeners = [];
     const busiest = plan.programs.find((program) => program.kind === 'Accumulate') ?? plan.programs[0];
     this.setProgram(busiest);
@@ -156,9 +157,13 @@ function addNavigation(canvas, view, vertical) {
     if (event.shiftKey && vertical) view.zoomAddress(addressAt(event.offsetY), factor);
     else view.zoomTime(view.timeAt(event.offsetX, area()), factor);
   }, {passive: false});
-  canvas.addEventListener('pointerdown', (event) => canvas.setPointerCapture(event.pointerId));
+  canvas.addEventListener('pointerdown', (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    view.dragged = false;
+  });
   canvas.addEventListener('pointermove', (event) => {
-    if (event.buttons !== 1) return;
+    if (event.buttons !== 1 || (event.movementX === 0 && event.movementY === 0)) return;
+    view.dragged = true;
     view.panTime(-event.movementX / area().width * (view.time.high - view.time.low));
     if (vertical) view.panAddress(event.movementY / area().height * (view.address.high - view.address.low));
   });
