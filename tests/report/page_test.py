@@ -24,6 +24,7 @@ import zlib
 WIDTH, HEIGHT = 1440, 2600
 READY_WITHIN_MS = 2000
 PAGE_LIMIT = 10 << 20
+CONSOLE_EVENTS = ('Runtime.consoleAPICalled', 'Runtime.exceptionThrown', 'Log.entryAdded')
 HOSTILE = '</script><img src=x onerror="console.error(1)">'
 
 
@@ -34,7 +35,7 @@ class Browser:
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         command_read, command_write = os.pipe()
         answer_read, answer_write = os.pipe()
-        # Chromium reads commands from descriptor 3 and writes answers to 4; copies out of the way of both come first.
+        # Chromium reads commands from descriptor 3 and writes answers to 4; first, copies out of their way.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (command_read, answer_write)]
 
         def connect():
@@ -42,8 +43,9 @@ class Browser:
             os.dup2(ends[1], 4)
 
         self.process = subprocess.Popen(
-            [chromium, '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--remote-debugging-pipe',
-             '--disable-background-networking', '--no-first-run', f'--user-data-dir={self.profile.name}'],
+            [chromium, '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars',
+             '--remote-debugging-pipe', '--disable-background-networking', '--no-first-run',
+             f'--user-data-dir={self.profile.name}'],
             preexec_fn=connect, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for end in (command_read, answer_write, *ends):
             os.close(end)
@@ -53,7 +55,8 @@ class Browser:
         self.session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
         for domain in ('Runtime', 'Log', 'Page'):
             self.call(f'{domain}.enable')
-        self.call('Emulation.setDeviceMetricsOverride', width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False)
+        self.call('Emulation.setDeviceMetricsOverride', width=WIDTH, height=HEIGHT, deviceScaleFactor=1,
+                  mobile=False)
 
     def close(self):
         self.commands.close()
@@ -80,7 +83,7 @@ class Browser:
         self.commands.flush()
         while True:
             answer = self.message()
-            if answer.get('method') in ('Runtime.consoleAPICalled', 'Runtime.exceptionThrown', 'Log.entryAdded'):
+            if answer.get('method') in CONSOLE_EVENTS:
                 self.console.append(json.dumps(answer['params'])[:500])
             if answer.get('id') == self.last_id:
                 assert 'error' not in answer, f"{method}: {answer['error']}"
@@ -125,7 +128,7 @@ def check_use(seen, name):
 
 
 def read_png(data, row_count):
-    """Width, height, the first rows of (red, green, blue, ...) bytes of an 8-bit PNG, and the bytes of a pixel."""
+    """Width, height, the first rows of red, green, blue, ... of an 8-bit PNG, and the bytes of a pixel."""
     assert data[:8] == b'\x89PNG\r\n\x1a\n'
     at, packed = 8, b''
     while at < len(data):
@@ -166,7 +169,7 @@ def unfilter(kind, row, above, size):
 
 
 def check_picture(picture, pixels):
-    """Buffers have the colour of their kind where the page says that they are, and the page is not one flat colour."""
+    """Buffers have the colour of their kind where the page says that they are."""
     assert len(pixels) >= 3, 'hardly a buffer is large enough to see'
     width, height, rows, size = read_png(picture, 1 + max(entry['y'] for entry in pixels))
     assert (width, height) == (WIDTH, HEIGHT), (width, height)

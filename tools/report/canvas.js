@@ -1,6 +1,11 @@
 // What the canvases share: sharp pixels, axes, the tip beside the pointer.
 
-const kMargin = {left: 74, right: 10, top: 8, bottom: 20};
+const kMargin = {
+  left: 74,
+  right: 10,
+  top: 8,
+  bottom: 20
+};
 
 /// A cleared context in CSS pixels, and the area that the axes leave.
 function startDrawing(canvas) {
@@ -15,7 +20,10 @@ function startDrawing(canvas) {
   context.clearRect(0, 0, width, height);
   context.font = `11px ${getComputedStyle(document.body).fontFamily}`;
   const area = {
-    left: kMargin.left, top: kMargin.top, right: width - kMargin.right, bottom: height - kMargin.bottom,
+    left: kMargin.left,
+    top: kMargin.top,
+    right: width - kMargin.right,
+    bottom: height - kMargin.bottom,
   };
   area.width = area.right - area.left;
   area.height = area.bottom - area.top;
@@ -76,8 +84,10 @@ function showTip(event, lines) {
   if (lines === null) return;
   tip.replaceChildren(element('b', {}, lines[0]), ...lines.slice(1).map((line) => element('div', {}, line)));
   const {width, height} = tip.getBoundingClientRect();
-  const left = event.clientX + 16 + width > window.innerWidth ? event.clientX - width - 12 : event.clientX + 16;
-  const top = event.clientY + 16 + height > window.innerHeight ? event.clientY - height - 12 : event.clientY + 16;
+  const left =
+      event.clientX + 16 + width > window.innerWidth ? event.clientX - width - 12 : event.clientX + 16;
+  const top =
+      event.clientY + 16 + height > window.innerHeight ? event.clientY - height - 12 : event.clientY + 16;
   tip.style.left = `${Math.max(4, left)}px`;
   tip.style.top = `${Math.max(4, top)}px`;
 }

@@ -15,4 +15,9 @@ string(REPLACE "{{script}}" "${script}" html "${html}")
 file(WRITE ${OUTPUT}.html "${html}")
 file(READ ${OUTPUT}.html hex HEX)
 string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${hex}")
-file(WRITE ${OUTPUT} "#pragma once\n\nnamespace moec::report_page {\ninline constexpr unsigned char kHtml[] = {${bytes}0};\n}\n")
+file(WRITE ${OUTPUT} "#pragma once
+
+namespace moec::report_page {
+inline constexpr unsigned char kHtml[] = {${bytes}0};
+}  // namespace moec::report_page
+")

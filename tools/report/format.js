@@ -1,8 +1,6 @@
 // Numbers for people, as tools/units.cc writes them, and elements of the page.
 
-function threeDigits(value) {
-  return value.toFixed(value < 9.995 ? 2 : value < 99.95 ? 1 : 0);
-}
+function threeDigits(value) { return value.toFixed(value < 9.995 ? 2 : value < 99.95 ? 1 : 0); }
 
 function bytesText(bytes) {
   if (bytes < 1024) return `${Math.round(bytes)} B`;
@@ -29,25 +27,15 @@ function timeText(seconds) {
 }
 
 /// One name for the same value of all repetitions of a block.
-function withoutRepetition(name) {
-  return name.replace(/\.\d+\./, '.*.');
-}
+function withoutRepetition(name) { return name.replace(/\.\d+\./, '.*.'); }
 
-function shareText(part, whole) {
-  return whole > 0 ? `${(100 * part / whole).toFixed(1)}%` : '-';
-}
+function shareText(part, whole) { return whole > 0 ? `${(100 * part / whole).toFixed(1)}%` : '-'; }
 
-function withCommas(value) {
-  return Math.round(value).toLocaleString('en-US');
-}
+function withCommas(value) { return Math.round(value).toLocaleString('en-US'); }
 
-function largest(values) {
-  return values.reduce((a, b) => Math.max(a, b), -Infinity);
-}
+function largest(values) { return values.reduce((a, b) => Math.max(a, b), -Infinity); }
 
-function smallest(values) {
-  return values.reduce((a, b) => Math.min(a, b), Infinity);
-}
+function smallest(values) { return values.reduce((a, b) => Math.min(a, b), Infinity); }
 
 /// An element with attributes and children; strings become text, never markup.
 function element(tag, attributes = {}, ...children) {
@@ -57,9 +45,7 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-function byId(id) {
-  return document.getElementById(id);
-}
+function byId(id) { return document.getElementById(id); }
 
 /// The value of a custom property of page.css, by which canvases have the page's colours.
 function colour(name) {

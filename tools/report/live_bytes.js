@@ -73,13 +73,16 @@ class LiveBytes {
   }
 
   hover(event) {
-    const instruction = this.area ? this.view.instructionAt(this.view.timeAt(event.offsetX, this.area)) : null;
+    const instruction =
+        this.area ? this.view.instructionAt(this.view.timeAt(event.offsetX, this.area)) : null;
     if (instruction === null) return showTip(event, null);
     const {live, liveTotal} = this.view.program;
-    const parts = Object.entries(live).filter(([, bytes]) => bytes[instruction.index] > 0)
+    const parts = Object.entries(live)
+                      .filter(([, bytes]) => bytes[instruction.index] > 0)
                       .map(([kind, bytes]) => `${kKindNames[kind]} ${bytesText(bytes[instruction.index])}`);
     showTip(event, [
-      `${bytesText(liveTotal[instruction.index])} live`, ...parts,
+      `${bytesText(liveTotal[instruction.index])} live`,
+      ...parts,
       `at instruction ${instruction.index}, ${instruction.label} (${instruction.kernel})`,
     ]);
   }

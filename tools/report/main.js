@@ -11,17 +11,27 @@ function showHeader(plan) {
   const bound = header.activations_lower_bound;
   const again = plan.instructions.filter(({recompute}) => recompute).length;
   const cards = [
-    [siText(header.parameters, '').trim(), 'parameters', `${siText(header.active_parameters, '').trim()} active`],
-    [timeText(stepSeconds), 'predicted step', `${withCommas(header.tokens / stepSeconds)} tokens/s on ${ceilings.device}`],
+    [
+      siText(header.parameters, '').trim(), 'parameters',
+      `${siText(header.active_parameters, '').trim()} active`
+    ],
+    [
+      timeText(stepSeconds), 'predicted step',
+      `${withCommas(header.tokens / stepSeconds)} tokens/s on ${ceilings.device}`
+    ],
     [siText(header.flops, 'FLOP'), 'arithmetic of a step', `${siText(header.flops / stepSeconds, 'FLOP/s')}`],
     [siText(header.bytes, 'B'), 'memory traffic of a step', 'every operand once'],
     [bytesText(header.device_bytes), 'all arenas', `${withCommas(header.device_bytes)} B`],
-    [bound > 0 ? `${(arena / bound).toFixed(3)} ×` : '-', 'activations over lower bound',
-     again > 0 ? `${withCommas(again)} instructions recomputed` : 'nothing recomputed'],
+    [
+      bound > 0 ? `${(arena / bound).toFixed(3)} ×` : '-', 'activations over lower bound',
+      again > 0 ? `${withCommas(again)} instructions recomputed` : 'nothing recomputed'
+    ],
   ];
   for (const [value, name, note] of cards)
-    byId('cards').append(element('div', {class: 'card'}, element('b', {}, value), name, element('span', {}, note)));
-  for (const [name, text] of header.recipe) byId('recipe').append(element('dt', {}, name), element('dd', {}, text));
+    byId('cards').append(
+        element('div', {class: 'card'}, element('b', {}, value), name, element('span', {}, note)));
+  for (const [name, text] of header.recipe)
+    byId('recipe').append(element('dt', {}, name), element('dd', {}, text));
 }
 
 /// Parts with their sizes as one bar and a list.
@@ -29,7 +39,8 @@ function showArenas(container, {arenas, device_bytes: whole, saved_by_order: sav
   const stack = element('div', {class: 'stack'});
   const table = element('table', {class: 'plain'});
   const line = (name, bytes, share, attributes = {}) => table.append(element(
-      'tr', attributes, element('td', {}, name), element('td', {class: 'number quiet'}, `${withCommas(bytes)} B`),
+      'tr', attributes, element('td', {}, name),
+      element('td', {class: 'number quiet'}, `${withCommas(bytes)} B`),
       element('td', {class: 'number'}, bytesText(bytes)), element('td', {class: 'number quiet'}, share)));
   for (const {kind, size} of arenas) {
     const part = element('i', {title: `${kArenaNames[kind]}: ${bytesText(size)}`});
@@ -47,25 +58,32 @@ function showPeak(container, view) {
   const {program, marked, plan} = view;
   container.replaceChildren();
   if (program.live_peak === 0) {
-    container.append(element('p', {class: 'quiet'}, `${program.kind} keeps nothing in the activation arena.`));
+    container.append(
+        element('p', {class: 'quiet'}, `${program.kind} keeps nothing in the activation arena.`));
   } else {
     const at = program.peak_instruction;
     const peak = program.instructions[at];
-    const live = program.buffers.filter(({first, last}) => first <= at && at <= last).sort((a, b) => b.size - a.size);
+    const live =
+        program.buffers.filter(({first, last}) => first <= at && at <= last).sort((a, b) => b.size - a.size);
     const groups = groupBuffers(live);
     container.append(
         element('h3', {}, `Peak: ${bytesText(program.live_peak)} live`),
-        element('p', {class: 'quiet'}, `in ${live.length} buffers at instruction ${at}, ${peak.label} (${peak.kernel})`),
+        element(
+            'p', {class: 'quiet'},
+            `in ${live.length} buffers at instruction ${at}, ${peak.label} (${peak.kernel})`),
         groupList(groups.slice(0, kGroupsShown), view));
     const rest = groups.slice(kGroupsShown).reduce((sum, {size}) => sum + size, 0);
     if (rest > 0) container.append(element('p', {class: 'quiet'}, `and ${bytesText(rest)} in smaller ones`));
   }
   if (marked === null) return;
   const tensors = plan.tensors.filter(({buffer}) => buffer === marked.id);
-  container.append(element('h3', {}, 'Marked: ' + marked.name),
-                   ...describeBuffer(marked).slice(1).map((text) => element('p', {class: 'quiet'}, text)),
-                   element('p', {class: 'quiet'}, 'holds ' + tensors.slice(0, 4).map(({name, type}) => `${name} ${type}`).join(', ') +
-                                                      (tensors.length > 4 ? ` and ${tensors.length - 4} more` : '')));
+  container.append(
+      element('h3', {}, 'Marked: ' + marked.name),
+      ...describeBuffer(marked).slice(1).map((text) => element('p', {class: 'quiet'}, text)),
+      element(
+          'p', {class: 'quiet'},
+          'holds ' + tensors.slice(0, 4).map(({name, type}) => `${name} ${type}`).join(', ') +
+              (tensors.length > 4 ? ` and ${tensors.length - 4} more` : '')));
 }
 
 /// The same buffers of a block's repetitions together, the largest sum first.
@@ -84,9 +102,11 @@ function groupList(groups, view) {
   return element('ol', {}, ...groups.map(({name, size, buffers}) => {
     const [first] = buffers;
     const title = buffers.length > 1 ? `${name} × ${buffers.length}` : name;
-    const made = `${bytesText(first.size)} by ${withoutRepetition(first.maker.label)} (${first.maker.kernel})`;
-    const button = element('button', {}, element('span', {}, legendEntry(first.kind, title)), bytesText(size),
-                           element('small', {}, buffers.length > 1 ? `each ${made}` : made));
+    const made =
+        `${bytesText(first.size)} by ${withoutRepetition(first.maker.label)} (${first.maker.kernel})`;
+    const button = element(
+        'button', {}, element('span', {}, legendEntry(first.kind, title)), bytesText(size),
+        element('small', {}, buffers.length > 1 ? `each ${made}` : made));
     button.addEventListener('click', () => view.mark(first));
     return element('li', {}, button);
   }));
@@ -99,13 +119,15 @@ function showLegends(view) {
   if (again) entries.push(legendEntry('recompute', 'computed again'));
   byId('legend').replaceChildren(...entries);
   const limits = Object.entries(kLimitNames).map(([name, text]) => legendEntry(name, text));
-  byId('roofline-legend').replaceChildren(...limits, ...(again ? [legendEntry('recompute', 'computed again')] : []));
+  byId('roofline-legend')
+      .replaceChildren(...limits, ...(again ? [legendEntry('recompute', 'computed again')] : []));
 }
 
 function connectControls(view) {
   const {programs, header} = view.plan;
   const program = byId('program'), arena = byId('arena'), axis = byId('axis');
-  programs.forEach(({kind, count}, i) => program.append(element('option', {value: i}, `${kind} (${withCommas(count)})`)));
+  programs.forEach(
+      ({kind, count}, i) => program.append(element('option', {value: i}, `${kind} (${withCommas(count)})`)));
   for (const {kind} of header.arenas) arena.append(element('option', {value: kind}, kArenaNames[kind]));
   arena.append(element('option', {value: 'all'}, 'all'));
   program.addEventListener('change', () => view.setProgram(programs[program.value]));
@@ -119,11 +141,16 @@ function connectControls(view) {
   byId('zoom-in').addEventListener('click', () => view.zoomTime(middle(), 0.5));
   byId('zoom-out').addEventListener('click', () => view.zoomTime(middle(), 2));
   byId('zoom-all').addEventListener('click', () => view.showAll());
-  const part = () => (view.time.high - view.time.low) / 8, height = () => (view.address.high - view.address.low) / 8;
+  const part = () => (view.time.high - view.time.low) / 8,
+        height = () => (view.address.high - view.address.low) / 8;
   const keys = {
-    ArrowLeft: () => view.panTime(-part()), ArrowRight: () => view.panTime(part()),
-    ArrowUp: () => view.panAddress(height()), ArrowDown: () => view.panAddress(-height()),
-    '+': () => view.zoomTime(middle(), 0.5), '-': () => view.zoomTime(middle(), 2), 0: () => view.showAll(),
+    ArrowLeft: () => view.panTime(-part()),
+    ArrowRight: () => view.panTime(part()),
+    ArrowUp: () => view.panAddress(height()),
+    ArrowDown: () => view.panAddress(-height()),
+    '+': () => view.zoomTime(middle(), 0.5),
+    '-': () => view.zoomTime(middle(), 2),
+    0: () => view.showAll(),
   };
   byId('map').addEventListener('keydown', (event) => {
     if (!(event.key in keys)) return;
@@ -134,8 +161,10 @@ function connectControls(view) {
 
 function connectTables(view) {
   const open = (row) => {
-    if ('arena' in row) view.mark(row);
-    else view.goTo('first' in row ? row.first : row);
+    if ('arena' in row)
+      view.mark(row);
+    else
+      view.goTo('first' in row ? row.first : row);
   };
   const table = new Table(byId('table'), open, (shown, all) => {
     byId('count').textContent = `${withCommas(shown)} of ${withCommas(all)}`;

@@ -94,7 +94,8 @@ class MemoryMap {
     let found = null, least = Infinity;
     for (const buffer of this.view.buffers()) {
       const box = this.rectangle(buffer, area);
-      const inside = x >= box.x && x < box.x + Math.max(box.width, 1) && y >= box.y && y < box.y + Math.max(box.height, 1);
+      const inside = x >= box.x && x < box.x + Math.max(box.width, 1) && y >= box.y &&
+          y < box.y + Math.max(box.height, 1);
       if (!inside || box.width * box.height >= least) continue;
       found = buffer;
       least = box.width * box.height;
@@ -116,7 +117,8 @@ class MemoryMap {
 
 /// The lines of a tip.
 function describeBuffer(buffer) {
-  const lines = [buffer.name, `${bytesText(buffer.size)} (${withCommas(buffer.size)} B), ${kKindNames[buffer.kind]}`];
+  const lines =
+      [buffer.name, `${bytesText(buffer.size)} (${withCommas(buffer.size)} B), ${kKindNames[buffer.kind]}`];
   if (buffer.owner === null) return lines.concat(`${kArenaNames[buffer.arena]} arena, always live`);
   const {first, last, maker} = buffer;
   lines.push(`live in instructions ${first} to ${last}, at ${withCommas(buffer.offset)}`);
@@ -128,10 +130,13 @@ function describeBuffer(buffer) {
 function describeInstruction(instruction) {
   const {label, kernel, seconds, flops, bytes, program} = instruction;
   const lines = [
-    label, `${kernel}, instruction ${instruction.index} of ${program.kind}`,
-    `${timeText(seconds)}${instruction.derived ? ', derived' : ' predicted'}, ${shareText(seconds, program.seconds)} of the program`,
+    label,
+    `${kernel}, instruction ${instruction.index} of ${program.kind}`,
+    `${timeText(seconds)}${instruction.derived ? ', derived' : ' predicted'}, ${
+        shareText(seconds, program.seconds)} of the program`,
     `${siText(flops, 'FLOP')}, ${siText(bytes, 'B')}`,
-    `${shareText(instruction.arithmetic, 1)} of the arithmetic ceiling, ${shareText(instruction.traffic, 1)} of the bandwidth`,
+    `${shareText(instruction.arithmetic, 1)} of the arithmetic ceiling, ${
+        shareText(instruction.traffic, 1)} of the bandwidth`,
   ];
   if (instruction.recompute) lines.push('computes again what an earlier instruction made');
   return lines;

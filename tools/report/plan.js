@@ -1,14 +1,29 @@
 // The plan that the page holds: columns become objects, ids become references.
 
 const kKindNames = {
-  Param: 'weights', Grad: 'gradients', OptimizerState: 'optimizer state', Saved: 'saved for backward',
-  Temp: 'temporaries', Workspace: 'workspace', Scalar: 'train state', Io: 'data and I/O',
+  Param: 'weights',
+  Grad: 'gradients',
+  OptimizerState: 'optimizer state',
+  Saved: 'saved for backward',
+  Temp: 'temporaries',
+  Workspace: 'workspace',
+  Scalar: 'train state',
+  Io: 'data and I/O',
 };
 const kArenaNames = {
-  Params: 'weights', Grads: 'gradients', OptimizerState: 'optimizer state', State: 'train state, data window',
+  Params: 'weights',
+  Grads: 'gradients',
+  OptimizerState: 'optimizer state',
+  State: 'train state, data window',
   Activations: 'activations',
 };
-const kArenaColours = {Params: 'param', Grads: 'grad', OptimizerState: 'optimizerstate', State: 'io', Activations: 'saved'};
+const kArenaColours = {
+  Params: 'param',
+  Grads: 'grad',
+  OptimizerState: 'optimizerstate',
+  State: 'io',
+  Activations: 'saved'
+};
 
 /// Rows of a table of columns; `texts` names the columns of string ids.
 function rows(columns, texts, strings) {
@@ -21,21 +36,24 @@ function rows(columns, texts, strings) {
   });
 }
 
-/// What keeps an instruction from being faster. `arithmetic` and `traffic` are the shares of its time that its
-/// FLOPs and bytes take at the device's ceilings.
+/// What keeps an instruction from being faster. `arithmetic` and `traffic` are the shares of its time that
+/// its FLOPs and bytes take at the device's ceilings.
 function classify(instruction, ceilings) {
   const {flops, bytes, seconds} = instruction;
   instruction.arithmetic = seconds > 0 ? flops / instruction.ceiling / seconds : 0;
   instruction.traffic = seconds > 0 ? bytes / ceilings.bytes / seconds : 0;
   const most = Math.max(instruction.arithmetic, instruction.traffic);
-  instruction.limit = most < 0.5 ? 'neither' : instruction.arithmetic > instruction.traffic ? 'arithmetic' : 'traffic';
+  instruction.limit = most < 0.5                   ? 'neither' :
+      instruction.arithmetic > instruction.traffic ? 'arithmetic' :
+                                                     'traffic';
 }
 
 /// Adds the bytes of a program's activations that are live at each instruction, by kind.
 function addLiveBytes(program, alignment) {
   const count = program.instructions.length;
   program.live = {};
-  for (const kind of ['Saved', 'Temp', 'Workspace', 'Io', 'Scalar']) program.live[kind] = new Float64Array(count + 1);
+  for (const kind of ['Saved', 'Temp', 'Workspace', 'Io', 'Scalar'])
+    program.live[kind] = new Float64Array(count + 1);
   for (const buffer of program.buffers) {
     const size = Math.ceil(buffer.size / alignment) * alignment;
     const changes = program.live[buffer.kind];
@@ -61,9 +79,12 @@ function readPlan(data) {
     bases[arena.kind] = base;
     base += arena.size;
   }
-  const programs = data.programs.map((program) => ({
-    ...program, instructions: instructions.slice(program.first, program.first + program.count), buffers: [],
-  }));
+  const programs =
+      data.programs.map((program) => ({
+                          ...program,
+                          instructions: instructions.slice(program.first, program.first + program.count),
+                          buffers: [],
+                        }));
   for (const program of programs) {
     program.instructions.forEach((instruction, i) => {
       instruction.program = program;
@@ -81,7 +102,17 @@ function readPlan(data) {
   }
   for (const program of programs) addLiveBytes(program, header.alignment);
   const step = programs.reduce((sum, program) => sum + program.runs_per_step * program.seconds, 0);
-  return {header, ceilings, programs, instructions, buffers, persistent, tensors, blocks: data.blocks, stepSeconds: step};
+  return {
+    header,
+    ceilings,
+    programs,
+    instructions,
+    buffers,
+    persistent,
+    tensors,
+    blocks: data.blocks,
+    stepSeconds: step
+  };
 }
 
 /// The kernels of an optimizer step, their calls added up.
@@ -92,7 +123,8 @@ function kernelRows(plan) {
     if (runs === 0) continue;
     for (const instruction of program.instructions) {
       const name = instruction.kernel;
-      if (!kernels.has(name)) kernels.set(name, {name, calls: 0, flops: 0, bytes: 0, seconds: 0, first: instruction});
+      if (!kernels.has(name))
+        kernels.set(name, {name, calls: 0, flops: 0, bytes: 0, seconds: 0, first: instruction});
       const kernel = kernels.get(name);
       kernel.calls += runs;
       kernel.flops += runs * instruction.flops;

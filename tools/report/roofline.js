@@ -13,19 +13,23 @@ class Roofline {
   draw() {
     const {context, area} = startDrawing(this.canvas);
     const {program, plan} = this.view;
-    const shown = program.instructions.filter(({flops, bytes, seconds}) => flops > 0 && bytes > 0 && seconds > 0);
+    const shown =
+        program.instructions.filter(({flops, bytes, seconds}) => flops > 0 && bytes > 0 && seconds > 0);
     this.note(program, shown);
     this.points = [];
     if (shown.length === 0) return;
     const roofs = [...new Set(shown.map(({ceiling}) => ceiling))];
     const x = this.scale(shown.map(({flops, bytes}) => flops / bytes), area.left, area.right, 1);
-    const y = this.scale(shown.map(({flops, seconds}) => flops / seconds).concat(roofs), area.bottom, area.top, 2);
+    const y =
+        this.scale(shown.map(({flops, seconds}) => flops / seconds).concat(roofs), area.bottom, area.top, 2);
     this.drawAxes(context, area, x, y);
     clipped(context, area, () => this.drawRoofs(context, area, x, y, roofs, plan.ceilings.bytes));
     const longest = largest(shown.map(({seconds}) => seconds));
     for (const instruction of shown) {
       const point = {
-        instruction, x: x.at(instruction.flops / instruction.bytes), y: y.at(instruction.flops / instruction.seconds),
+        instruction,
+        x: x.at(instruction.flops / instruction.bytes),
+        y: y.at(instruction.flops / instruction.seconds),
         radius: 2.5 + 7 * Math.sqrt(instruction.seconds / longest),
       };
       this.points.push(point);
@@ -66,7 +70,9 @@ class Roofline {
     for (let decade = x.low; decade <= x.high; ++decade) {
       line(x.at(10 ** decade), area.top, x.at(10 ** decade), area.bottom);
       const text = decade < 0 ? (10 ** decade).toFixed(-decade) : withCommas(10 ** decade);
-      context.fillText(decade === x.high ? 'FLOP/B' : text, Math.min(x.at(10 ** decade), area.right - 16), area.bottom + 5);
+      context.fillText(
+          decade === x.high ? 'FLOP/B' : text, Math.min(x.at(10 ** decade), area.right - 16),
+          area.bottom + 5);
     }
   }
 
@@ -88,10 +94,16 @@ class Roofline {
   note(program, shown) {
     const {ceilings} = this.view.plan;
     const derived = program.instructions.filter((instruction) => instruction.derived).length;
-    let text = `${program.kind} on ${ceilings.device}: ${withCommas(shown.length)} instructions with arithmetic, ` +
-        `${siText(ceilings.bytes, 'B/s')} of memory bandwidth. FLOP/s over FLOP per byte; larger points take longer.`;
-    if (derived > 0)
-      text += ` ${withCommas(derived)} instructions have no predicted time: theirs is derived from FLOPs and bytes at the ceilings.`;
+    let text =
+        `${program.kind} on ${ceilings.device}: ${withCommas(shown.length)} instructions with arithmetic, ` +
+        `${
+            siText(
+                ceilings.bytes,
+                'B/s')} of memory bandwidth. FLOP/s over FLOP per byte; larger points take longer.`;
+    if (derived > 0) {
+      text += ` ${withCommas(derived)} instructions have no predicted time: ` +
+          'theirs is derived from FLOPs and bytes at the ceilings.';
+    }
     byId('roofline-note').textContent = text;
   }
 

@@ -1,5 +1,5 @@
-// With #selftest the page uses itself as a person would, once it is drawn, and leaves what it saw as JSON in an
-// element; tests/report reads it.
+// With #selftest the page uses itself as a person would, once it is drawn, and leaves what it saw as JSON in
+// an element; tests/report reads it.
 
 function nextFrame() {
   return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
@@ -11,7 +11,8 @@ function pointAt(canvas, x, y, type) {
 }
 
 function typeKey(key) {
-  (document.activeElement ?? document.body).dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
+  (document.activeElement ?? document.body)
+      .dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
 }
 
 /// The middle of a buffer's rectangle, off its label.
@@ -27,9 +28,11 @@ async function selfTest(plan, view, map) {
   seen.title = document.title;
   seen.heading = byId('name').textContent;
   seen.images = document.images.length;
-  seen.liveAgrees = plan.programs.every(({liveTotal, live_peak: peak}) => liveTotal.reduce((a, b) => Math.max(a, b), 0) === peak);
+  seen.liveAgrees = plan.programs.every(
+      ({liveTotal, live_peak: peak}) => liveTotal.reduce((a, b) => Math.max(a, b), 0) === peak);
 
-  const largest = view.buffers().reduce((a, b) => b.size * (b.last - b.first + 1) > a.size * (a.last - a.first + 1) ? b : a);
+  const largest = view.buffers().reduce(
+      (a, b) => b.size * (b.last - b.first + 1) > a.size * (a.last - a.first + 1) ? b : a);
   const place = pointOf(map, largest);
   pointAt(map.canvas, place.x, place.y, 'mousemove');
   seen.hovered = {tip: byId('tip').textContent, shown: !byId('tip').hidden, name: map.hovered?.name ?? ''};
@@ -38,17 +41,24 @@ async function selfTest(plan, view, map) {
   typeKey('/');
   const search = byId('search');
   seen.slashFocuses = document.activeElement === search;
-  const [kernel] = plan.instructions.map(({kernel: name}) => name).filter((name) => name.startsWith('rmsnorm') || name.startsWith('layernorm'));
+  const [kernel] = plan.instructions.map(({kernel: name}) => name)
+                       .filter((name) => name.startsWith('rmsnorm') || name.startsWith('layernorm'));
   search.value = kernel;
   search.dispatchEvent(new Event('input'));
   const expected = plan.instructions.filter((row) => `${row.label} ${row.kernel}`.includes(kernel)).length;
-  seen.search = {query: kernel, count: byId('count').textContent, expected: `${withCommas(expected)} of ${withCommas(plan.instructions.length)}`,
-                 rows: document.querySelectorAll('.body .row').length};
+  seen.search = {
+    query: kernel,
+    count: byId('count').textContent,
+    expected: `${withCommas(expected)} of ${withCommas(plan.instructions.length)}`,
+    rows: document.querySelectorAll('.body .row').length
+  };
   typeKey('Escape');
-  seen.escapeClears = search.value === '' && byId('count').textContent.startsWith(withCommas(plan.instructions.length));
+  seen.escapeClears =
+      search.value === '' && byId('count').textContent.startsWith(withCommas(plan.instructions.length));
 
   byId('tab-buffers').click();
-  const sizes = [...document.querySelectorAll('.body .row .number:nth-child(4)')].map((cell) => cell.textContent);
+  const sizes =
+      [...document.querySelectorAll('.body .row .number:nth-child(4)')].map((cell) => cell.textContent);
   seen.firstBuffer = sizes[0] === bytesText(plan.buffers.reduce((most, {size}) => Math.max(most, size), 0));
   byId('tab-instructions').click();
 
@@ -58,12 +68,19 @@ async function selfTest(plan, view, map) {
   view.showAll();
   await nextFrame();
   const box = map.canvas.getBoundingClientRect();
-  seen.pixels = view.buffers().filter((buffer) => {
-    const {width, height} = map.rectangle(buffer, map.area);
-    return width > 8 && height > 8;
-  }).slice(0, 40).map((buffer) => {
-    const {x, y} = pointOf(map, buffer);
-    return {x: Math.round(box.left + scrollX + x), y: Math.round(box.top + scrollY + y), colour: colour(buffer.kind)};
-  });
+  seen.pixels = view.buffers()
+                    .filter((buffer) => {
+                      const {width, height} = map.rectangle(buffer, map.area);
+                      return width > 8 && height > 8;
+                    })
+                    .slice(0, 40)
+                    .map((buffer) => {
+                      const {x, y} = pointOf(map, buffer);
+                      return {
+                        x: Math.round(box.left + scrollX + x),
+                        y: Math.round(box.top + scrollY + y),
+                        colour: colour(buffer.kind)
+                      };
+                    });
   document.body.append(element('pre', {id: 'selftest', hidden: ''}, JSON.stringify(seen)));
 }

@@ -1,4 +1,5 @@
-// A table of many rows, of which only those in sight are elements. Columns: {title, width, value, text, number}.
+// A table of many rows, of which only those in sight are elements. Columns: {title, width, value, text,
+// number}.
 
 const kRowHeight = 26;
 
@@ -19,8 +20,11 @@ class Table {
   /// Shows rows sorted by the column of this index, the largest first.
   setRows(columns, rows, sorted) {
     this.columns = columns;
-    this.rows = rows.map((row) => ({row, words: columns.filter(({number}) => !number)
-                                                     .map(({value}) => value(row)).join(' ').toLowerCase()}));
+    this.rows = rows.map(
+        (row) => ({
+          row,
+          words: columns.filter(({number}) => !number).map(({value}) => value(row)).join(' ').toLowerCase()
+        }));
     this.sorted = sorted;
     this.descending = columns[sorted].number === true;
     this.update();
@@ -44,7 +48,8 @@ class Table {
     const sign = this.descending ? -1 : 1;
     const compare = (a, b) => a < b ? -sign : a > b ? sign : 0;
     this.shown = this.rows.filter((entry) => words.every((word) => entry.words.includes(word)))
-                     .map(({row}) => row).sort((a, b) => compare(value(a), value(b)));
+                     .map(({row}) => row)
+                     .sort((a, b) => compare(value(a), value(b)));
     this.status(this.shown.length, this.rows.length);
     this.drawHead();
     this.space.style.height = `${this.shown.length * kRowHeight}px`;
@@ -100,19 +105,31 @@ const kBufferColumns = [
   numberColumn('Address', '1.2fr', ({offset}) => offset, withCommas),
   numberColumn('From', '0.6fr', ({first}) => first, withCommas),
   numberColumn('To', '0.6fr', ({last}) => last, withCommas),
-  {title: 'Made by', width: '3fr', value: ({maker}) => maker === null ? '' : `${maker.label} (${maker.kernel})`},
+  {
+    title: 'Made by',
+    width: '3fr',
+    value: ({maker}) => maker === null ? '' : `${maker.label} (${maker.kernel})`
+  },
 ];
 
 const kInstructionColumns = [
   numberColumn('#', '0.5fr', ({index}) => index, withCommas),
   {title: 'Program', width: '0.9fr', value: ({program}) => program.kind},
-  {title: 'Instruction', width: '2.4fr', value: ({label, recompute}) => label + (recompute ? ' (again)' : '')},
+  {
+    title: 'Instruction',
+    width: '2.4fr',
+    value: ({label, recompute}) => label + (recompute ? ' (again)' : '')
+  },
   {title: 'Kernel', width: '2.5fr', value: ({kernel}) => kernel},
   numberColumn('Time', '0.8fr', ({seconds}) => seconds, timeText),
-  numberColumn('Of program', '0.8fr', ({seconds, program}) => seconds / (program.seconds || 1), (share) => shareText(share, 1)),
+  numberColumn(
+      'Of program', '0.8fr', ({seconds, program}) => seconds / (program.seconds || 1),
+      (share) => shareText(share, 1)),
   numberColumn('Arithmetic', '1fr', ({flops}) => flops, (flops) => siText(flops, 'FLOP')),
   numberColumn('Traffic', '0.9fr', ({bytes}) => bytes, (bytes) => siText(bytes, 'B')),
-  numberColumn('Of ceiling', '0.8fr', ({arithmetic, traffic}) => Math.max(arithmetic, traffic), (share) => shareText(share, 1)),
+  numberColumn(
+      'Of ceiling', '0.8fr', ({arithmetic, traffic}) => Math.max(arithmetic, traffic),
+      (share) => shareText(share, 1)),
   {title: 'Limit', width: '0.8fr', value: ({limit}) => limit},
 ];
 

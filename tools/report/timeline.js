@@ -1,7 +1,11 @@
-// The schedule: every instruction's predicted time, coloured by what limits it. Heights are square roots, so that short
-// instructions stay in sight.
+// The schedule: every instruction's predicted time, coloured by what limits it. Heights are square roots, so
+// that short instructions stay in sight.
 
-const kLimitNames = {arithmetic: 'limited by arithmetic', traffic: 'by memory traffic', neither: 'below half of both ceilings'};
+const kLimitNames = {
+  arithmetic: 'limited by arithmetic',
+  traffic: 'by memory traffic',
+  neither: 'below half of both ceilings'
+};
 
 class Timeline {
   constructor(canvas, view) {
@@ -17,13 +21,16 @@ class Timeline {
     const {context, area} = startDrawing(this.canvas);
     this.area = area;
     const {program, edges, time} = this.view;
-    const longest = program.instructions.reduce((most, {seconds}) => Math.max(most, seconds), Number.MIN_VALUE);
+    const longest =
+        program.instructions.reduce((most, {seconds}) => Math.max(most, seconds), Number.MIN_VALUE);
     const high = longest * 1.08;
     drawVerticalAxis(context, area, 0, high, timeText, 3, false, Math.sqrt);
-    const fills = Object.fromEntries(['recompute', ...Object.keys(kLimitNames)].map((name) => [name, colour(name)]));
+    const fills =
+        Object.fromEntries(['recompute', ...Object.keys(kLimitNames)].map((name) => [name, colour(name)]));
     clipped(context, area, () => {
       for (const instruction of program.instructions) {
-        const x0 = this.view.x(edges[instruction.index], area), x1 = this.view.x(edges[instruction.index + 1], area);
+        const x0 = this.view.x(edges[instruction.index], area),
+              x1 = this.view.x(edges[instruction.index + 1], area);
         if (x1 < area.left || x0 > area.right) continue;
         const width = Math.max(x1 - x0 - (x1 - x0 > 4 ? 1 : 0), 0.8);
         const height = Math.max(Math.sqrt(instruction.seconds / high) * area.height, 1);
@@ -47,7 +54,8 @@ class Timeline {
   }
 
   hover(event) {
-    const instruction = this.area ? this.view.instructionAt(this.view.timeAt(event.offsetX, this.area)) : null;
+    const instruction =
+        this.area ? this.view.instructionAt(this.view.timeAt(event.offsetX, this.area)) : null;
     showTip(event, instruction === null ? null : describeInstruction(instruction));
   }
 }

@@ -1,5 +1,5 @@
-// What of the plan is seen: program, arena, the window of time and addresses, the marked buffer. Panels draw it
-// and are told when it changes.
+// What of the plan is seen: program, arena, the window of time and addresses, the marked buffer. Panels draw
+// it and are told when it changes.
 
 class View {
   constructor(plan) {
@@ -13,9 +13,7 @@ class View {
     this.setProgram(busiest);
   }
 
-  onChange(listener) {
-    this.listeners.push(listener);
-  }
+  onChange(listener) { this.listeners.push(listener); }
 
   /// Redraws once, however many changes a frame brings.
   changed() {
@@ -70,8 +68,10 @@ class View {
     const bottom = buffer.offset + (this.arena === 'all' ? buffer.base : 0);
     const forever = buffer.owner === null;
     return {
-      left: forever ? 0 : this.edges[buffer.first], right: forever ? this.edges.at(-1) : this.edges[buffer.last + 1],
-      bottom, top: bottom + buffer.size,
+      left: forever ? 0 : this.edges[buffer.first],
+      right: forever ? this.edges.at(-1) : this.edges[buffer.last + 1],
+      bottom,
+      top: bottom + buffer.size,
     };
   }
 
@@ -79,9 +79,7 @@ class View {
     return area.left + (value - this.time.low) / (this.time.high - this.time.low) * area.width;
   }
 
-  timeAt(x, area) {
-    return this.time.low + (x - area.left) / area.width * (this.time.high - this.time.low);
-  }
+  timeAt(x, area) { return this.time.low + (x - area.left) / area.width * (this.time.high - this.time.low); }
 
   /// The instruction at a time, by bisection of the edges.
   instructionAt(time) {
@@ -89,7 +87,10 @@ class View {
     if (time < 0 || time >= this.edges[high]) return null;
     while (high - low > 1) {
       const middle = (low + high) >> 1;
-      if (this.edges[middle] <= time) low = middle; else high = middle;
+      if (this.edges[middle] <= time)
+        low = middle;
+      else
+        high = middle;
     }
     return this.program.instructions[low];
   }
@@ -101,9 +102,7 @@ class View {
     this.place(window, limit, centre - share * span, Math.max(span, limit * 1e-7));
   }
 
-  pan(window, limit, distance) {
-    this.place(window, limit, window.low + distance, window.high - window.low);
-  }
+  pan(window, limit, distance) { this.place(window, limit, window.low + distance, window.high - window.low); }
 
   place(window, limit, low, span) {
     window.low = Math.min(Math.max(low, 0), Math.max(limit - span, 0));
@@ -111,25 +110,18 @@ class View {
     this.changed();
   }
 
-  zoomTime(centre, factor) {
-    this.zoom(this.time, this.edges.at(-1), centre, factor);
-  }
+  zoomTime(centre, factor) { this.zoom(this.time, this.edges.at(-1), centre, factor); }
 
-  zoomAddress(centre, factor) {
-    this.zoom(this.address, this.addressEnd(), centre, factor);
-  }
+  zoomAddress(centre, factor) { this.zoom(this.address, this.addressEnd(), centre, factor); }
 
-  panTime(distance) {
-    this.pan(this.time, this.edges.at(-1), distance);
-  }
+  panTime(distance) { this.pan(this.time, this.edges.at(-1), distance); }
 
-  panAddress(distance) {
-    this.pan(this.address, this.addressEnd(), distance);
-  }
+  panAddress(distance) { this.pan(this.address, this.addressEnd(), distance); }
 
   mark(buffer) {
     this.marked = buffer;
-    if (buffer !== null && buffer.owner !== null && buffer.owner !== this.program) this.setProgram(buffer.owner);
+    if (buffer !== null && buffer.owner !== null && buffer.owner !== this.program)
+      this.setProgram(buffer.owner);
     if (buffer !== null && this.arena !== 'all' && this.arena !== buffer.arena) this.setArena(buffer.arena);
     this.changed();
   }
@@ -138,7 +130,8 @@ class View {
   goTo(instruction) {
     if (instruction.program !== this.program) this.setProgram(instruction.program);
     const centre = this.edges[instruction.index];
-    const span = Math.min(this.time.high - this.time.low, this.edges.at(-1) / Math.max(1, this.program.count / 60));
+    const span =
+        Math.min(this.time.high - this.time.low, this.edges.at(-1) / Math.max(1, this.program.count / 60));
     this.place(this.time, this.edges.at(-1), centre - span / 2, span);
   }
 }
@@ -146,16 +139,20 @@ class View {
 /// Lets a canvas zoom and move the view. `vertical` tells whether its height is addresses.
 function addNavigation(canvas, view, vertical) {
   const area = () => ({
-    left: kMargin.left, width: canvas.clientWidth - kMargin.left - kMargin.right,
-    bottom: canvas.clientHeight - kMargin.bottom, height: canvas.clientHeight - kMargin.top - kMargin.bottom,
+    left: kMargin.left,
+    width: canvas.clientWidth - kMargin.left - kMargin.right,
+    bottom: canvas.clientHeight - kMargin.bottom,
+    height: canvas.clientHeight - kMargin.top - kMargin.bottom,
   });
   const addressAt = (y) =>
-    view.address.low + (area().bottom - y) / area().height * (view.address.high - view.address.low);
+      view.address.low + (area().bottom - y) / area().height * (view.address.high - view.address.low);
   canvas.addEventListener('wheel', (event) => {
     event.preventDefault();
     const factor = Math.exp(0.0015 * (event.deltaY || event.deltaX));
-    if (event.shiftKey && vertical) view.zoomAddress(addressAt(event.offsetY), factor);
-    else view.zoomTime(view.timeAt(event.offsetX, area()), factor);
+    if (event.shiftKey && vertical)
+      view.zoomAddress(addressAt(event.offsetY), factor);
+    else
+      view.zoomTime(view.timeAt(event.offsetX, area()), factor);
   }, {passive: false});
   canvas.addEventListener('pointerdown', (event) => {
     canvas.setPointerCapture(event.pointerId);
