@@ -16,7 +16,8 @@ function showHeader(plan) {
       `${siText(header.active_parameters, '').trim()} active`
     ],
     [
-      timeText(stepSeconds), 'predicted step',
+      timeText(stepSeconds),
+      plan.instructions.some(({derived}) => derived) ? 'derived step' : 'predicted step',
       `${withCommas(header.tokens / stepSeconds)} tokens/s on ${ceilings.device}`
     ],
     [siText(header.flops, 'FLOP'), 'arithmetic of a step', `${siText(header.flops / stepSeconds, 'FLOP/s')}`],

@@ -68,19 +68,16 @@ async function selfTest(plan, view, map) {
   view.showAll();
   await nextFrame();
   const box = map.canvas.getBoundingClientRect();
-  seen.pixels = view.buffers()
-                    .filter((buffer) => {
-                      const {width, height} = map.rectangle(buffer, map.area);
-                      return width > 8 && height > 8;
-                    })
-                    .slice(0, 40)
-                    .map((buffer) => {
-                      const {x, y} = pointOf(map, buffer);
-                      return {
-                        x: Math.round(box.left + scrollX + x),
-                        y: Math.round(box.top + scrollY + y),
-                        colour: colour(buffer.kind)
-                      };
-                    });
+  seen.pixels =
+      view.buffers()
+          .filter((buffer) => {
+            const {width, height} = map.rectangle(buffer, map.area);
+            return width > 8 && height > 8;
+          })
+          .slice(0, 40)
+          .map((buffer) => {
+            const {x, y} = pointOf(map, buffer);
+            return {x: Math.round(box.left + x), y: Math.round(box.top + y), colour: colour(buffer.kind)};
+          });
   document.body.append(element('pre', {id: 'selftest', hidden: ''}, JSON.stringify(seen)));
 }
