@@ -13,13 +13,6 @@
 namespace moec {
 namespace {
 
-/// What a device does at best, per second.
-struct Ceilings {
-  const char* device;
-  double bytes;               // copied, read plus written
-  double half, single, wide;  // FLOP of a matrix product in bf16, f32, f64
-};
-
 constexpr Ceilings kDevices[] = {
 #define DEVICE(name, bytes, half, single, wide) {#name, bytes, half, single, wide},
 #include "compiler/costs.def"
@@ -74,11 +67,6 @@ const KernelCost& find_cost(std::string_view device, std::string_view kernel, Nu
   }
 }
 
-const Ceilings* find_device(std::string_view name) {
-  const auto found = std::ranges::find_if(kDevices, [&](const Ceilings& d) { return d.device == name; });
-  return found == std::end(kDevices) ? nullptr : found;
-}
-
 double arithmetic_ceiling(const Ceilings& ceilings, Numbers numbers) {
   if (numbers == Numbers::f64) return ceilings.wide;
   return numbers == Numbers::f32 ? ceilings.single : ceilings.half;
@@ -120,6 +108,11 @@ double operand_bytes(const Graph& graph, const Node& node) {
 
 }  // namespace
 
+const Ceilings* find_ceilings(std::string_view device) {
+  const auto found = std::ranges::find_if(kDevices, [&](const Ceilings& d) { return d.device == device; });
+  return found == std::end(kDevices) ? nullptr : found;
+}
+
 Work work_of(const Graph& graph, const Node& node) {
   const OpCall call = call_of(graph, node);
   const OpDef& def = *node.def;
@@ -128,7 +121,7 @@ Work work_of(const Graph& graph, const Node& node) {
 }
 
 CostModel::CostModel(std::string device) : device_(std::move(device)) {
-  if (find_device(device_) == nullptr)
+  if (find_ceilings(device_) == nullptr)
     compile_error("no cost model is named '{}'; there are {}", device_, fmt::join(devices(), ", "));
 }
 
@@ -146,7 +139,7 @@ double CostModel::seconds(const Graph& graph, const Node& node) const {
     if (it != measured_.end()) return it->second;
   }
   const Work work = work_of(graph, node);
-  const Ceilings& ceilings = *find_device(device_);
+  const Ceilings& ceilings = *find_ceilings(device_);
   const Numbers numbers = numbers_of(shapes);
   const KernelCost& cost = find_cost(device_, kernel.key, numbers);
   return cost.fixed + std::max(work.flops / (cost.arithmetic * arithmetic_ceiling(ceilings, numbers)),

@@ -10,6 +10,16 @@
 
 namespace moec {
 
+/// What a device does at best, per second.
+struct Ceilings {
+  const char* device;
+  double bytes;               // copied, read plus written
+  double half, single, wide;  // FLOP of a matrix product in bf16, f32, f64
+};
+
+/// Null for a device that costs.def does not know.
+const Ceilings* find_ceilings(std::string_view device);
+
 /// What a call of a kernel does.
 struct Work {
   double flops = 0;

@@ -12,6 +12,7 @@
 #include "schema/version.h"
 #include "tools/command_line.h"
 #include "tools/diff_command.h"
+#include "tools/explain_command.h"
 #include "tools/fit_command.h"
 #include "tools/frontier_command.h"
 #include "tools/place_command.h"
@@ -52,12 +53,6 @@ Status compile_spec(const CompileFlags& flags) {
   return {};
 }
 
-Status explain(const std::string& path) {
-  MOEC_ASSIGN_OR_RETURN(const auto loaded, runtime::load_plan(path));
-  fmt::print("{}", explanation(loaded->plan));
-  return {};
-}
-
 /// All faults that the validator finds in a file whose structure it can walk.
 std::vector<std::string> validator_faults(const std::string& bytes) {
   flatbuffers::Verifier verifier(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
@@ -94,18 +89,19 @@ Command compile_command(CLI::App& app) {
   return {&app, [flags] { return compile_spec(*flags); }};
 }
 
-Command plan_command(CLI::App& app, const std::string& name, const std::string& help,
-                     Status (*run)(const std::string&)) {
-  CLI::App* command = add_command(app, name, help);
+Command verify_command(CLI::App& app) {
+  CLI::App* command =
+      add_command(app, "verify", "Check a plan's structure and meaning with the independent validator");
   auto path = std::make_shared<std::string>();
   command->add_option("PLAN", *path, "Plan file")->required();
-  return {command, [path, run] { return run(*path); }};
+  return {command, [path] { return verify(*path); }};
 }
 
 constexpr const char* kExamples = R"(Examples:
   moec schema/examples/moe-tiny.json -o tiny.plan
   moec schema/examples/moe-6.9b.json --batch-size 4 --grad-dtype same
-  moec explain tiny.plan
+  moec explain tiny.plan --html tiny.html
+  moec explain --diff tiny.plan other.plan
   moec verify tiny.plan
 
 Exit codes: 0 done, 1 failed, 2 wrong use or input.)";
@@ -119,16 +115,8 @@ int main(int argc, char** argv) {
   describe_tool(app, "moec",
                 "Compiles a model spec to a plan: kernels and memory of training, fixed before the run.");
   app.footer(kExamples);
-  const Command commands[] = {
-      compile_command(app),
-      plan_command(app, "explain",
-                   "Memory and cost of a plan: what lives where, when, and why the peak is what it is",
-                   explain),
-      plan_command(app, "verify", "Check a plan's structure and meaning with the independent validator",
-                   verify),
-      frontier_command(app),
-      fit_command(app),
-      place_command(app),
-      diff_command(app)};
+  const Command commands[] = {compile_command(app),  explain_command(app), verify_command(app),
+                              frontier_command(app), fit_command(app),     place_command(app),
+                              diff_command(app)};
   return run_tool(app, argc, argv, commands);
 }

@@ -55,34 +55,6 @@ std::string heading(const fb::PlanT& plan) {
                      with_commas(plan.active_parameters));
 }
 
-/// Bytes of all arenas.
-uint64_t device_bytes(const fb::PlanT& plan) {
-  uint64_t bytes = 0;
-  for (const auto& arena : plan.arenas) bytes += arena->size;
-  return bytes;
-}
-
-/// Predicted time of an optimizer step, and of that what is spent on computing again.
-struct PredictedTime {
-  double seconds = 0, again = 0;
-  uint64_t instructions_again = 0;
-};
-
-PredictedTime predicted_time(const fb::PlanT& plan) {
-  PredictedTime time;
-  for (const auto& program : plan.programs) {
-    const bool accumulate = program->kind == fb::ProgramKind::Accumulate;
-    if (!accumulate && program->kind != fb::ProgramKind::Apply) continue;
-    const double runs = accumulate ? plan.recipe->grad_accum : 1;
-    for (const auto& instruction : program->instructions) {
-      time.seconds += runs * instruction->seconds;
-      if (instruction->recompute) time.again += runs * instruction->seconds;
-      time.instructions_again += instruction->recompute;
-    }
-  }
-  return time;
-}
-
 /// What order and recompute do for the memory, where they do anything.
 std::string saving_rows(const fb::PlanT& plan) {
   const PredictedTime time = predicted_time(plan);
@@ -131,8 +103,7 @@ std::string work_table(const fb::PlanT& plan) {
   for (const KernelCost& cost : step_costs(plan)) flops += cost.flops, bytes += cost.bytes;
   size_t instructions = 0;
   for (const auto& program : plan.programs) instructions += program->instructions.size();
-  const fb::RecipeT& recipe = *plan.recipe;
-  const auto tokens = uint64_t{recipe.batch_size} * recipe.seq_len * recipe.grad_accum;
+  const uint64_t tokens = tokens_per_step(*plan.recipe);
   return title("One step") + row("tokens", with_commas(tokens)) + row("arithmetic", si_text(flops, "FLOP")) +
          row("memory traffic", si_text(bytes, "B"), "every operand once") +
          row("instructions", with_commas(instructions), fmt::format("in {} programs", plan.programs.size())) +
@@ -209,6 +180,31 @@ std::string recipe_text(const fb::RecipeT& recipe) {
                             lower(fb::EnumNameDType(recipe.dtype)),
                             lower(fb::EnumNameDType(wide ? fb::DType::F64 : recipe.grad_dtype)),
                             lower(fb::EnumNameDType(wide ? fb::DType::F64 : recipe.moment_dtype)));
+}
+
+std::vector<NamedText> recipe_rows(const fb::RecipeT& recipe) {
+  const fb::AdamWT adamw = recipe.adamw ? *recipe.adamw : fb::AdamWT{};
+  const fb::ScheduleT schedule = recipe.schedule ? *recipe.schedule : fb::ScheduleT{};
+  std::vector<NamedText> rows = {
+      {"micro-batch", fmt::format("{} x {} tokens", recipe.batch_size, recipe.seq_len)},
+      {"micro-batches", fmt::format("{} a step", recipe.grad_accum)},
+      {"weights", lower(fb::EnumNameDType(recipe.dtype))},
+      {"gradients", lower(fb::EnumNameDType(recipe.grad_dtype))},
+      {"moments", lower(fb::EnumNameDType(recipe.moment_dtype))},
+      {"learning rate", fmt::format("{}", recipe.lr)},
+      {"schedule", fmt::format("{}, warm-up {} of {} steps, decay {}, down to {}",
+                               lower(fb::EnumNameScheduleKind(schedule.kind)), schedule.warmup_steps,
+                               schedule.total_steps, schedule.decay_steps, schedule.min_ratio)},
+      {"AdamW", fmt::format("betas {}, {}, eps {}", adamw.beta1, adamw.beta2, adamw.eps)},
+      {"weight decay", fmt::format("{} of {}", adamw.weight_decay,
+                                   lower(fb::EnumNameWeightDecayScope(recipe.weight_decay_scope)))},
+      {"clip norm", fmt::format("{}", recipe.clip_norm)},
+      {"sampling", fmt::format("{}, seed {}", lower(fb::EnumNameSampling(recipe.sampling)), recipe.seed)},
+      {"memory budget", recipe.memory_budget == 0 ? "none" : bytes_text(recipe.memory_budget)}};
+  if (recipe.loss_scale)
+    rows.push_back({"loss scale", fmt::format("{}, doubled after {} clean steps", recipe.loss_scale->initial,
+                                              recipe.loss_scale->growth_interval)});
+  return rows;
 }
 
 std::string summary(const fb::PlanT& plan) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "plan_generated.h"
 
@@ -9,6 +10,12 @@ namespace moec::tools {
 
 /// "tokens per step", dtypes and the like of a plan's recipe, on one line.
 std::string recipe_text(const fb::RecipeT& recipe);
+
+/// Every setting of a recipe under the name that people know it by.
+struct NamedText {
+  std::string name, text;
+};
+std::vector<NamedText> recipe_rows(const fb::RecipeT& recipe);
 
 /// What `moec SPEC` prints: parameters, memory and work of a step.
 std::string summary(const fb::PlanT& plan);

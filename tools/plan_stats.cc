@@ -56,6 +56,35 @@ uint64_t arena_size(const fb::PlanT& plan, fb::ArenaKind kind) {
   return 0;
 }
 
+uint64_t device_bytes(const fb::PlanT& plan) {
+  uint64_t bytes = 0;
+  for (const auto& arena : plan.arenas) bytes += arena->size;
+  return bytes;
+}
+
+uint64_t tokens_per_step(const fb::RecipeT& recipe) {
+  return uint64_t{recipe.batch_size} * recipe.seq_len * recipe.grad_accum;
+}
+
+uint64_t runs_per_step(const fb::PlanT& plan, fb::ProgramKind kind) {
+  if (kind == fb::ProgramKind::Accumulate) return plan.recipe->grad_accum;
+  return kind == fb::ProgramKind::Apply ? 1 : 0;
+}
+
+PredictedTime predicted_time(const fb::PlanT& plan) {
+  PredictedTime time;
+  for (const auto& program : plan.programs) {
+    const uint64_t runs = runs_per_step(plan, program->kind);
+    if (runs == 0) continue;
+    for (const auto& instruction : program->instructions) {
+      time.seconds += static_cast<double>(runs) * instruction->seconds;
+      if (instruction->recompute) time.again += static_cast<double>(runs) * instruction->seconds;
+      time.instructions_again += instruction->recompute;
+    }
+  }
+  return time;
+}
+
 ProgramMemory program_memory(const fb::PlanT& plan, size_t program) {
   ProgramMemory memory;
   const auto buffers = buffers_of(plan, program);
@@ -87,9 +116,8 @@ int program_index(const fb::PlanT& plan, fb::ProgramKind kind) {
 std::vector<KernelCost> step_costs(const fb::PlanT& plan) {
   std::map<std::string, KernelCost> by_kernel;
   for (const auto& program : plan.programs) {
-    const bool accumulate = program->kind == fb::ProgramKind::Accumulate;
-    if (!accumulate && program->kind != fb::ProgramKind::Apply) continue;
-    const uint64_t runs = accumulate ? plan.recipe->grad_accum : 1;
+    const uint64_t runs = runs_per_step(plan, program->kind);
+    if (runs == 0) continue;
     for (const auto& instruction : program->instructions) {
       KernelCost& cost = by_kernel[instruction->kernel];
       cost.kernel = instruction->kernel;

@@ -23,6 +23,22 @@ BytesByKind persistent_bytes(const fb::PlanT& plan);
 /// Size of the arena of this kind, 0 when the plan has none.
 uint64_t arena_size(const fb::PlanT& plan, fb::ArenaKind kind);
 
+/// Bytes of all arenas.
+uint64_t device_bytes(const fb::PlanT& plan);
+
+/// Tokens that an optimizer step trains on.
+uint64_t tokens_per_step(const fb::RecipeT& recipe);
+
+/// How often an optimizer step runs a program of this kind.
+uint64_t runs_per_step(const fb::PlanT& plan, fb::ProgramKind kind);
+
+/// Predicted time of an optimizer step, and of that what is spent on computing again.
+struct PredictedTime {
+  double seconds = 0, again = 0;
+  uint64_t instructions_again = 0;  // of a micro-batch
+};
+PredictedTime predicted_time(const fb::PlanT& plan);
+
 /// Activation memory of one program.
 struct ProgramMemory {
   uint64_t arena_peak = 0;  // the highest end of a buffer: what the program needs of the arena

@@ -29,5 +29,17 @@ for program in "${programs[@]}"; do
   if ((bad > 0)); then printf '%s\n%s: exit status %d\n' "$output" "$name" "$status"; fi
   passed=$((passed + ${ok:-0})) failed=$((failed + bad)) skipped=$((skipped + ${left:-0}))
 done
+
+# The report's page in a browser; 77 says that there is none, 127 that there is no Python.
+for example in moe-tiny moe-6.9b; do
+  status=0
+  output=$("$root/tests/report/page_test.py" "$bin/moec" "$root/schema/examples/$example.json" 2>&1) || status=$?
+  printf '%-16s %s\n' "report $example" "$output"
+  case $status in
+    0) passed=$((passed + 1)) ;;
+    77 | 127) skipped=$((skipped + 1)) ;;
+    *) failed=$((failed + 1)) ;;
+  esac
+done
 echo "$passed passed, $failed failed, $skipped skipped"
 ((failed == 0 && passed > 0))
