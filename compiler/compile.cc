@@ -39,8 +39,8 @@ void check_recipe(const fb::ModelT& model) {
   constexpr double kMaxLossScale = 1e30;
   if (const auto& scale = recipe.loss_scale) {
     require(recipe.dtype == fb::DType::F16, "loss_scale is for dtype F16");
-    require(scale->initial > 0 && scale->initial <= kMaxLossScale && scale->growth_interval > 0,
-            "loss_scale: initial must be above 0 and at most 1e30, growth_interval at least 1");
+    require(scale->initial >= 1 && scale->initial <= kMaxLossScale && scale->growth_interval > 0,
+            "loss_scale: initial must be from 1 to 1e30, growth_interval at least 1");
   }
   constexpr uint32_t kMaxGradAccum = 1u << 16;
   require(recipe.grad_accum <= kMaxGradAccum, "grad_accum must be at most 65,536");

@@ -71,7 +71,7 @@ class Trainer {
     }
     MOEC_RETURN_IF_ERROR(take_in(0));
     if (row_.steps > 0) MOEC_RETURN_IF_ERROR(log_row());
-    MOEC_RETURN_IF_ERROR(write_trace());
+    if (tracer_) MOEC_RETURN_IF_ERROR(tracer_->finish());
     result_.step = session_.step();
     result_.stopped = result_.step < options_.max_steps;
     if (!result_.stopped) {
@@ -79,6 +79,7 @@ class Trainer {
       MOEC_RETURN_IF_ERROR(sample());
     }
     MOEC_RETURN_IF_ERROR(save());
+    MOEC_RETURN_IF_ERROR(write_trace());
     return result_;
   }
 
@@ -127,6 +128,8 @@ class Trainer {
       const int64_t steps = StepTracer::steps_needed(session_.device());
       if (options_.max_steps - session_.step() < steps)
         return input_error(fmt::format("a trace needs a run of at least {} steps", steps));
+      // Before the run, not after it: whether the file can be written.
+      MOEC_RETURN_IF_ERROR(AtomicFile::create(options_.trace_file).status());
       tracer_.emplace(session_);
     }
     if (dir.empty()) return {};
@@ -217,7 +220,6 @@ class Trainer {
 
   Status write_trace() {
     if (!tracer_) return {};
-    MOEC_RETURN_IF_ERROR(tracer_->finish());
     if (observer_.on_trace) observer_.on_trace(tracer_->trace());
     return write_trace_file(options_.trace_file, session_.plan().plan, tracer_->trace(), options_.ceilings);
   }

@@ -15,9 +15,13 @@ Result<std::map<std::string, double>> read_measured_times(const std::string& pat
     return input_error(fmt::format("{}: not what moebench --benchmark_format=json writes", path));
   std::map<std::string, double> seconds;
   for (const auto& row : file["benchmarks"]) {
+    const auto has = [&](const char* key, auto type) { return row.contains(key) && (row[key].*type)(); };
+    if (!row.is_object() || !has("name", &nlohmann::json::is_string) ||
+        !has("median_us", &nlohmann::json::is_number))
+      continue;
     // "kernel/<kernel>/<model>/<shapes>", with what Google Benchmark appends.
-    const std::string name = row.value("name", "");
-    const double microseconds = row.value("median_us", 0.0);
+    const std::string name = row["name"];
+    const double microseconds = row["median_us"];
     const size_t kernel = name.find('/'), model = name.find('/', kernel + 1),
                  shapes = name.find('/', model + 1);
     if (!name.starts_with("kernel/") || shapes == name.npos || microseconds <= 0) continue;

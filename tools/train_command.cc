@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -57,6 +58,17 @@ Result<int64_t> choose_max_steps(const TrainFlags& flags, const fb::RecipeT& rec
   if (flags.max_steps) return *flags.max_steps;
   if (recipe.schedule->total_steps > 0) return int64_t{recipe.schedule->total_steps};
   return input_error("--max-steps is missing, and the recipe's schedule has no total_steps");
+}
+
+/// Refuses a trace file that is one of the files that are read.
+Status check_trace_file(const TrainFlags& flags) {
+  std::vector<std::string> read = flags.data.files;
+  read.insert(read.end(), flags.data.validation_files.begin(), flags.data.validation_files.end());
+  read.push_back(flags.model);
+  for (const std::string& file : read)
+    if (std::error_code missing; std::filesystem::equivalent(file, flags.options.trace_file, missing))
+      return input_error(fmt::format("--trace {}: would replace a file that is read", file));
+  return {};
 }
 
 /// Data for the plan; a run that is continued keeps its tokenizer.
@@ -198,6 +210,7 @@ Status train(const TrainFlags& flags) {
   MOEC_ASSIGN_OR_RETURN(const auto plan, open_plan_or_spec(flags.model, flags.recipe));
   runtime::TrainOptions options = flags.options;
   MOEC_ASSIGN_OR_RETURN(options.max_steps, choose_max_steps(flags, *plan->plan.recipe));
+  MOEC_RETURN_IF_ERROR(check_trace_file(flags));
   MOEC_ASSIGN_OR_RETURN(runtime::Dataset data, load_data(flags, plan->plan));
   // Before the plan takes the device's memory.
   MOEC_ASSIGN_OR_RETURN(options.ceilings, find_ceilings(flags, plan->plan.recipe->dtype));

@@ -82,6 +82,16 @@ TEST_CASE("--dump-stages shows every program's graph, on stdout or in a file") {
   CHECK(has(to_stdout.out, read(dump)));
 }
 
+TEST_CASE("moec replaces no spec by what it makes of it") {
+  const Scratch scratch;
+  const std::string spec = scratch.path("spec.json");
+  std::filesystem::copy_file(example("moe-tiny"), spec);
+  const auto size = std::filesystem::file_size(spec);
+  CHECK(run("moec", {spec, "-o", spec}).exit_code == 2);
+  CHECK(run("moec", {spec, "-o", scratch.path("a.plan"), "--dump-stages=" + spec}).exit_code == 2);
+  CHECK(std::filesystem::file_size(spec) == size);
+}
+
 TEST_CASE("moec verify accepts a sound plan and rejects a damaged one") {
   const Scratch scratch;
   const std::string plan = compile_tiny(scratch);
@@ -248,7 +258,7 @@ TEST_CASE("wrong use of moec is one line and exit code 2") {
   check_rejected({spec, "-o", plan, "--lr", "nan"}, "--lr: 'nan'");
   check_rejected({spec, "-o", plan, "--dtype", "fp8"}, "--dtype: 'fp8' is not one of f32, f64, bf16, f16");
   check_rejected({spec, "-o", plan, "--loss-scale", "8"}, "loss_scale is for dtype F16");
-  check_rejected({spec, "-o", plan, "--dtype", "f16", "--loss-scale", "0"}, "initial must be above 0");
+  check_rejected({spec, "-o", plan, "--dtype", "f16", "--loss-scale", "0"}, "initial must be from 1");
   check_rejected({spec, "-o", plan, "--dtype", "f64", "--moment-dtype", "bf16"}, "moment_dtype must be F32");
   check_rejected({scratch.path("none.json"), "-o", plan}, "none.json");
   check_rejected({scratch.path(""), "-o", plan}, "not a regular file");
