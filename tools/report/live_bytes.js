@@ -1,15 +1,6 @@
 // The bytes that are live at each instruction, stacked by kind, under the arena's size.
 
-class LiveBytes {
-  constructor(canvas, view) {
-    this.canvas = canvas;
-    this.view = view;
-    addNavigation(canvas, view, false);
-    canvas.addEventListener('mousemove', (event) => this.hover(event));
-    canvas.addEventListener('mouseleave', (event) => showTip(event, null));
-    view.onChange(() => this.draw());
-  }
-
+class LiveBytes extends TimePane {
   draw() {
     const {context, area} = startDrawing(this.canvas);
     this.area = area;

@@ -1,18 +1,15 @@
 // The memory map: time across, address up, a rectangle for every buffer.
 
-class MemoryMap {
+class MemoryMap extends TimePane {
   constructor(canvas, view) {
-    this.canvas = canvas;
-    this.view = view;
+    super(canvas, view, true);
     this.hovered = null;
-    addNavigation(canvas, view, true);
-    canvas.addEventListener('mousemove', (event) => this.hover(event));
-    canvas.addEventListener('mouseleave', (event) => this.setHovered(event, null));
     canvas.addEventListener('click', (event) => {
       if (!view.dragged) view.mark(this.bufferAt(event.offsetX, event.offsetY));
     });
-    view.onChange(() => this.draw());
   }
+
+  leave(event) { this.setHovered(event, null); }
 
   /// The buffer's rectangle in pixels of the canvas.
   rectangle(buffer, area) {

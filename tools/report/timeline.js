@@ -7,16 +7,7 @@ const kLimitNames = {
   neither: 'below half of both ceilings'
 };
 
-class Timeline {
-  constructor(canvas, view) {
-    this.canvas = canvas;
-    this.view = view;
-    addNavigation(canvas, view, false);
-    canvas.addEventListener('mousemove', (event) => this.hover(event));
-    canvas.addEventListener('mouseleave', (event) => showTip(event, null));
-    view.onChange(() => this.draw());
-  }
-
+class Timeline extends TimePane {
   draw() {
     const {context, area} = startDrawing(this.canvas);
     this.area = area;

@@ -166,3 +166,18 @@ function addNavigation(canvas, view, vertical) {
   });
   canvas.addEventListener('dblclick', () => view.showAll());
 }
+
+/// A canvas over the view's time. Subclasses draw() it and tell what lies under the pointer in hover(event).
+class TimePane {
+  /// `vertical` tells whether the canvas's height is addresses.
+  constructor(canvas, view, vertical = false) {
+    this.canvas = canvas;
+    this.view = view;
+    addNavigation(canvas, view, vertical);
+    canvas.addEventListener('mousemove', (event) => this.hover(event));
+    canvas.addEventListener('mouseleave', (event) => this.leave(event));
+    view.onChange(() => this.draw());
+  }
+
+  leave(event) { showTip(event, null); }
+}
