@@ -16,7 +16,7 @@ int residual_input(const KernelInfo& kernel) {
 /// y = op(...); z = add(r, y)  ->  z = op(..., residual = r), for the ops that take one.
 bool add_residual(Rewriter& graph, int at) {
   const Node& add = graph.node(at);
-  if (add.def->key != "add") return false;
+  if (!is(add, "add")) return false;
   for (const int branch : {1, 0}) {  // models and autodiff name what comes last second
     const ValueId y = add.inputs[static_cast<size_t>(branch)];
     const int op = graph.producer_for_one(y);
@@ -40,11 +40,11 @@ fb::OpUnion fused_norm(float eps) {
 /// sum = add(a, b); y, ... = norm(sum, ...)  ->  sum, y, ... = add_norm(a, b, ...).
 bool add_then_norm(Rewriter& graph, int at) {
   const Node& norm = graph.node(at);
-  const bool rms = norm.def->key == "rmsnorm";
-  if (!rms && norm.def->key != "layernorm") return false;
+  const bool rms = is(norm, "rmsnorm");
+  if (!rms && !is(norm, "layernorm")) return false;
   const ValueId sum = norm.inputs[0];
   const int from = graph.producer(sum);
-  if (from == kNoNode || graph.node(from).def->key != "add") return false;
+  if (from == kNoNode || !is(graph.node(from), "add")) return false;
   const Node& add = graph.node(from);
   Node fused = norm;
   fused.def = &find_op(rms ? "add_rmsnorm" : "add_layernorm");

@@ -4,7 +4,7 @@
 #include <set>
 
 #include "compiler/fuse.h"
-#include "compiler/op.h"
+#include "compiler/rewriter.h"
 
 namespace moec {
 namespace {
@@ -17,8 +17,6 @@ std::vector<Index> readers(const std::vector<Node>& nodes, ValueId value) {
     if (std::ranges::find(nodes[i].inputs, value) != nodes[i].inputs.end()) found.push_back(i);
   return found;
 }
-
-bool is(const Node& node, std::string_view key) { return node.def->key == key; }
 
 /// The nodes that a head is made of; those of the gradients only where the program has them.
 struct Head {

@@ -14,7 +14,7 @@ enum Output { kResult, kPreactivation, kOutputs };
 std::optional<Node> unchanged_layer(const Rewriter& graph, int node) {
   if (node == kNoNode) return std::nullopt;
   Node layer = graph.node(node);
-  if (layer.def->key != "linear" || layer.attrs.AsLinear()->full_precision) return std::nullopt;
+  if (!is(layer, "linear") || layer.attrs.AsLinear()->full_precision) return std::nullopt;
   layer.def = &find_op("fused_linear");
   layer.attrs = make_attrs<fb::FusedLinearT>();
   layer.inputs.resize(kInputs, kNoValue);
@@ -24,30 +24,28 @@ std::optional<Node> unchanged_layer(const Rewriter& graph, int node) {
 
 /// The same of a layer that may be followed by an activation.
 std::optional<Node> layer_without_dropout(const Rewriter& graph, int node) {
-  if (node == kNoNode || graph.node(node).def->key != "fused_linear") return unchanged_layer(graph, node);
+  if (node == kNoNode || !is(graph.node(node), "fused_linear")) return unchanged_layer(graph, node);
   const Node& layer = graph.node(node);
   return layer.inputs[kResidual] == kNoValue && layer.inputs[kState] == kNoValue ? std::optional(layer)
                                                                                  : std::nullopt;
 }
 
 fb::Activation activation_of(const Node& node) {
-  if (node.def->key == "silu" || node.def->key == "silu_bwd") return fb::Activation::Silu;
-  if (node.def->key == "gelu" || node.def->key == "gelu_bwd")
+  if (is(node, "silu") || is(node, "silu_bwd")) return fb::Activation::Silu;
+  if (is(node, "gelu") || is(node, "gelu_bwd"))
     return node.attrs.AsGelu()->tanh ? fb::Activation::GeluTanh : fb::Activation::Gelu;
   return fb::Activation::None;
 }
 
-bool is_activation(const Node& node) { return node.def->key == "silu" || node.def->key == "gelu"; }
-bool is_activation_gradient(const Node& node) {
-  return node.def->key == "silu_bwd" || node.def->key == "gelu_bwd";
-}
+bool is_activation(const Node& node) { return is(node, "silu") || is(node, "gelu"); }
+bool is_activation_gradient(const Node& node) { return is(node, "silu_bwd") || is(node, "gelu_bwd"); }
 
 /// The node that comes with `at` from one backward rule and has this key, kNoNode when there is none.
 int sibling(const Rewriter& graph, int at, std::string_view key) {
   for (int i = at + 1; i < graph.size(); ++i) {
     if (graph.gone(i)) continue;
     if (graph.node(i).label != graph.node(at).label) return kNoNode;
-    if (graph.node(i).def->key == key && graph.node(i).inputs[0] == graph.node(at).inputs[0]) return i;
+    if (is(graph.node(i), key) && graph.node(i).inputs[0] == graph.node(at).inputs[0]) return i;
   }
   return kNoNode;
 }
@@ -69,7 +67,7 @@ bool linear_then_activation(Rewriter& graph, int at) {
 
 bool linear_then_dropout(Rewriter& graph, int at) {
   const Node& dropout = graph.node(at);
-  if (dropout.def->key != "dropout") return false;
+  if (!is(dropout, "dropout")) return false;
   const int from = graph.producer_for_one(dropout.inputs[0]);
   std::optional<Node> layer = layer_without_dropout(graph, from);
   if (!layer || layer->outputs[kResult] != dropout.inputs[0]) return false;
@@ -86,7 +84,7 @@ bool linear_gradient_then_activation(Rewriter& graph, int at) {
   if (!is_activation_gradient(activation)) return false;
   const ValueId dx = activation.inputs[0], z = activation.inputs[1];
   const int from = graph.producer_for_one(dx);
-  if (from == kNoNode || graph.node(from).def->key != "linear_bwd_input" ||
+  if (from == kNoNode || !is(graph.node(from), "linear_bwd_input") ||
       graph.value(dx).type != graph.value(z).type)
     return false;
   Node fused = graph.node(from);
@@ -101,7 +99,7 @@ bool linear_gradient_then_activation(Rewriter& graph, int at) {
 
 bool linear_parameter_gradients(Rewriter& graph, int at) {
   const Node& weight = graph.node(at);
-  if (weight.def->key != "linear_bwd_weight") return false;
+  if (!is(weight, "linear_bwd_weight")) return false;
   const int bias = sibling(graph, at, "bias_bwd");
   if (bias == kNoNode) return false;
   Node fused = weight;

@@ -4,14 +4,12 @@
 #include <algorithm>
 
 #include "compiler/fuse.h"
-#include "compiler/op.h"
+#include "compiler/rewriter.h"
 
 namespace moec {
 namespace {
 
 using Index = size_t;
-
-bool is(const Node& node, std::string_view key) { return node.def->key == key; }
 
 /// Takes a node out, at `dropped`, whose outputs another now makes.
 void drop(Graph& graph, std::vector<Node> nodes, Index dropped) {

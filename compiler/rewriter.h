@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -10,6 +11,9 @@
 namespace moec {
 
 constexpr int kNoNode = -1;
+
+/// Whether a node calls this kernel.
+inline bool is(const Node& node, std::string_view key) { return node.def->key == key; }
 
 /// The nodes of a program while rules rewrite them, by their index in the graph that was. A node that went
 /// into another is gone.
