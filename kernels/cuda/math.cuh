@@ -24,10 +24,15 @@ __device__ inline Acc exponential(Acc x) {
 /// 1 / (1 + e^-x).
 template <class T, class Acc = Accumulator<T>>
 __device__ inline Acc sigmoid(Acc x) {
-  if constexpr (kHalfPrecision<T>)
-    return __fdividef(1.0f, 1.0f + __expf(-x));
-  else
+  if constexpr (kHalfPrecision<T>) {
+    // Denormals, which these instructions take for 0, would not show in the sum.
+    float power, result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1 + power));
+    return result;
+  } else {
     return 1 / (1 + std::exp(-x));
+  }
 }
 
 /// Distribution function of N(0, 1), (1 + erf(x / sqrt 2)) / 2.

@@ -1,6 +1,14 @@
-// What becomes of the sums of a grouped product. A warp has 16 x kN of them (wgmma.cuh says who has
-// what) and 4096 bytes of shared memory, through which results go out: panels of 16 rows of 128 bytes, laid
+// What becomes of the sums of a grouped product. A warp has 16 x 256 of them (wgmma.cuh says who has what)
+// and a little shared memory of its own, through which results go out: panels of 16 rows of 128 bytes, laid
 // out as TMA expects them.
+//
+// Result rows are written while the next tile is multiplied: their sums are rounded and kept in half as many
+// registers, and the main loop (grouped.cuh) hands them to run() in pieces of 16 x 32, one a step, together
+// with the warp's part in the tile that is being multiplied, for which an epilogue may begin to fetch.
+// Registers are scarce there, so addresses are 32 bits wide and computed anew for each piece. Weight
+// gradients are handed to store() as they are, and the tensor cores wait; their tiles are deep.
+//
+// An epilogue says what a warp needs of shared memory: panels, and barriers that expect one arrival.
 #pragma once
 
 #include "kernels/cuda/hopper/wgmma.cuh"
@@ -11,7 +19,28 @@ namespace moec::cuda::hopper {
 constexpr int kPanelRows = 16;
 constexpr int kPanelBytes = kPanelRows * kRunBytes;
 
-__device__ inline int lane_id() { return static_cast<int>(threadIdx.x) % 32; }
+/// Columns of a piece, and the pairs of them that each lane has: pair 2 * i + j is of columns 8 * i + lane %
+/// 4 * 2 (and the next) in row lane / 4 + 8 * j.
+constexpr int kPieceCols = 32, kPiecePairs = 8;
+using Piece = uint32_t[kPiecePairs];
+/// Pieces of a part.
+constexpr int kPieces = 8;
+
+/// The part of a warp in a tile: 256 columns and at most 16 rows.
+struct Part {
+  int expert, row, row_end, col;
+
+  __device__ bool empty() const { return row >= row_end; }
+};
+/// Of no tile.
+constexpr Part kNoPart = {0, 0, 0, 0};
+
+/// The lane in its warp; not worth a register between two uses.
+__device__ inline uint32_t lane_id() {
+  uint32_t lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
 
 /// Two values as bf16, the first in the lower half.
 __device__ inline uint32_t pack(float low, float high) {
@@ -22,188 +51,206 @@ __device__ inline float2 unpack(uint32_t pair) {
   return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
 }
 
-/// The warp's next panel, free to be written: two take turns.
-__device__ inline unsigned char* open_panel(unsigned char* staging, int panel) {
-  if (lane_id() == 0) wait_stores_read<1>();
+/// Place of 16-byte chunk 0 of row `row` in a panel; chunk c is at this ^ c * 16.
+__device__ inline uint32_t panel_row(const unsigned char* panel, uint32_t row) {
+  return shared_address(panel) + row * kRunBytes + row % 8 * 16;
+}
+
+/// The warp's stores have read their panels, which may be written again.
+__device__ inline void reopen_panels() {
+  if (elect_one()) wait_stores_read<0>();
   __syncwarp();
-  return staging + panel % 2 * kPanelBytes;
 }
 
-/// Writes 16 x 16 sums as bf16 to columns 16 * `place` of a panel.
-__device__ inline void write_panel(unsigned char* panel, int place, const float* sums) {
-  const int row = lane_id() % 16, chunk = 2 * place + lane_id() / 16;
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                   shared_address(panel) + static_cast<uint32_t>(row * kRunBytes + (chunk ^ row % 8) * 16)),
-               "r"(pack(sums[0], sums[1])), "r"(pack(sums[2], sums[3])), "r"(pack(sums[4], sums[5])),
-               "r"(pack(sums[6], sums[7]))
-               : "memory");
+/// Writes a piece to the left or right half of a panel.
+__device__ inline void write_piece(unsigned char* panel, int half, const Piece& pairs) {
+  const uint32_t lane = lane_id();
+  const uint32_t row = panel_row(panel, lane % 16) ^ (4 * static_cast<uint32_t>(half) + lane / 16) * 16;
+#pragma unroll
+  for (uint32_t i = 0; i < 2; ++i)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row ^ i * 32),
+                 "r"(pairs[4 * i]), "r"(pairs[4 * i + 1]), "r"(pairs[4 * i + 2]), "r"(pairs[4 * i + 3])
+                 : "memory");
 }
 
-/// Result rows as bf16, c[rows, cols]; those behind `row_end` stay as they are.
-struct StoreRows {
+/// A matrix of bf16 [rows, cols] that panels go to; rows behind a part's end stay as they are.
+struct PanelsOut {
   CUtensorMap map;  // box: 64 columns x 16 rows
   bf16* data;
+  int cols;
 
-  __device__ bool skips(int) const { return false; }
-
-  template <int kSums>
-  __device__ void store(const float (&sums)[kSums], int, int row, int row_end, int col, int cols,
-                        unsigned char* staging) const {
-#pragma unroll
-    for (int panel = 0; panel < kSums / 32; ++panel) {
-      unsigned char* out = open_panel(staging, panel);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) write_panel(out, i, sums + panel * 32 + i * 8);
-      send(out, row, row_end, col + panel * 64, cols);
-    }
-  }
-
-  __device__ void send(const unsigned char* panel, int row, int row_end, int col, int cols) const {
-    if (row + kPanelRows <= row_end) {
+  /// Starts to write the panel to columns from `col` on. The warp's writes to it may still be on their way.
+  __device__ void send(const unsigned char* panel, const Part& part, int col) const {
+    const int rows = part.row_end - part.row;
+    if (rows >= kPanelRows) {
       fence_shared_for_async();
       __syncwarp();
-      if (lane_id() == 0) store_box(map, panel, col, row, 0);
+      if (elect_one()) {
+        store_box(map, panel, col, part.row, 0);
+        commit_stores();
+      }
     } else {
       __syncwarp();
-      for (int i = lane_id(); i < (row_end - row) * 8; i += 32) {
-        const int r = i / 8, c = i % 8;
-        if (col + c * 8 < cols)
-          *reinterpret_cast<uint4*>(data + static_cast<int64_t>(row + r) * cols + col + c * 8) =
-              *reinterpret_cast<const uint4*>(panel + r * kRunBytes + (c ^ r % 8) * 16);
+      const uint32_t lane = lane_id();
+      const int chunk_col = col + static_cast<int>(lane % 8) * 8;
+      if (chunk_col < cols) {
+#pragma unroll 1
+        for (int row = static_cast<int>(lane / 8); row < rows; row += 4)
+          *reinterpret_cast<uint4*>(data + static_cast<int64_t>(part.row + row) * cols + chunk_col) =
+              load_shared<uint4>(panel_row(panel, row) ^ lane % 8 * 16);
       }
+      __syncwarp();
     }
-    if (lane_id() == 0) commit_stores();
   }
 };
 
-/// h = sums as bf16, with gate and up in turns, and y[rows, cols / 2] = silu(gate) * up.
+/// Result rows.
+struct StoreRows {
+  static constexpr int kPanels = 1, kBarriers = 0;
+  PanelsOut c;
+
+  __device__ void run(int piece, const Piece& sums, const Part& part, const Part&, unsigned char* panels,
+                      Barrier*) const {
+    if (part.empty()) return;
+    if (piece % 2 == 0) reopen_panels();
+    write_piece(panels, piece % 2, sums);
+    if (piece % 2 == 1) c.send(panels, part, part.col + (piece - 1) * kPieceCols);
+  }
+};
+
+/// h = sums, with gate and up in turns, and y[rows, cols / 2] = silu(gate) * up.
 struct StoreSwiglu {
-  StoreRows h;
-  bf16* y;
+  static constexpr int kPanels = 2, kBarriers = 0;
+  PanelsOut h, y;
 
-  __device__ bool skips(int) const { return false; }
-
-  template <int kSums>
-  __device__ void store(const float (&sums)[kSums], int expert, int row, int row_end, int col, int cols,
-                        unsigned char* staging) const {
-    h.store(sums, expert, row, row_end, col, cols, staging);
-    // A lane has y of one column out of four; four lanes exchange theirs, so that each has four neighbours.
-    const int place = lane_id() % 4, first = row + lane_id() / 4;
+  __device__ void run(int piece, const Piece& sums, const Part& part, const Part&, unsigned char* panels,
+                      Barrier*) const {
+    if (part.empty()) return;
+    unsigned char *h_panel = panels, *y_panel = panels + kPanelBytes;
+    if (piece % 2 == 0) reopen_panels();
+    write_piece(h_panel, piece % 2, sums);
+    // A lane has y of every fourth column.
+    const uint32_t lane = lane_id();
+    const uint32_t row = panel_row(y_panel, lane / 4) ^ static_cast<uint32_t>(piece % 4 * 32) ^ lane % 4 * 2;
 #pragma unroll
-    for (int group = 0; group < kSums; group += 16) {
-      const int at = (col + group * 2) / 2 + 4 * place;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 pair =
-              unpack(pack(sums[group + 4 * i + 2 * half], sums[group + 4 * i + 2 * half + 1]));
-          v[i] = pair.x * sigmoid<bf16>(pair.x) * pair.y;
-        }
-        const uint32_t low = pack(v[0], v[1]), high = pack(v[2], v[3]);
-        const uint32_t mine = place < 2 ? low : high;
-        const uint32_t other = __shfl_xor_sync(~0u, place < 2 ? high : low, 2);
-        // x: of lanes 0 or 1, y: of lanes 2 or 3, each a pair of columns 4 apart.
-        const uint32_t x = place < 2 ? mine : other, z = place < 2 ? other : mine;
-        const bool odd = place % 2;
-        const uint32_t keep = __byte_perm(x, z, odd ? 0x7632 : 0x5410);
-        const uint32_t got = __shfl_xor_sync(~0u, __byte_perm(x, z, odd ? 0x5410 : 0x7632), 1);
-        const uint32_t even_lane = odd ? got : keep, odd_lane = odd ? keep : got;
-        const uint2 out{__byte_perm(even_lane, odd_lane, 0x5410), __byte_perm(even_lane, odd_lane, 0x7632)};
-        const int r = first + 8 * half;
-        if (r < row_end && at < cols / 2)
-          *reinterpret_cast<uint2*>(y + static_cast<int64_t>(r) * (cols / 2) + at) = out;
-      }
+    for (uint32_t i = 0; i < kPiecePairs; ++i) {
+      const float2 pair = unpack(sums[i]);
+      store_shared((row ^ i / 2 * 8) + i % 2 * 8 * kRunBytes,
+                   __bfloat16_as_ushort(__float2bfloat16_rn(pair.x * sigmoid<bf16>(pair.x) * pair.y)));
     }
+    if (piece % 2 == 1) h.send(h_panel, part, part.col + (piece - 1) * kPieceCols);
+    if (piece % 4 == 3) y.send(y_panel, part, (part.col + (piece - 3) * kPieceCols) / 2);
   }
 };
 
-/// With dy = sums as bf16, of y = silu(gate) * up: dh, and y again if it is given. h, dh: [rows, 2 * cols].
+/// With dy = sums, of y = silu(gate) * up: dh and y again. h, dh: [rows, 2 * cols]. Panels of h come by TMA
+/// while pieces before theirs are at work, become dh, and go out; kAhead are on their way.
 struct StoreSwigluBwd {
-  const bf16* h;
-  bf16* dh;
-  bf16* y;
+  static constexpr int kBarriers = kPieces / 2, kAhead = kBarriers - 1;  // panels of h
+  static constexpr int kPanels = kBarriers + 1;
+  CUtensorMap h;  // box: 64 columns x 16 rows
+  PanelsOut dh, y;
 
-  __device__ bool skips(int) const { return false; }
-
-  template <int kSums>
-  __device__ void store(const float (&sums)[kSums], int, int row, int row_end, int col, int cols,
-                        unsigned char*) const {
-    const int place = lane_id() % 4;
-    const bool odd = place % 2;
-    // Neighbours exchange columns, so that each has four of one row: lane i has columns of group 8 * (i % 2).
-    const int64_t at = static_cast<int64_t>(row + lane_id() / 4) * cols + col + 8 * odd + 2 * (place - odd);
-#pragma unroll
-    for (int batch = 0; batch < kSums; batch += 32) {
-      uint4 pairs[8];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int64_t to = at + i % 2 * 8 * int64_t{cols} + batch * 2 + i / 2 * 16;
-        if (row + lane_id() / 4 + i % 2 * 8 < row_end && col + batch * 2 + i / 2 * 16 + 8 * odd < cols)
-          pairs[i] = __ldcs(reinterpret_cast<const uint4*>(h + 2 * to));
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float* s = sums + batch + i / 2 * 8 + i % 2 * 2;
-        const uint32_t first = pack(s[0], s[1]), second = pack(s[4], s[5]);
-        const uint32_t got = __shfl_xor_sync(~0u, odd ? first : second, 1);
-        const float2 d01 = unpack(odd ? got : first), d23 = unpack(odd ? second : got);
-        const float d[4] = {d01.x, d01.y, d23.x, d23.y};
-        uint32_t* pair = reinterpret_cast<uint32_t*>(&pairs[i]);
-        float again[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float2 in = unpack(pair[j]);
-          const float s1 = sigmoid<bf16>(in.x);
-          again[j] = in.x * s1 * in.y;
-          pair[j] = pack(d[j] * in.y * s1 * (1 + in.x * (1 - s1)), d[j] * in.x * s1);
-        }
-        const int64_t to = at + i % 2 * 8 * int64_t{cols} + batch * 2 + i / 2 * 16;
-        if (row + lane_id() / 4 + i % 2 * 8 < row_end && col + batch * 2 + i / 2 * 16 + 8 * odd < cols) {
-          *reinterpret_cast<uint4*>(dh + 2 * to) = pairs[i];
-          if (y)
-            *reinterpret_cast<uint2*>(y + to) = uint2{pack(again[0], again[1]), pack(again[2], again[3])};
-        }
-      }
+  __device__ void run(int piece, const Piece& sums, const Part& part, const Part& next, unsigned char* panels,
+                      Barrier* loaded) const {
+    if (elect_one()) {
+      wait_stores_read<0>();
+      const int coming = piece + kAhead;
+      const bool same = coming < kPieces;
+      if (same ? !part.empty() : !next.empty())
+        fetch(coming % kPieces, same ? part.row : next.row, same ? part.col : next.col, panels, loaded);
     }
+    __syncwarp();
+    if (part.empty()) return;
+    unsigned char *panel = panels + piece % kBarriers * kPanelBytes,
+                  *y_panel = panels + kBarriers * kPanelBytes;
+    // Each panel is used twice for a part, so a part begins with the first one and in an even phase.
+    loaded[piece % kBarriers].wait(piece / kBarriers % 2);
+    // Lanes of odd rows take the groups of 8 columns in another order, so that 16 lanes meet all banks.
+    const uint32_t lane = lane_id();
+    const bool turned = lane / 4 % 2 != 0;
+    const uint32_t at = panel_row(panel, lane / 4) ^ (lane % 4 * 8 | (turned ? 64 : 0));
+    const uint32_t y_at = panel_row(y_panel, lane / 4) ^ (piece % 2 * 64 | lane % 4 * 4) ^ (turned ? 32 : 0);
+#pragma unroll
+    for (uint32_t i = 0; i < kPiecePairs / 2; ++i) {
+      // Row lane / 4, and the one 8 rows down.
+      constexpr uint32_t kDown = 8 * kRunBytes;
+      const uint2 h0 = load_shared<uint2>(at ^ i * 32), h1 = load_shared<uint2>((at ^ i * 32) + kDown);
+      uint2 dh0, dh1;
+      uint32_t y0, y1;
+      bwd(h0, turned ? sums[2 * i ^ 4] : sums[2 * i], &dh0, &y0);
+      bwd(h1, turned ? sums[2 * i + 1 ^ 4] : sums[2 * i + 1], &dh1, &y1);
+      store_shared(at ^ i * 32, dh0);
+      store_shared((at ^ i * 32) + kDown, dh1);
+      store_shared(y_at ^ i * 16, y0);
+      store_shared((y_at ^ i * 16) + kDown, y1);
+    }
+    dh.send(panel, part, 2 * (part.col + piece * kPieceCols));
+    if (piece % 2 == 1) y.send(y_panel, part, part.col + (piece - 1) * kPieceCols);
+  }
+
+ private:
+  __device__ void fetch(int piece, int row, int col, unsigned char* panels, Barrier* loaded) const {
+    loaded += piece % kBarriers;
+    loaded->arrive_expecting(kPanelBytes);
+    load_box(h, *loaded, panels + piece % kBarriers * kPanelBytes, 2 * (col + piece * kPieceCols), row, 0);
+  }
+
+  /// For two columns of dy: the gradients of gate and up in turns, and y.
+  __device__ static void bwd(uint2 h, uint32_t dy, uint2* dh, uint32_t* y) {
+    const float2 d = unpack(dy);
+    float y0, y1;
+    *dh = {bwd(unpack(h.x), d.x, &y0), bwd(unpack(h.y), d.y, &y1)};
+    *y = pack(y0, y1);
+  }
+  __device__ static uint32_t bwd(float2 h, float dy, float* y) {
+    const float s = sigmoid<bf16>(h.x), silu = h.x * s;
+    *y = silu * h.y;
+    return pack(dy * h.y * fmaf(silu, 1 - s, s), dy * silu);
   }
 };
 
 /// An expert's weight gradient [experts, rows, cols], f32 or bf16: overwritten, or each element added to
-/// once.
+/// once. Two panels take turns.
 template <class T>
 struct StoreGradient {
+  static constexpr int kPanels = 2, kBarriers = 0;
   CUtensorMap map;  // box: 128 bytes of columns x 16 rows
   bool accumulate;
 
   __device__ bool skips(int depth) const { return accumulate && depth == 0; }
 
   template <int kSums>
-  __device__ void store(const float (&sums)[kSums], int expert, int row, int, int col, int cols,
-                        unsigned char* staging) const {
+  __device__ void store(const float (&sums)[kSums], const Part& part, unsigned char* panels) const {
     constexpr int kPanelCols = kRunBytes / sizeof(T), kPanelSums = kPanelCols / 2;
+    const uint32_t lane = lane_id();
 #pragma unroll
-    for (int panel = 0; panel < kSums / kPanelSums; ++panel) {
-      unsigned char* out = open_panel(staging, panel);
-      const float* s = sums + panel * kPanelSums;
+    for (int i = 0; i < kSums / kPanelSums; ++i) {
+      unsigned char* panel = panels + i % 2 * kPanelBytes;
+      if (elect_one()) wait_stores_read<1>();
+      __syncwarp();
+      const float* s = sums + i * kPanelSums;
       if constexpr (sizeof(T) == 2) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) write_panel(out, i, s + i * 8);
+        for (int half = 0; half < 2; ++half) {
+          Piece pairs;
+#pragma unroll
+          for (int j = 0; j < kPiecePairs; ++j)
+            pairs[j] = pack(s[half * 16 + 2 * j], s[half * 16 + 2 * j + 1]);
+          write_piece(panel, half, pairs);
+        }
       } else {
-        const int r = lane_id() / 4, c = lane_id() % 4;
+        const uint32_t at = panel_row(panel, lane / 4) ^ lane % 4 * 8;
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            *reinterpret_cast<float2*>(out + (r + 8 * half) * kRunBytes + ((2 * i + c / 2) ^ r) * 16 +
-                                       c % 2 * 8) = {s[4 * i + 2 * half], s[4 * i + 2 * half + 1]};
+        for (uint32_t j = 0; j < 8; ++j)
+          store_shared((at ^ j / 2 * 32) + j % 2 * 8 * kRunBytes, float2{s[2 * j], s[2 * j + 1]});
       }
       fence_shared_for_async();
       __syncwarp();
-      if (lane_id() == 0) {
-        accumulate ? add_box(map, out, col + panel * kPanelCols, row, expert)
-                   : store_box(map, out, col + panel * kPanelCols, row, expert);
+      if (elect_one()) {
+        const int col = part.col + i * kPanelCols;
+        accumulate ? add_box(map, panel, col, part.row, part.expert)
+                   : store_box(map, panel, col, part.row, part.expert);
         commit_stores();
       }
     }

@@ -7,7 +7,7 @@
 // and take turns at the tiles, of which only the device knows how many there are.
 #pragma once
 
-#include "kernels/cuda/hopper/wgmma.cuh"
+#include "kernels/cuda/hopper/epilogue.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/tile.cuh"
 
@@ -19,23 +19,28 @@ enum class Grouped {
   kDepth,  // the depth, along which both factors have rows; c is the expert's weight gradient
 };
 
-/// The tile of a block, and how it uses shared memory.
+/// The tile of a block: kM x kN of c, of which it loads kK depths in a step.
 struct Tile {
   static constexpr int kM = 128, kN = 256, kK = 64;
   static constexpr int kBlocks = 2;     // of a cluster
   static constexpr int kConsumers = 2;  // warpgroups that multiply
   static constexpr int kConsumerWarps = 4 * kConsumers;
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-  static constexpr int kSteps = 4;
   static constexpr int kBytesA = kM * kRunBytes, kBytesB = kN * kRunBytes, kStepBytes = kBytesA + kBytesB;
-  static constexpr int kStagingBytes = 4096;  // per warp, for results on their way out
-  static constexpr int kBarriers = 2 * kSteps;
-  static constexpr int kSharedBytes = kAtomBytes + kSteps * kStepBytes + kConsumerWarps * kStagingBytes +
-                                      kBarriers * static_cast<int>(sizeof(Barrier));
 };
 
-/// The sums of a warp's 16 x kN part of a tile; see multiply() for who has what.
-using Sums = float[Tile::kN / 2];
+/// Shared memory of a block: the epilogue's panels and barriers, and as many steps as there is room for.
+template <class Epilogue>
+struct SharedMemory {
+  static constexpr int kMost = 227 * 1024;
+  static constexpr int kPanelsBytes = Tile::kConsumerWarps * Epilogue::kPanels * kPanelBytes;
+  static constexpr int kOtherBytes =
+      kAtomBytes + kPanelsBytes +
+      Tile::kConsumerWarps * Epilogue::kBarriers * static_cast<int>(sizeof(Barrier));
+  static constexpr int kStepBytes = Tile::kStepBytes + 2 * static_cast<int>(sizeof(Barrier));
+  static constexpr int kSteps = (kMost - kOtherBytes) / kStepBytes;
+  static constexpr int kBytes = kOtherBytes + kSteps * kStepBytes;
+};
 
 struct GroupedProblem {
   const int32_t* offsets;  // [experts + 1]
@@ -45,45 +50,56 @@ struct GroupedProblem {
   int depth;  // kDepth: unused
 };
 
+/// Number of this warp in its block, which the compiler then knows to be the same for all lanes.
+__device__ inline int warp_id() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0); }
+
+/// Calls use(value) with a constant, value being one of kBegin to kEnd - 1: for indices of registers.
+template <int kBegin, int kEnd, class Use>
+__device__ __forceinline__ void with_constant(int value, const Use& use) {
+  constexpr int kMiddle = (kBegin + kEnd) / 2;
+  if constexpr (kEnd - kBegin == 1)
+    use(kBegin);
+  else if (value < kMiddle)
+    with_constant<kBegin, kMiddle>(value, use);
+  else
+    with_constant<kMiddle, kEnd>(value, use);
+}
+
+/// Where a tile is: rows from `row` on, of which its expert has those before row_end, and columns from `col`
+/// on of c; and the depths.
+struct TilePlace {
+  int expert, row, row_end, col;
+  int depth_begin, depth;
+};
+
 /// The tiles of the block's cluster, in the order of experts, bands of rows, columns, rows: what runs
-/// together shares rows and columns.
+/// together shares rows and columns. Keeps little, as registers are scarce.
 template <Grouped kGrouped>
 class Tiles {
  public:
-  __device__ Tiles(const GroupedProblem& problem)
-      : problem_(problem),
-        tile_(static_cast<int>(blockIdx.x) / Tile::kBlocks),
-        col_tiles_(ceil_div(problem.cols, Tile::kN)) {
-    open();
-  }
-
-  /// Finds the block's next tile; false if there is none.
-  __device__ bool next() {
-    while (expert_ < problem_.experts && tile_ - first_ >= row_tiles_ * col_tiles_) {
-      first_ += row_tiles_ * col_tiles_;
-      ++expert_;
-      open();
+  /// Finds the block's next tile; false if there is none. kRows: has at least two steps, for consume_rows().
+  __device__ bool next(const GroupedProblem& problem, TilePlace* place) {
+    const int col_tiles = ceil_div(problem.cols, Tile::kN);
+    for (; expert_ < problem.experts; ++expert_) {
+      const int begin = __ldg(problem.offsets + expert_), end = __ldg(problem.offsets + expert_ + 1);
+      const int rows = kGrouped == Grouped::kRows ? end - begin : problem.rows;
+      const int row_tiles = ceil_div(rows, kClusterRows);
+      if (tile_ < row_tiles * col_tiles) {
+        const int per_band = kBandRows * col_tiles, band = tile_ / per_band, in_band = tile_ % per_band;
+        const int band_rows = min(kBandRows, row_tiles - band * kBandRows);
+        const int row = (band * kBandRows + in_band % band_rows) * kClusterRows +
+                        static_cast<int>(cluster_rank()) * Tile::kM;
+        const int col = in_band / band_rows * Tile::kN;
+        *place = kGrouped == Grouped::kRows
+                     ? TilePlace{expert_, begin + row, end, col, 0, max(problem.depth, 2 * Tile::kK)}
+                     : TilePlace{expert_, row, problem.rows, col, begin, end - begin};
+        tile_ += static_cast<int>(gridDim.x) / Tile::kBlocks;
+        return true;
+      }
+      tile_ -= row_tiles * col_tiles;
     }
-    if (expert_ == problem_.experts) return false;
-    const int place = tile_ - first_, per_band = kBandRows * col_tiles_;
-    const int band = place / per_band, in_band = place % per_band;
-    const int band_rows = min(kBandRows, row_tiles_ - band * kBandRows);
-    row_ =
-        (band * kBandRows + in_band % band_rows) * kClusterRows + static_cast<int>(cluster_rank()) * Tile::kM;
-    col_ = in_band / band_rows * Tile::kN;
-    tile_ += static_cast<int>(gridDim.x) / Tile::kBlocks;
-    return true;
+    return false;
   }
-
-  __device__ int expert() const { return expert_; }
-  /// First row and end of the rows of c; kRows: of all rows.
-  __device__ int row() const { return kGrouped == Grouped::kRows ? begin_ + row_ : row_; }
-  __device__ int row_end() const { return kGrouped == Grouped::kRows ? end_ : problem_.rows; }
-  __device__ int col() const { return col_; }
-  /// First depth, and steps; the last may be partial.
-  __device__ int depth_begin() const { return kGrouped == Grouped::kRows ? 0 : begin_; }
-  __device__ int depth() const { return kGrouped == Grouped::kRows ? problem_.depth : end_ - begin_; }
-  __device__ int steps() const { return ceil_div(depth(), Tile::kK); }
 
  private:
   static constexpr int kClusterRows = Tile::kM * Tile::kBlocks;
@@ -92,18 +108,8 @@ class Tiles {
 
   __device__ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-  __device__ void open() {
-    if (expert_ == problem_.experts) return;
-    begin_ = problem_.offsets[expert_];
-    end_ = problem_.offsets[expert_ + 1];
-    row_tiles_ = ceil_div(kGrouped == Grouped::kRows ? end_ - begin_ : problem_.rows, kClusterRows);
-  }
-
-  const GroupedProblem& problem_;
-  int tile_, col_tiles_;
-  int expert_ = 0, first_ = 0;  // first tile of the expert
-  int begin_ = 0, end_ = 0, row_tiles_ = 0;
-  int row_ = 0, col_ = 0;
+  int tile_ = static_cast<int>(blockIdx.x) / Tile::kBlocks;  // counted from the expert's first
+  int expert_ = 0;
 };
 
 /// A step of a factor of kRows rows in shared memory, loaded by kShares blocks.
@@ -134,24 +140,28 @@ struct FactorStep {
   }
 };
 
-template <Along kAlongA, Along kAlongB, Grouped kGrouped>
+template <Along kAlongA, Along kAlongB, Grouped kGrouped, class Epilogue>
 class GroupedBlock {
  public:
   using StepA = FactorStep<kAlongA, Tile::kM, 1>;
   using StepB = FactorStep<kAlongB, Tile::kN, Tile::kBlocks>;
+  using Memory = SharedMemory<Epilogue>;
 
   /// `shared` is the dynamic shared memory of the block.
-  __device__ explicit GroupedBlock(unsigned char* shared) {
+  __device__ GroupedBlock(unsigned char* shared, const GroupedProblem& problem, const Epilogue& epilogue)
+      : problem_(problem), epilogue_(epilogue) {
     const uint32_t misaligned = shared_address(shared) % kAtomBytes;
     steps_ = shared + (misaligned ? kAtomBytes - misaligned : 0);
-    staging_ = steps_ + Tile::kSteps * Tile::kStepBytes;
-    full_ = reinterpret_cast<Barrier*>(staging_ + Tile::kConsumerWarps * Tile::kStagingBytes);
-    empty_ = full_ + Tile::kSteps;
+    panels_ = steps_ + kSteps * Tile::kStepBytes;
+    full_ = reinterpret_cast<Barrier*>(panels_ + Memory::kPanelsBytes);
+    empty_ = full_ + kSteps;
+    loaded_ = empty_ + kSteps;
     if (threadIdx.x == 0) {
-      for (int i = 0; i < Tile::kSteps; ++i) {
+      for (int i = 0; i < kSteps; ++i) {
         full_[i].init(1);
         empty_[i].init(Tile::kConsumerWarps * Tile::kBlocks);
       }
+      for (int i = 0; i < Tile::kConsumerWarps * Epilogue::kBarriers; ++i) loaded_[i].init(1);
       fence_barrier_init();
     }
     __syncwarp();
@@ -159,78 +169,150 @@ class GroupedBlock {
   }
 
   /// One thread of the block: loads the steps of all tiles.
-  __device__ void produce(const CUtensorMap& a, const CUtensorMap& b, const GroupedProblem& problem) {
-    RingPlace<Tile::kSteps> place;
-    Tiles<kGrouped> tiles(problem);
+  __device__ void produce(const CUtensorMap& a, const CUtensorMap& b) {
+    RingPlace<kSteps> place;
+    Tiles<kGrouped> tiles;
+    TilePlace tile;
     const int rank = static_cast<int>(cluster_rank());
-    while (tiles.next()) {
-      const int steps = tiles.steps(), expert_b = kGrouped == Grouped::kRows ? tiles.expert() : 0;
+    while (tiles.next(problem_, &tile)) {
+      const int steps = steps_of(tile), expert_b = kGrouped == Grouped::kRows ? tile.expert : 0;
+#pragma unroll 1
       for (int step = 0; step < steps; ++step, place.advance()) {
         empty_[place.slot].wait(place.parity ^ 1);
         Barrier& full = full_[place.slot];
         full.arrive_expecting(Tile::kStepBytes);
         unsigned char* to = step_at(place.slot);
-        const int depth = tiles.depth_begin() + step * Tile::kK;
-        StepA::load(a, full, to, tiles.row(), depth, 0, 0);
-        StepB::load(b, full, to + Tile::kBytesA, tiles.col(), depth, expert_b, rank);
+        const int depth = tile.depth_begin + step * Tile::kK;
+        StepA::load(a, full, to, tile.row, depth, 0, 0);
+        StepB::load(b, full, to + Tile::kBytesA, tile.col, depth, expert_b, rank);
       }
     }
   }
 
   /// A warpgroup, number `consumer`: multiplies and hands its sums to the epilogue.
-  template <class Epilogue>
-  __device__ void consume(const GroupedProblem& problem, const Epilogue& epilogue, int consumer) {
-    const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
-    unsigned char* staging = staging_ + (consumer * 4 + warp) * Tile::kStagingBytes;
-    RingPlace<Tile::kSteps> place;
-    Tiles<kGrouped> tiles(problem);
-    while (tiles.next()) {
-      Sums sums;
-      multiply_tile(tiles, consumer, place, sums);
-      const int row = tiles.row() + consumer * 64 + warp * 16;
-      if (row < tiles.row_end() && !epilogue.skips(tiles.depth()))
-        epilogue.store(sums, tiles.expert(), row, tiles.row_end(), tiles.col(), problem.cols, staging);
-    }
-    if (threadIdx.x % 32 == 0) wait_stores_read<0>();
+  __device__ void consume(int consumer) {
+    if constexpr (kGrouped == Grouped::kRows)
+      consume_rows(consumer);
+    else
+      consume_depths(consumer);
+    if (elect_one()) wait_stores_read<0>();
   }
 
  private:
+  static constexpr int kSteps = Memory::kSteps;
+
   __device__ unsigned char* step_at(int index) const { return steps_ + index * Tile::kStepBytes; }
 
-  __device__ void multiply_tile(const Tiles<kGrouped>& tiles, int consumer, RingPlace<Tile::kSteps>& place,
-                                Sums& sums) {
-    // An expert may have no depth at all; it always has columns.
-    constexpr bool kZeroFirst = kGrouped == Grouped::kDepth;
-    if constexpr (kZeroFirst) {
-#pragma unroll
-      for (float& sum : sums) sum = 0;
-    }
-    const int steps = tiles.steps();
-    int previous = 0;
-    for (int step = 0; step < steps; ++step, place.advance()) {
+  /// The sums of a warp's 16 x kN part of a tile; see multiply() for who has what.
+  using Sums = float[Tile::kN / 2];
+  static_assert(Tile::kN == kPieces * kPieceCols);
+
+  /// The last may be partial.
+  __device__ static int steps_of(const TilePlace& tile) { return (tile.depth + Tile::kK - 1) / Tile::kK; }
+
+  /// The part of this warp in a tile.
+  __device__ static Part part_of(const TilePlace& tile, int consumer) {
+    return {tile.expert, tile.row + consumer * 64 + warp_id() % 4 * kPanelRows, tile.row_end, tile.col};
+  }
+
+  /// A part's sums as pairs of bf16.
+  using Rounded = uint32_t[kPieces * kPiecePairs];
+  __device__ static const Piece& piece_of(const Rounded& rounded, int piece) {
+    return reinterpret_cast<const Piece&>(rounded[piece * kPiecePairs]);
+  }
+
+  /// kRows. The sums of a tile are rounded and handed to the epilogue, in pieces, while the next is
+  /// multiplied: a piece at a time after a step has been started. What loops is kept the same for all lanes,
+  /// as instructions between steps are what the tensor cores wait for.
+  __device__ void consume_rows(int consumer) {
+    const int warp = warp_id() - 4;
+    unsigned char* panels = panels_ + warp * Epilogue::kPanels * kPanelBytes;
+    Barrier* loaded = loaded_ + warp * Epilogue::kBarriers;
+    Tiles<kGrouped> tiles;
+    TilePlace tile;
+    if (!tiles.next(problem_, &tile)) return;
+    const int steps = steps_of(tile), pieces_a_step = (kPieces + steps - 2) / (steps - 1);
+    RingPlace<kSteps> place;
+    Rounded rounded = {};
+    Part part = kNoPart, next = part_of(tile, consumer);
+    for (bool more = true; more;) {
+      Sums sums;
       full_[place.slot].wait(place.parity);
-      if constexpr (kGrouped == Grouped::kDepth) {
-        const int left = tiles.depth() - step * Tile::kK;
-        if (left < Tile::kK) clear_runs(step_at(place.slot), left);
-      }
-      const uint32_t at = shared_address(step_at(place.slot));
-      const uint64_t a = factor_descriptor(at + static_cast<uint32_t>(consumer) * kBoxBytes);
-      const uint64_t b = factor_descriptor(at + Tile::kBytesA);
-      begin_products();
-#pragma unroll
-      for (int k = 0; k < Tile::kK / 16; ++k)
-        multiply<StepA::kRunsAlongRows, StepB::kRunsAlongRows>(
-            sums, a + k * kDepthStep<StepA::kRunsAlongRows>, b + k * kDepthStep<StepB::kRunsAlongRows>,
-            kZeroFirst || step > 0 || k > 0);
-      commit_products();
-      if (step > 0) {
+      multiply_step(sums, place.slot, consumer, false);
+      int piece = 0, previous = place.slot;
+      place.advance();
+#pragma unroll 1
+      for (int step = 1; step < steps; ++step) {
+        full_[place.slot].wait(place.parity);
+        multiply_step(sums, place.slot, consumer, true);
         wait_products<1>();
         release(previous);
+#pragma unroll 1
+        for (const int end = min(piece + pieces_a_step, kPieces); piece < end; ++piece)
+          with_constant<0, kPieces>(
+              piece, [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, next, panels, loaded); });
+        previous = place.slot;
+        place.advance();
       }
-      previous = place.slot;
+      part = next;
+      more = tiles.next(problem_, &tile);
+      next = more ? part_of(tile, consumer) : kNoPart;
+      wait_products<0>(sums);
+      release(previous);
+#pragma unroll
+      for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
     }
-    wait_products<0>();
-    if (steps > 0) release(previous);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, next, panels, loaded);
+  }
+
+  /// kDepth: depths are many, or none; the epilogue gets the sums as they are.
+  __device__ void consume_depths(int consumer) {
+    const int warp = warp_id() - 4;
+    unsigned char* panels = panels_ + warp * Epilogue::kPanels * kPanelBytes;
+    RingPlace<kSteps> place;
+    Tiles<kGrouped> tiles;
+    TilePlace tile;
+    while (tiles.next(problem_, &tile)) {
+      Sums sums = {};
+      const int steps = steps_of(tile);
+      int previous = 0;
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step, place.advance()) {
+        full_[place.slot].wait(place.parity);
+        const int left = tile.depth - step * Tile::kK;
+        if (left < Tile::kK) clear_runs(step_at(place.slot), left);
+        multiply_step(sums, place.slot, consumer, true);
+        if (step > 0) {
+          wait_products<1>();
+          release(previous);
+        }
+        previous = place.slot;
+      }
+      wait_products<0>(sums);
+      if (steps > 0) release(previous);
+      const Part part = part_of(tile, consumer);
+      if (!part.empty() && !epilogue_.skips(tile.depth)) epilogue_.store(sums, part, panels);
+    }
+  }
+
+  /// A descriptor with another address: the sum of the lower halves.
+  __device__ static uint64_t advance(uint64_t descriptor, uint64_t by) {
+    return descriptor >> 32 << 32 | static_cast<uint32_t>(descriptor + by);
+  }
+
+  /// Starts to multiply a step; adds to the sums, or overwrites them.
+  __device__ void multiply_step(Sums& sums, int slot, int consumer, bool add) {
+    const uint32_t at = shared_address(step_at(slot));
+    const uint64_t a = factor_descriptor(at + static_cast<uint32_t>(consumer) * kBoxBytes);
+    const uint64_t b = factor_descriptor(at + Tile::kBytesA);
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < Tile::kK / 16; ++k)
+      multiply<StepA::kRunsAlongRows, StepB::kRunsAlongRows>(
+          sums, advance(a, k * kDepthStep<StepA::kRunsAlongRows>),
+          advance(b, k * kDepthStep<StepB::kRunsAlongRows>), add || k > 0);
+    commit_products();
   }
 
   /// The warp has read a step; both blocks write to it.
@@ -249,8 +331,10 @@ class GroupedBlock {
     sync_threads(1, threads);
   }
 
-  unsigned char *steps_, *staging_;
-  Barrier *full_, *empty_;
+  const GroupedProblem& problem_;
+  const Epilogue& epilogue_;
+  unsigned char *steps_, *panels_;
+  Barrier *full_, *empty_, *loaded_;
 };
 
 /// c = a b for all experts, b being the first expert's weight; the epilogue says what becomes of c.
@@ -260,15 +344,15 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                     const __grid_constant__ Epilogue epilogue, const GroupedProblem problem) {
 #ifdef MOEC_HOPPER_CODE
   extern __shared__ unsigned char memory[];
-  GroupedBlock<kAlongA, kAlongB, kGrouped> block(memory);
+  GroupedBlock<kAlongA, kAlongB, kGrouped, Epilogue> block(memory, problem, epilogue);
   begin_kernel();
   if (threadIdx.x < kWarpgroup) {
-    shrink_registers<40>();
-    if (threadIdx.x == 0) block.produce(a, b, problem);
+    shrink_registers<24>();
+    if (threadIdx.x == 0) block.produce(a, b);
     __syncwarp();
   } else {
-    grow_registers<232>();
-    block.consume(problem, epilogue, static_cast<int>(threadIdx.x) / kWarpgroup - 1);
+    grow_registers<240>();
+    block.consume(warp_id() / 4 - 1);
     __syncwarp();
   }
   sync_cluster();  // a neighbour may still write here

@@ -22,9 +22,10 @@ cudaError_t map_experts(const TensorView& matrices, int box_rows, CUtensorMap* m
       {matrices.data, matrices.dtype, matrices.dim(0), matrices.dim(1), matrices.dim(2), box_rows}, map);
 }
 
-cudaError_t store_rows_to(const TensorView& to, StoreRows* epilogue) {
-  epilogue->data = to.as<bf16>();
-  return map_rows(to, kPanelRows, &epilogue->map);
+cudaError_t panels_to(const TensorView& to, PanelsOut* out) {
+  out->data = to.as<bf16>();
+  out->cols = static_cast<int>(to.cols());
+  return map_rows(to, kPanelRows, &out->map);
 }
 
 template <Along kAlongA, Along kAlongB, Grouped kGrouped, class Epilogue>
@@ -32,14 +33,15 @@ cudaError_t launch_groups(const CUtensorMap& a, const CUtensorMap& b, const Epil
                           const GroupedProblem& problem, const CudaContext& context) {
   return launch_clusters(context, multiply_groups<kAlongA, kAlongB, kGrouped, Epilogue>,
                          dim3(static_cast<unsigned>(context.sm_count / Tile::kBlocks * Tile::kBlocks)),
-                         Tile::kBlocks, Tile::kThreads, Tile::kSharedBytes, a, b, epilogue, problem);
+                         Tile::kBlocks, Tile::kThreads, SharedMemory<Epilogue>::kBytes, a, b, epilogue,
+                         problem);
 }
 
 /// rows[R,K] times the weight[E,N,K] of their experts, or along kRows weight[E,K,N].
 template <Along kAlongB, class Epilogue>
 cudaError_t multiply_rows(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
                           const Epilogue& epilogue, const CudaContext& context) {
-  using Block = GroupedBlock<Along::kDepth, kAlongB, Grouped::kRows>;
+  using Block = GroupedBlock<Along::kDepth, kAlongB, Grouped::kRows, Epilogue>;
   CUtensorMap a, b;
   cudaError_t error = map_rows(rows, Block::StepA::kBoxRows, &a);
   if (error == cudaSuccess) error = map_experts(weight, Block::StepB::kBoxRows, &b);
@@ -54,12 +56,12 @@ cudaError_t multiply_rows(const TensorView& rows, const TensorView& offsets, con
                                                                context);
 }
 
-template <class T>
+template <class Epilogue>
 cudaError_t multiply_depths(const TensorView& dy, const TensorView& rows, const TensorView& offsets,
                             const TensorView& dweight, bool accumulate, const CudaContext& context) {
-  using Block = GroupedBlock<Along::kRows, Along::kRows, Grouped::kDepth>;
+  using Block = GroupedBlock<Along::kRows, Along::kRows, Grouped::kDepth, Epilogue>;
   CUtensorMap a, b;
-  StoreGradient<T> epilogue = {};
+  Epilogue epilogue = {};
   epilogue.accumulate = accumulate;
   cudaError_t error = map_rows(dy, Block::StepA::kBoxRows, &a);
   if (error == cudaSuccess) error = map_rows(rows, Block::StepB::kBoxRows, &b);
@@ -91,15 +93,16 @@ bool can_map(std::initializer_list<const TensorView*> matrices) {
 cudaError_t grouped_linear(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
                            const TensorView& y, const CudaContext& context) {
   StoreRows epilogue;
-  if (const cudaError_t error = store_rows_to(y, &epilogue); error != cudaSuccess) return error;
+  if (const cudaError_t error = panels_to(y, &epilogue.c); error != cudaSuccess) return error;
   return multiply_rows<Along::kDepth>(rows, offsets, weight, epilogue, context);
 }
 
 cudaError_t grouped_linear_swiglu(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
                                   const TensorView& h, const TensorView& y, const CudaContext& context) {
   StoreSwiglu epilogue;
-  epilogue.y = y.as<bf16>();
-  if (const cudaError_t error = store_rows_to(h, &epilogue.h); error != cudaSuccess) return error;
+  cudaError_t error = panels_to(h, &epilogue.h);
+  if (error == cudaSuccess) error = panels_to(y, &epilogue.y);
+  if (error != cudaSuccess) return error;
   return multiply_rows<Along::kDepth>(rows, offsets, weight, epilogue, context);
 }
 
@@ -107,7 +110,7 @@ cudaError_t grouped_linear_bwd_input(const TensorView& dy, const TensorView& off
                                      const TensorView& weight, const TensorView& drows,
                                      const CudaContext& context) {
   StoreRows epilogue;
-  if (const cudaError_t error = store_rows_to(drows, &epilogue); error != cudaSuccess) return error;
+  if (const cudaError_t error = panels_to(drows, &epilogue.c); error != cudaSuccess) return error;
   return multiply_rows<Along::kRows>(dy, offsets, weight, epilogue, context);
 }
 
@@ -115,7 +118,11 @@ cudaError_t grouped_linear_bwd_input_swiglu(const TensorView& dy, const TensorVi
                                             const TensorView& weight, const TensorView& h,
                                             const TensorView& dh, const TensorView& y,
                                             const CudaContext& context) {
-  const StoreSwigluBwd epilogue{h.as<const bf16>(), dh.as<bf16>(), y.as<bf16>()};
+  StoreSwigluBwd epilogue;
+  cudaError_t error = map_rows(h, kPanelRows, &epilogue.h);
+  if (error == cudaSuccess) error = panels_to(dh, &epilogue.dh);
+  if (error == cudaSuccess) error = panels_to(y, &epilogue.y);
+  if (error != cudaSuccess) return error;
   return multiply_rows<Along::kRows>(dy, offsets, weight, epilogue, context);
 }
 
@@ -123,8 +130,8 @@ cudaError_t grouped_linear_bwd_weight(const TensorView& dy, const TensorView& ro
                                       const TensorView& dweight, bool accumulate,
                                       const CudaContext& context) {
   return dweight.dtype == fb::DType::F32
-             ? multiply_depths<float>(dy, rows, offsets, dweight, accumulate, context)
-             : multiply_depths<bf16>(dy, rows, offsets, dweight, accumulate, context);
+             ? multiply_depths<StoreGradient<float>>(dy, rows, offsets, dweight, accumulate, context)
+             : multiply_depths<StoreGradient<bf16>>(dy, rows, offsets, dweight, accumulate, context);
 }
 
 }  // namespace moec::cuda::hopper

@@ -36,6 +36,26 @@ __device__ inline void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+/// Keeps accesses to registers of products on their side of this place.
+template <int kN>
+__device__ __forceinline__ void pin(float (&registers)[kN]) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+}
+template <int kN>
+__device__ __forceinline__ void pin(uint32_t (&registers)[kN]) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) asm volatile("" : "+r"(registers[i])::"memory");
+}
+
+/// wait_products() for groups whose sums these are.
+template <int kPending, int kN, int... kMore>
+__device__ __forceinline__ void wait_products(float (&sums)[kN], float (&... more)[kMore]) {
+  wait_products<kPending>();
+  pin(sums);
+  (pin(more), ...);
+}
+
 #define MOEC_SUMS8(i)                                                                         \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
