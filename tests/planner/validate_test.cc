@@ -41,7 +41,7 @@ TEST_CASE("sound plans are accepted") {
   }
 }
 
-TEST_CASE("every one of 1,700 mutations is rejected") {
+TEST_CASE("every one of 1,800 mutations is rejected") {
   for (const Mutation& mutation : mutations()) {
     Random random(11);
     int applied = 0, rejected = 0;
@@ -68,6 +68,17 @@ TEST_CASE("a fault line names the instruction, the tensor and the culprit") {
   CHECK(faults[0].find(fmt::format("accumulate[{}] scale (block.scale): reads 'early' but its bytes were "
                                    "overwritten by instruction ",
                                    scale)) == 0);
+}
+
+TEST_CASE("operands of types that the kernel does not take together are named") {
+  const auto plan = sample_plan(3, 30);
+  const fb::InstructionT& scale =
+      *plan->programs[1]->instructions[plan->programs[1]->instructions.size() - 2];
+  plan->tensors[static_cast<size_t>(scale.outputs[0])]->dtype = fb::DType::BF16;
+  const auto faults = faults_of(*plan);
+  REQUIRE_FALSE(faults.empty());
+  CHECK(faults[0].find("scale (block.scale): the operands' types do not fit the kernel: F32 -> BF16") !=
+        std::string::npos);
 }
 
 TEST_CASE("an empty plan is sound, one that passes the verifier with nothing in it is survived") {
