@@ -15,6 +15,7 @@
 #include "compiler/error.h"
 #include "compiler/frontend.h"
 #include "runtime/cuda/cuda_device.h"
+#include "runtime/file_io.h"
 #include "tools/command_line.h"
 #include "tools/recipe_flags.h"
 #include "tools/units.h"
@@ -26,7 +27,8 @@ struct Flags {
   std::string device = "cpu";
   int threads = 0;
   double memory_gib = 1;
-  std::string step;  // a plan or a spec
+  std::string step;       // a plan or a spec
+  std::string step_json;  // where its figures go, too
   tools::RecipeFlags recipe;
   std::string examples = MOEC_EXAMPLES;
 
@@ -100,9 +102,9 @@ Result<Lanes> open_lanes(const Flags& flags) {
 Status print_step_table(const Flags& flags) {
   MOEC_ASSIGN_OR_RETURN(const auto plan, tools::open_plan_or_spec(flags.step, flags.recipe));
   MOEC_ASSIGN_OR_RETURN(const Lanes lanes, open_lanes(flags));
-  MOEC_ASSIGN_OR_RETURN(const std::string table, step_table(plan, lanes.models));
-  fmt::print("{}", table);
-  return {};
+  MOEC_ASSIGN_OR_RETURN(const MeasuredStep step, measure_step(plan, lanes.models));
+  fmt::print("{}", step_table(step, lanes.models));
+  return flags.step_json.empty() ? Status() : runtime::write_file(flags.step_json, step_json(step));
 }
 
 Status run(const Flags& flags) {
@@ -144,6 +146,9 @@ void describe(CLI::App& app, Flags& flags) {
       ->type_name("GIB");
   app.add_option("--step", flags.step, "Print where the time of a step of this model goes, and no rows")
       ->type_name("PLAN|SPEC");
+  app.add_option("--step-json", flags.step_json,
+                 "File for the figures of --step, with the kernels' times by shape")
+      ->type_name("FILE");
   app.add_option("--examples", flags.examples, "Folder of the model specs (default: schema/examples)")
       ->type_name("DIR");
   flags.recipe.add_to(app);
@@ -161,6 +166,7 @@ std::string unknown_flag(const std::string& argument) {
                                "--threads",
                                "--memory",
                                "--step",
+                               "--step-json",
                                "--examples",
                                "--help",
                                "--version",
