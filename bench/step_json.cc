@@ -1,5 +1,7 @@
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "bench/call_text.h"
 #include "bench/live_session.h"
@@ -10,8 +12,15 @@ namespace moec::bench {
 namespace {
 
 struct Calls {
-  int count = 0;
-  double seconds = 0, flops = 0, bytes = 0;
+  std::vector<double> seconds;
+  double flops = 0, bytes = 0;
+
+  double median() {
+    const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
+    std::ranges::nth_element(seconds, middle);
+    return *middle;
+  }
+  double mean(double sum) const { return sum / static_cast<double>(seconds.size()); }
 };
 
 /// The recorded calls of the same kernel and shapes together.
@@ -21,22 +30,23 @@ std::map<std::string, Calls> calls_by_row(const MeasuredStep& step) {
     const fb::InstructionT& instruction =
         *step.plan->plan.programs[span.program]->instructions[span.instruction];
     Calls& calls = rows[row_name(*step.plan, instruction)];
-    ++calls.count;
-    calls.seconds += span.time.end - span.time.begin;
+    calls.seconds.push_back(span.time.end - span.time.begin);
     calls.flops += static_cast<double>(instruction.flops);
     calls.bytes += static_cast<double>(instruction.bytes);
   }
   return rows;
 }
 
-nlohmann::json to_json(const std::map<std::string, Calls>& rows, int steps) {
+nlohmann::json to_json(std::map<std::string, Calls> rows, int steps) {
   nlohmann::json list = nlohmann::json::array();
-  for (const auto& [name, calls] : rows)
+  for (auto& [name, calls] : rows) {
+    const double median = calls.median();
     list.push_back({{"name", name},
-                    {"calls", calls.count / steps},
-                    {"median_us", 1e6 * calls.seconds / calls.count},
-                    {"GFLOP/s", calls.flops / calls.seconds / 1e9},
-                    {"GB/s", calls.bytes / calls.seconds / 1e9}});
+                    {"calls", calls.seconds.size() / static_cast<size_t>(steps)},
+                    {"median_us", 1e6 * median},
+                    {"GFLOP/s", calls.mean(calls.flops) / median / 1e9},
+                    {"GB/s", calls.mean(calls.bytes) / median / 1e9}});
+  }
   return list;
 }
 
@@ -46,6 +56,8 @@ std::string step_json(const MeasuredStep& step) {
   const fb::PlanT& plan = step.plan->plan;
   nlohmann::json memory = nlohmann::json::object();
   for (const runtime::MemoryUse& use : step.memory) memory[use.what] = use.bytes;
+  nlohmann::json arenas = nlohmann::json::object();
+  for (const auto& arena : plan.arenas) arenas[fb::EnumNameArenaKind(arena->kind)] = arena->size;
   return nlohmann::json({{"model", plan.model->name},
                          {"dtype", fb::EnumNameDType(plan.recipe->dtype)},
                          {"batch_size", plan.recipe->batch_size},
@@ -54,7 +66,7 @@ std::string step_json(const MeasuredStep& step) {
                          {"cost_model", plan.cost_model},
                          {"predicted_seconds", tools::predicted_time(plan).seconds},
                          {"seconds", step.seconds},
-                         {"planned_bytes", tools::device_bytes(plan)},
+                         {"arenas", arenas},
                          {"memory", memory},
                          {"benchmarks", to_json(calls_by_row(step), step.recorded)}})
              .dump(1) +

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 
 #include "compiler/memory_problem.h"
@@ -14,7 +15,7 @@ namespace moec {
 namespace {
 
 constexpr Ceilings kDevices[] = {
-#define DEVICE(name, bytes, half, single, wide) {#name, bytes, half, single, wide},
+#define DEVICE(name, bytes, half, single, wide, processors) {#name, bytes, half, single, wide, processors},
 #include "compiler/costs.def"
 #undef DEVICE
 };
@@ -30,11 +31,12 @@ struct KernelCost {
   Numbers numbers;
   double fixed;                // seconds
   double arithmetic, traffic;  // shares of the ceilings
+  double block;                // output elements that one processor makes at a time; 0 for any number
 };
 
 constexpr KernelCost kCosts[] = {
-#define COST(device, kernel, numbers, fixed_us, arithmetic, traffic) \
-  {#device, #kernel, Numbers::numbers, fixed_us * 1e-6, arithmetic, traffic},
+#define COST(device, kernel, numbers, fixed_us, arithmetic, traffic, block) \
+  {#device, #kernel, Numbers::numbers, fixed_us * 1e-6, arithmetic, traffic, block},
 #include "compiler/costs.def"
 #undef COST
 };
@@ -87,6 +89,14 @@ Numbers numbers_of(const KernelCall& call) {
       numbers = aligned ? Numbers::f16 : Numbers::f16_unaligned;
   }
   return numbers;
+}
+
+/// How much longer the busiest processor works than with blocks dealt out evenly: 1 for a great many.
+double imbalance(const KernelCall& call, double block, int processors) {
+  const auto output = std::ranges::find_if(call.outputs, &TensorView::present);
+  if (block == 0 || output == call.outputs.end() || output->elements() == 0) return 1;
+  const double rounds = static_cast<double>(output->elements()) / (block * processors);
+  return std::ceil(rounds) / rounds;
 }
 
 OpCall call_of(const Graph& graph, const Node& node) {
@@ -142,8 +152,9 @@ double CostModel::seconds(const Graph& graph, const Node& node) const {
   const Ceilings& ceilings = *find_ceilings(device_);
   const Numbers numbers = numbers_of(shapes);
   const KernelCost& cost = find_cost(device_, kernel.key, numbers);
-  return cost.fixed + std::max(work.flops / (cost.arithmetic * arithmetic_ceiling(ceilings, numbers)),
-                               work.bytes / (cost.traffic * ceilings.bytes));
+  return cost.fixed + imbalance(shapes, cost.block, ceilings.processors) *
+                          std::max(work.flops / (cost.arithmetic * arithmetic_ceiling(ceilings, numbers)),
+                                   work.bytes / (cost.traffic * ceilings.bytes));
 }
 
 double total_seconds(const Graph& graph, const CostModel& costs) {
