@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Fits the rows of a GPU in compiler/costs.def to kernel times.
+"""Fits the rows of GPUs in compiler/costs.def to kernel times.
 
     bench/check_predictions.py --out DIR
-    bench/fit_costs.py --device h200 DIR/fit-*.json
+    bench/fit_costs.py DIR/fit-*.json
 
 The files are of `moebench --step SPEC --step-json FILE`, or of kernel rows (`--benchmark_filter=^kernel/
 --benchmark_format=json`). The former are better: they are of kernels in a step, with caches and clocks as they are
-there. Every kernel in the files gets a row for each kind of numbers: the fixed time, the shares of the ceilings and
+there, and of any GPU that runs the same kernels: files say how fast theirs copies memory. Every kernel in the files gets a row for each kind of numbers: the fixed time, the shares of the ceilings and
 the block of output with the least squares of the logarithm of predicted over measured time. Other rows stay; those
 of kernels that are no longer in the catalog go. Prints what is off by most.
 """
@@ -22,26 +22,40 @@ COSTS = ROOT / "compiler/costs.def"
 
 SHARES = [0.97 * 0.9**i for i in range(60)]
 BLOCKS = [0] + [2**i for i in range(5, 16)]
-BLOCK_PENALTY = 0.02  # a block must save this much error per sample
+BLOCK_PENALTY = 0.01  # a block must save this much error per sample
 LEAST_WEIGHT = 0.02
 VECTOR_BYTES = 16
 MOST_FIXED = 3e-5  # what a launch and the latency of a short kernel may take
 
-Sample = collections.namedtuple("Sample", "shapes seconds flops bytes outputs weight")
+Sample = collections.namedtuple("Sample", "shapes seconds flops bytes outputs weight bandwidth")
 
 
-def read_samples(paths):
-    """(kernel, kind of numbers) -> samples, which weigh what they take of their step."""
+def read_samples(paths, device):
+    """(kernel, kind of numbers) -> samples, which weigh what they take of their step.
+
+    Some kernels of a step run side by side, and recording costs time: they are scaled so that they add up to the step.
+    """
     samples = collections.defaultdict(list)
     for path in paths:
-        rows = [r for r in json.load(open(path))["benchmarks"] if r["name"].startswith("kernel/") and "median_us" in r]
-        step = sum(row.get("calls", 0) * row["median_us"] for row in rows)
+        file = json.load(open(path))
+        bandwidth = file.get("copied_bytes_per_second", device.bytes)
+        rows = [r for r in file["benchmarks"] if r["name"].startswith("kernel/") and "median_us" in r]
+        step = 1e-6 * sum(row.get("calls", 0) * row["median_us"] for row in rows)
         for row in rows:
             _, kernel, _, shapes, *_ = row["name"].split("/")
-            seconds = row["median_us"] * 1e-6
-            weight = max(LEAST_WEIGHT, row["calls"] * row["median_us"] / step) if step else 1
+            measured = row["median_us"] * 1e-6
+            seconds = measured * file["seconds"] / step if "seconds" in file else measured
+            weight = max(LEAST_WEIGHT, row["calls"] * measured / step) if step else 1
             samples[kernel, numbers(shapes)].append(
-                Sample(shapes, seconds, row["GFLOP/s"] * 1e9 * seconds, row["GB/s"] * 1e9 * seconds, outputs(shapes), weight)
+                Sample(
+                    shapes=shapes,
+                    seconds=seconds,
+                    flops=row["GFLOP/s"] * 1e9 * measured,
+                    bytes=row["GB/s"] * 1e9 * measured,
+                    outputs=outputs(shapes),
+                    weight=weight,
+                    bandwidth=bandwidth,
+                )
             )
     return samples
 
@@ -72,14 +86,15 @@ class Device:
 
     def __init__(self, name, text):
         values = re.search(rf"DEVICE\({name}, (.*)\)", text).group(1).split(",")
-        self.bytes, half, single, wide, self.processors = map(float, values)
+        self.kernels = values[0]
+        self.bytes, half, single, wide, self.processors = map(float, values[1:])
         self.rates = {"bf16": half, "f16": half, "f32": single, "f64": wide}
 
     def seconds(self, kind, row, sample):
         """As CostModel::seconds."""
         fixed, arithmetic, traffic, block = row
         rate = self.rates[kind.removesuffix("_unaligned")]
-        work = max(sample.flops / (arithmetic * rate), sample.bytes / (traffic * self.bytes))
+        work = max(sample.flops / (arithmetic * rate), sample.bytes / (traffic * sample.bandwidth))
         if block and sample.outputs:
             rounds = sample.outputs / (block * self.processors)
             work *= math.ceil(rounds) / rounds
@@ -112,26 +127,26 @@ def fit(device, kind, samples):
     return best(found)
 
 
-def row_text(device, kernel, kind, row):
+def row_text(kernels, kernel, kind, row):
     fixed, arithmetic, traffic, block = row
-    return f"COST({device}, {kernel}, {kind}, {fixed * 1e6:.2f}, {arithmetic:.3f}, {traffic:.3f}, {block})"
+    return f"COST({kernels}, {kernel}, {kind}, {fixed * 1e6:.2f}, {arithmetic:.3f}, {traffic:.3f}, {block})"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="h200", help="a DEVICE row of costs.def")
+    parser.add_argument("--device", default="h200", help="DEVICE of costs.def with the ceilings (default: h200)")
     parser.add_argument("files", nargs="+")
     arguments = parser.parse_args()
     text = COSTS.read_text()
     device = Device(arguments.device, text)
-    kernels = set(re.findall(r"^KERNEL\((\w+)", (ROOT / "kernels/catalog.def").read_text(), re.M))
+    known = set(re.findall(r"^KERNEL\((\w+)", (ROOT / "kernels/catalog.def").read_text(), re.M))
 
-    pattern = re.compile(rf"^COST\({arguments.device}, (?!all,)(\w+), (\w+),.*\n", re.M)
-    rows = {match.groups(): match.group(0).rstrip() for match in pattern.finditer(text) if match.group(1) in kernels}
+    pattern = re.compile(rf"^COST\({device.kernels}, (?!all,)(\w+), (\w+),.*\n", re.M)
+    rows = {match.groups(): match.group(0).rstrip() for match in pattern.finditer(text) if match.group(1) in known}
     off = []
-    for (kernel, kind), samples in sorted(read_samples(arguments.files).items()):
+    for (kernel, kind), samples in sorted(read_samples(arguments.files, device).items()):
         row = fit(device, kind, samples)
-        rows[kernel, kind] = row_text(arguments.device, kernel, kind, row)
+        rows[kernel, kind] = row_text(device.kernels, kernel, kind, row)
         off += [(device.seconds(kind, row, s) / s.seconds, s.weight, s.seconds, f"{kernel}/{s.shapes}") for s in samples]
     start = pattern.search(text).start()
     text = pattern.sub("", text)

@@ -104,7 +104,8 @@ Status print_step_table(const Flags& flags) {
   MOEC_ASSIGN_OR_RETURN(const Lanes lanes, open_lanes(flags));
   MOEC_ASSIGN_OR_RETURN(const MeasuredStep step, measure_step(plan, lanes.models));
   fmt::print("{}", step_table(step, lanes.models));
-  return flags.step_json.empty() ? Status() : runtime::write_file(flags.step_json, step_json(step));
+  return flags.step_json.empty() ? Status()
+                                 : runtime::write_file(flags.step_json, step_json(step, lanes.models));
 }
 
 Status run(const Flags& flags) {

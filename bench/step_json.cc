@@ -52,7 +52,7 @@ nlohmann::json to_json(std::map<std::string, Calls> rows, int steps) {
 
 }  // namespace
 
-std::string step_json(const MeasuredStep& step) {
+std::string step_json(const MeasuredStep& step, const Lane& lane) {
   const fb::PlanT& plan = step.plan->plan;
   nlohmann::json memory = nlohmann::json::object();
   for (const runtime::MemoryUse& use : step.memory) memory[use.what] = use.bytes;
@@ -68,6 +68,7 @@ std::string step_json(const MeasuredStep& step) {
                          {"seconds", step.seconds},
                          {"arenas", arenas},
                          {"memory", memory},
+                         {"copied_bytes_per_second", lane.ceilings().bytes},
                          {"benchmarks", to_json(calls_by_row(step), step.recorded)}})
              .dump(1) +
          "\n";

@@ -33,6 +33,6 @@ std::string step_table(const MeasuredStep& step, const Lane& lane);
 
 /// The same for machines: predicted and measured seconds and bytes; the kernels' times by shape, as rows like
 /// those of a benchmark.
-std::string step_json(const MeasuredStep& step);
+std::string step_json(const MeasuredStep& step, const Lane& lane);
 
 }  // namespace moec::bench

@@ -15,7 +15,8 @@ namespace moec {
 namespace {
 
 constexpr Ceilings kDevices[] = {
-#define DEVICE(name, bytes, half, single, wide, processors) {#name, bytes, half, single, wide, processors},
+#define DEVICE(name, kernels, bytes, half, single, wide, processors) \
+  {#name, #kernels, bytes, half, single, wide, processors},
 #include "compiler/costs.def"
 #undef DEVICE
 };
@@ -26,8 +27,8 @@ enum class Numbers : uint8_t { any, f64, f32, f16, bf16, f16_unaligned, bf16_una
 
 /// What calls of a kernel take on a device.
 struct KernelCost {
-  const char* device;
-  std::string_view kernel;  // "all" for those without a row
+  std::string_view kernels;  // of which devices
+  std::string_view kernel;   // "all" for those without a row
   Numbers numbers;
   double fixed;                // seconds
   double arithmetic, traffic;  // shares of the ceilings
@@ -35,8 +36,8 @@ struct KernelCost {
 };
 
 constexpr KernelCost kCosts[] = {
-#define COST(device, kernel, numbers, fixed_us, arithmetic, traffic, block) \
-  {#device, #kernel, Numbers::numbers, fixed_us * 1e-6, arithmetic, traffic, block},
+#define COST(kernels, kernel, numbers, fixed_us, arithmetic, traffic, block) \
+  {#kernels, #kernel, Numbers::numbers, fixed_us * 1e-6, arithmetic, traffic, block},
 #include "compiler/costs.def"
 #undef COST
 };
@@ -57,10 +58,10 @@ Numbers stand_in(Numbers numbers) {
   }
 }
 
-const KernelCost& find_cost(std::string_view device, std::string_view kernel, Numbers numbers) {
+const KernelCost& find_cost(std::string_view kernels, std::string_view kernel, Numbers numbers) {
   const auto row = [&](std::string_view key, Numbers wanted) {
     return std::ranges::find_if(kCosts, [&](const KernelCost& c) {
-      return c.device == device && c.kernel == key && c.numbers == wanted;
+      return c.kernels == kernels && c.kernel == key && c.numbers == wanted;
     });
   };
   for (;; numbers = stand_in(numbers)) {
@@ -151,7 +152,7 @@ double CostModel::seconds(const Graph& graph, const Node& node) const {
   const Work work = work_of(graph, node);
   const Ceilings& ceilings = *find_ceilings(device_);
   const Numbers numbers = numbers_of(shapes);
-  const KernelCost& cost = find_cost(device_, kernel.key, numbers);
+  const KernelCost& cost = find_cost(ceilings.kernels, kernel.key, numbers);
   return cost.fixed + imbalance(shapes, cost.block, ceilings.processors) *
                           std::max(work.flops / (cost.arithmetic * arithmetic_ceiling(ceilings, numbers)),
                                    work.bytes / (cost.traffic * ceilings.bytes));

@@ -13,6 +13,7 @@ namespace moec {
 /// What a device does at best, per second.
 struct Ceilings {
   const char* device;
+  std::string_view kernels;   // whose rows of costs.def it has
   double bytes;               // copied, read plus written
   double half, single, wide;  // FLOP of a matrix product in bf16, f32, f64
   int processors;             // among which the blocks of a kernel are dealt out

@@ -126,6 +126,11 @@ step_tables() {
   grep -c '^step ' "$work/steps" | sed 's/.*/note: & models/'
 }
 
+# Predicted time and memory of every example's step beside those of the device.
+predictions() {
+  python3 "$root/bench/check_predictions.py" --bin "$bin" --out "$logs/predictions"
+}
+
 timings() {
   "$bin/test_cuda" --no-skip -m -tc="step times" | tee "$work/times" || return 1
   sed -n 's/^\(char-gpt F32 whole.*\)/note: \1/p' "$work/times"
@@ -164,6 +169,7 @@ fi
 [[ -z $text ]] || check "training char-gpt" training
 check "replays" replays
 check "step tables" step_tables
+check "predictions" predictions
 check "timings" timings
 [[ -z $peer ]] || check "peer" peer
 

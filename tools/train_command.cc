@@ -1,7 +1,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -44,9 +46,18 @@ struct TrainFlags {
 std::atomic<bool> stop_asked = false;
 static_assert(std::atomic<bool>::is_always_lock_free);
 
+void ask_to_stop(int signal) {
+  stop_asked = true;
+  if (signal == SIGPIPE) return;
+  constexpr std::string_view kNotice = "\nstopping after the step under way; a second signal stops at once\n";
+  const int before = errno;
+  static_cast<void>(!::write(STDERR_FILENO, kNotice.data(), kNotice.size()));
+  errno = before;
+}
+
 void stop_on_signals() {
   struct sigaction action {};
-  action.sa_handler = [](int) { stop_asked = true; };
+  action.sa_handler = ask_to_stop;
   action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
