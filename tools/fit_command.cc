@@ -19,23 +19,16 @@ struct FitFlags {
   RecipeFlags recipe;
 };
 
-/// What may be tried and would be larger still is not told of.
-std::string cap_text(const fb::ModelT& model) {
-  if (model.recipe->batch_size == kMostBatchSize)
-    return fmt::format("  (no larger batch than {} is tried)", kMostBatchSize);
-  return model.recipe->seq_len == model.context ? "  (all of the context)" : "";
-}
-
 /// One way to use the memory: a row of the table.
 std::string row(const std::string& name, const fb::ModelT& model, uint64_t budget, bool recompute,
-                const CompileOptions& options) {
+                const CompileOptions& options, const std::string& note = "") {
   const auto point = fastest_within(budget, recompute, model, options);
   if (!point) return fmt::format("  {:<34} does not fit\n", name);
   const fb::RecipeT& recipe = *model.recipe;
   const double tokens = double{1} * recipe.batch_size * recipe.seq_len * recipe.grad_accum;
   return fmt::format("  {:<34} {:>5} x {:<7} {:>10} {:>10} {:>10} tok/s{}\n", name, recipe.batch_size,
                      recipe.seq_len, bytes_text(point->bytes), short_time_text(point->seconds),
-                     with_commas(static_cast<uint64_t>(tokens / point->seconds)), cap_text(model));
+                     with_commas(static_cast<uint64_t>(tokens / point->seconds)), note);
 }
 
 /// The largest steps without recompute, then with it, for which the former are a good guess.
@@ -54,11 +47,13 @@ std::string rows(const fb::ModelT& model, uint64_t budget, const CompileOptions&
     longest.recipe->seq_len = largest_seq_len(longest, budget, recompute, options, seq_len, show);
     if (wide.recipe->batch_size > 0) {
       batch_size = wide.recipe->batch_size;
-      text += row("largest micro-batch" + how, wide, budget, recompute, options);
+      text += row("largest micro-batch" + how, wide, budget, recompute, options,
+                  batch_size == kMostBatchSize ? "  (no larger one is tried)" : "");
     }
     if (longest.recipe->seq_len > 0) {
       seq_len = longest.recipe->seq_len;
-      text += row("longest sequence" + how, longest, budget, recompute, options);
+      text += row("longest sequence" + how, longest, budget, recompute, options,
+                  seq_len == model.context ? "  (the model's context)" : "");
     }
   }
   return text;

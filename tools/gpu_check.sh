@@ -128,7 +128,9 @@ step_tables() {
 
 # Predicted time and memory of every example's step beside those of the device.
 predictions() {
-  python3 "$root/bench/check_predictions.py" --bin "$bin" --out "$logs/predictions"
+  local gpu=h200
+  [[ $(nvidia-smi --query-gpu=name --format=csv,noheader --id=0) != *H100* ]] || gpu=h100
+  python3 "$root/bench/check_predictions.py" --bin "$bin" --cost-model $gpu --out "$logs/predictions"
 }
 
 timings() {

@@ -155,6 +155,7 @@ TEST_CASE("SIGINT and SIGTERM end a run with a checkpoint and exit code 0") {
     const Outcome outcome = run("moerun", setup.train(dir, {"--max-steps", "1000000", "--log-every", "1"}),
                                 Interruption{.output = "step ", .signal = signal});
     CHECK(outcome.exit_code == 0);
+    CHECK(has(outcome.err, "stopping after the step under way"));
     CHECK(has(outcome.out, "stopped at step "));
     CHECK(std::filesystem::exists(setup.scratch.path(dir + "/config.json")));
   }
