@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """Holds the predicted time and memory of optimizer steps against those of a GPU.
 
-    bench/check_predictions.py --bin build/cuda/bin [--cost-model h100] [--out DIR] [--only WORD]
+    bench/check_predictions.py --bin build/cuda/bin [--cost-model h100] [--out DIR | --measured DIR] [--only WORD]
 
 Runs `moebench --step` on every example in the precision of its recipe and, where that is another, in bf16; and on
 other batch sizes. Prints a row for each and fails where one is off by more than 15% in time or 1% in memory; what
 does not fit into the GPU is passed over. With --out the figures are kept as DIR/fit-*.json and DIR/check-*.json:
 bench/fit_costs.py makes the cost model from the former, so that the latter, of which it sees nothing, tell what the
-model is worth.
+model is worth. With --measured such figures are held against the predictions of `moec` as it is now; that needs no GPU.
 """
 import argparse
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,25 +34,28 @@ CASES = [
     ("moe-tiny", ["--batch-size", "64", *HALF], True),
     ("char-moe", [], True),
     ("char-moe", HALF, True),
+    ("char-moe", ["--batch-size", "64", *HALF], True),
     ("gpt2-124m", ["--grad-accum", "2"], True),
+    ("gpt2-124m", ["--batch-size", "4", "--grad-accum", "2"], True),
     ("qwen2.5-0.5b", ["--grad-accum", "2"], True),
+    ("qwen2.5-0.5b", ["--batch-size", "4", "--seq-len", "1024", "--grad-accum", "2"], True),
     ("moe-6.9b", [], True),
     ("char-gpt", ["--batch-size", "48"], False),
     ("char-gpt", ["--batch-size", "48", *HALF], False),
     ("moe-tiny", ["--batch-size", "24"], False),
     ("moe-tiny", ["--batch-size", "24", *HALF], False),
-    ("char-moe", ["--batch-size", "64", *HALF], False),
+    ("char-moe", ["--batch-size", "32", *HALF], False),
     ("gpt2-124m", [], False),
     ("gpt2-124m", ["--batch-size", "12", "--grad-accum", "4"], False),
     ("qwen2.5-0.5b", [], False),
-    ("qwen2.5-0.5b", ["--batch-size", "4", "--seq-len", "1024", "--grad-accum", "2"], False),
+    ("qwen2.5-0.5b", ["--batch-size", "2", "--seq-len", "2048", "--grad-accum", "2"], False),
     ("moe-6.9b", ["--batch-size", "4", "--grad-dtype", "same", "--moment-dtype", "bf16"], False),
     ("moe-6.9b", ["--batch-size", "1", "--seq-len", "32768", "--memory-budget", "137GiB"], False),
 ]
 
 
-class DoesNotFit(Exception):
-    pass
+class Missing(Exception):
+    """A step without figures, and why."""
 
 
 def run(moebench, model, flags, path):
@@ -60,11 +64,22 @@ def run(moebench, model, flags, path):
     command = [moebench, "--device=cuda", "--step", spec, "--step-json", path, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if "no cuda memory" in done.stdout:
-        raise DoesNotFit
+        raise Missing("does not fit")
     if done.returncode:
         sys.exit(f"{model} {' '.join(flags)}: {done.stdout.strip()}")
     path.with_suffix(".txt").write_text(done.stdout)
     return json.loads(path.read_text())
+
+
+def recall(moec, model, flags, path):
+    """The figures of a step that was measured before, with the time that is predicted now."""
+    if not path.exists():
+        raise Missing("was not measured")
+    with tempfile.NamedTemporaryFile() as plan:
+        spec = ROOT / "schema/examples" / f"{model}.json"
+        text = subprocess.run([moec, spec, "-o", plan.name, *flags], stdout=subprocess.PIPE, text=True, check=True).stdout
+    value, unit = re.search(r"predicted time +([\d.]+) (\w+)", text).groups()
+    return json.loads(path.read_text()) | {"predicted_seconds": float(value) * {"us": 1e-6, "ms": 1e-3, "s": 1}[unit]}
 
 
 def time_text(seconds):
@@ -79,11 +94,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build/cuda/bin")
     parser.add_argument("--cost-model", default="h200", help="the GPU, a DEVICE of compiler/costs.def")
-    parser.add_argument("--out", type=pathlib.Path)
+    files = parser.add_mutually_exclusive_group()
+    files.add_argument("--out", type=pathlib.Path)
+    files.add_argument("--measured", type=pathlib.Path)
     parser.add_argument("--only", default="", help="only steps whose row holds this")
     arguments = parser.parse_args()
-    out = arguments.out or pathlib.Path(tempfile.mkdtemp(prefix="predictions-"))
-    out.mkdir(parents=True, exist_ok=True)
+    folder = arguments.measured or arguments.out or pathlib.Path(tempfile.mkdtemp(prefix="predictions-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    figures, tool = (recall, "moec") if arguments.measured else (run, "moebench")
 
     print(
         f"{'':28} {'predicted':>10} {'measured':>10} {'ratio':>6}   {'planned':>8} {'arenas':>8} {'ratio':>6}"
@@ -98,9 +116,9 @@ def main():
             continue
         try:
             flags = [*flags, "--cost-model", arguments.cost_model]
-            step = run(arguments.bin / "moebench", model, flags, out / f"{kind}-{name}.json")
-        except DoesNotFit:
-            print(f"{name}: does not fit")
+            step = figures(arguments.bin / tool, model, flags, folder / f"{kind}-{name}.json")
+        except Missing as why:
+            print(f"{name}: {why}")
             continue
         time_ratio = step["predicted_seconds"] / step["seconds"]
         planned = sum(-(-size // UNIT) * UNIT for size in step["arenas"].values())
