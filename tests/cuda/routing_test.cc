@@ -31,6 +31,7 @@ fb::ModelT one_large_layer() {
   fb::ModelT model = example_model("moe-6.9b");
   model.blocks[1]->repeat = 1;
   model.blocks[0]->nodes[0]->op.AsEmbedding()->vocab_size = 1024;
+  model.blocks[2]->nodes[1]->op.AsLinear()->out_features = 1024;
   model.recipe->batch_size = 1;
   model.recipe->seq_len = 512;
   return model;

@@ -32,7 +32,7 @@ class Spec:
     def __init__(self, name, folder=HERE / "specs"):
         model = json.loads((folder / f"{name}.json").read_text())
         self.name = model["name"]
-        self.recipe = {"grad_accum": 1, "weight_decay_scope": "Matrices"} | model["recipe"]
+        self.recipe = {"grad_accum": 1, "weight_decay_scope": "Matrices", "seed": 1337} | model["recipe"]
         self.recipe["adamw"] = {"eps": 1e-8} | self.recipe["adamw"]
         self.layers = model["blocks"][1]["repeat"]
         self.nodes = {node["name"]: node["op"] for block in model["blocks"] for node in block["nodes"]}
