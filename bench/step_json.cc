@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "bench/call_text.h"
-#include "bench/live_session.h"
 #include "bench/step_table.h"
 #include "tools/plan_stats.h"
 
@@ -26,7 +25,7 @@ struct Calls {
 /// The recorded calls of the same kernel and shapes together.
 std::map<std::string, Calls> calls_by_row(const MeasuredStep& step) {
   std::map<std::string, Calls> rows;
-  for (const runtime::InstructionSpan& span : step.spans) {
+  for (const runtime::InstructionSpan& span : step.recorded.spans) {
     const fb::InstructionT& instruction =
         *step.plan->plan.programs[span.program]->instructions[span.instruction];
     Calls& calls = rows[row_name(*step.plan, instruction)];

@@ -2,13 +2,16 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "bench/lane.h"
+#include "bench/routing.h"
+#include "bench/step_times.h"
 #include "runtime/plan.h"
 #include "runtime/status.h"
-#include "runtime/timeline.h"
 
 namespace moec::bench {
 
@@ -16,14 +19,14 @@ namespace moec::bench {
 struct MeasuredStep {
   std::shared_ptr<const runtime::LoadedPlan> plan;
   double seconds = 0;  // of a step that is not recorded
-  /// Of recorded steps, of which there are `recorded`.
-  std::vector<runtime::InstructionSpan> spans;
-  int recorded = 0;
-  std::string method;                      // where the spans come from
+  RecordedSteps recorded;
   std::vector<runtime::MemoryUse> memory;  // of the device, after the steps
+  std::vector<double> busiest_experts;     // where routing was forced: load over the mean, by layer
 };
 
-Result<MeasuredStep> measure_step(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane);
+/// Trains on random tokens, with `routing` forced if given.
+Result<MeasuredStep> measure_step(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane,
+                                  std::optional<Routing> routing);
 
 /// Tells of a step by kernel: calls, time, share of the step, predicted over measured time, FLOP/s and
 /// bytes/s from the plan's costs, and per cent of the ceiling: the least time that the lane's ceilings allow,
@@ -34,5 +37,11 @@ std::string step_table(const MeasuredStep& step, const Lane& lane);
 /// The same for machines: predicted and measured seconds and bytes; the kernels' times by shape, as rows like
 /// those of a benchmark.
 std::string step_json(const MeasuredStep& step, const Lane& lane);
+
+/// The same step under several routings, side by side: time by kernel, that of the first routing being 1, and
+/// the load of the busiest expert. One session takes all steps: where the device replays graphs, it is the
+/// same graph.
+Result<std::string> routing_table(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane,
+                                  std::span<const Routing> routings);
 
 }  // namespace moec::bench

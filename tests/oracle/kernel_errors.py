@@ -8,7 +8,6 @@ more than twice, or a gradient more than three times, as much as PyTorch; where 
 rounded once, which happens when it computes in a higher precision, that rounding counts.
 """
 
-import json
 import math
 import pathlib
 import sys
@@ -16,19 +15,10 @@ import sys
 import torch
 import torch.nn.functional as F
 
+from tensor_file import read_tensors
+
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 OUTPUT_BAR, GRADIENT_BAR = 2, 3
-
-
-def read_tensors(path):
-    """The f64 tensors of a safetensors file by name."""
-    data = path.read_bytes()
-    header = int.from_bytes(data[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(data[8 : 8 + header]).items():
-        begin, end = (8 + header + at for at in entry["data_offsets"])
-        tensors[name] = torch.frombuffer(bytearray(data[begin:end]), dtype=torch.float64).reshape(entry["shape"])
-    return tensors
 
 
 def attention(heads, kv_heads, head_dim):
