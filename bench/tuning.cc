@@ -1,0 +1,168 @@
+#include "bench/tuning.h"
+
+#include <algorithm>
+#include <map>
+
+#include "bench/live_model.h"
+#include "bench/single_kernel.h"
+
+namespace moec::bench {
+namespace {
+
+using fb::ProgramKind;
+
+/// Variants take turns, so that a change of clocks meets all of them.
+constexpr int kWarmUpRounds = 2;
+constexpr int kRounds = 9;
+/// Differences below this share are noise.
+constexpr double kNoise = 0.02;
+
+/// Programs that operands can be taken from.
+constexpr ProgramKind kMeasured[] = {ProgramKind::Accumulate, ProgramKind::Apply, ProgramKind::Evaluate};
+
+/// Calls of the plan whose kernels have variants; the first instruction of each is in a measured program.
+std::vector<TunedCall> calls_of(const runtime::LoadedPlan& plan) {
+  std::vector<TunedCall> calls;
+  std::map<std::pair<std::string, std::string>, size_t> places;
+  const auto visit = [&](const fb::ProgramT& program, bool measured) {
+    for (size_t i = 0; i < program.instructions.size(); ++i) {
+      const fb::InstructionT& instruction = *program.instructions[i];
+      if (find_kernel(instruction.kernel)->variants.empty()) continue;
+      std::pair key(instruction.kernel, runtime::call_shapes(plan.plan, instruction));
+      const auto known = places.find(key);
+      if (known == places.end() && !measured) continue;
+      if (known == places.end()) {
+        calls.push_back({.kernel = key.first, .shapes = key.second, .instructions = {}, .times = {}});
+        places.emplace(std::move(key), calls.size() - 1);
+      }
+      calls[known == places.end() ? calls.size() - 1 : known->second].instructions.emplace_back(program.kind,
+                                                                                                i);
+    }
+  };
+  for (const ProgramKind kind : kMeasured)
+    if (const fb::ProgramT* program = plan.program(kind)) visit(*program, true);
+  for (const auto& program : plan.plan.programs)
+    if (std::ranges::find(kMeasured, program->kind) == std::end(kMeasured)) visit(*program, false);
+  return calls;
+}
+
+/// The variants that compute all instructions of a call: results that are computed again must be the same
+/// bits.
+Result<std::vector<std::string>> common_variants(const LiveModel& model, const TunedCall& call) {
+  std::vector<std::string> common = find_kernel(call.kernel)->variants;
+  for (const auto& [program, index] : call.instructions) {
+    MOEC_ASSIGN_OR_RETURN(const auto variants, model.device().variants(program, index));
+    std::erase_if(
+        common, [&](const std::string& name) { return std::ranges::find(variants, name) == variants.end(); });
+  }
+  return common;
+}
+
+/// The calls that can be computed in several ways; their times name the variants.
+Result<std::vector<TunedCall>> open_calls(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane) {
+  std::vector<TunedCall> calls = calls_of(*plan), open;
+  MOEC_ASSIGN_OR_RETURN(const LiveModel model, LiveModel::create(std::move(plan), lane));
+  for (TunedCall& call : calls) {
+    MOEC_ASSIGN_OR_RETURN(const std::vector<std::string> variants, common_variants(model, call));
+    if (variants.size() < 2) continue;
+    call.times.push_back({});
+    for (const std::string& variant : variants) call.times.push_back({.variant = variant});
+    open.push_back(std::move(call));
+  }
+  return open;
+}
+
+/// The plan with one instruction that demands a variant.
+Result<SingleKernel> make_kernel(const runtime::LoadedPlan& plan, const TunedCall& call,
+                                 const std::string& variant, std::span<const Contents> inputs,
+                                 const Lane& lane, const std::string& model) {
+  const auto [program, index] = call.instructions.front();
+  fb::InstructionT instruction = *plan.program(program)->instructions[index];
+  instruction.variant = variant.empty() ? 0 : 1;
+  const Work work = {.flops = static_cast<double>(instruction.flops),
+                     .bytes = static_cast<double>(instruction.bytes)};
+  const Tuning tuning = {.variants = {variant}, .model = model};
+  MOEC_ASSIGN_OR_RETURN(SingleKernel kernel,
+                        SingleKernel::create(plan.plan, instruction, work, lane, tuning));
+  for (const Contents& input : inputs) MOEC_RETURN_IF_ERROR(kernel.write(input.tensor, input.bytes));
+  return kernel;
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+Status time_call(const std::shared_ptr<const runtime::LoadedPlan>& plan, const Lane& lane, TunedCall& call) {
+  std::vector<Contents> inputs;
+  std::string model_name;
+  {
+    MOEC_ASSIGN_OR_RETURN(LiveModel model, LiveModel::create(plan, lane));
+    const auto [program, index] = call.instructions.front();
+    MOEC_ASSIGN_OR_RETURN(inputs, model.capture(program, index));
+    model_name = model.device().model();
+  }
+  std::vector<SingleKernel> kernels;
+  for (const VariantTime& time : call.times) {
+    MOEC_ASSIGN_OR_RETURN(SingleKernel kernel,
+                          make_kernel(*plan, call, time.variant, inputs, lane, model_name));
+    kernels.push_back(std::move(kernel));
+  }
+  std::vector<std::vector<double>> samples(kernels.size());
+  for (int round = 0; round < kWarmUpRounds + kRounds; ++round)
+    for (size_t i = 0; i < kernels.size(); ++i) {
+      MOEC_ASSIGN_OR_RETURN(const double seconds, kernels[i].run());
+      if (round >= kWarmUpRounds) samples[i].push_back(seconds);
+    }
+  for (size_t i = 0; i < kernels.size(); ++i) call.times[i].seconds = median(samples[i]);
+  const auto fastest = std::ranges::min_element(call.times, {}, &VariantTime::seconds);
+  if (fastest->seconds < (1 - kNoise) * call.times.front().seconds)
+    call.best = static_cast<size_t>(fastest - call.times.begin());
+  return {};
+}
+
+}  // namespace
+
+double TunedCall::calls_per_step(const fb::RecipeT& recipe) const {
+  double calls = 0;
+  for (const auto& [program, index] : instructions) {
+    if (program == ProgramKind::Accumulate) calls += recipe.grad_accum;
+    if (program == ProgramKind::Apply) calls += 1;
+  }
+  return calls;
+}
+
+Result<std::vector<TunedCall>> time_variants(std::shared_ptr<const runtime::LoadedPlan> plan,
+                                             const Lane& lane,
+                                             const std::function<void(const TunedCall&)>& on_call) {
+  lane.enter();
+  MOEC_ASSIGN_OR_RETURN(std::vector<TunedCall> calls, open_calls(plan, lane));
+  for (TunedCall& call : calls) {
+    MOEC_RETURN_IF_ERROR(time_call(plan, lane, call));
+    on_call(call);
+  }
+  return calls;
+}
+
+fb::PlanT tuned_plan(const fb::PlanT& plan, std::span<const TunedCall> calls, const std::string& model) {
+  fb::PlanT tuned(plan);
+  tuned.variants.clear();
+  tuned.tuned_for.clear();
+  for (const auto& program : tuned.programs)
+    for (const auto& instruction : program->instructions) instruction->variant = 0;
+  for (const TunedCall& call : calls) {
+    if (call.best == 0) continue;
+    const std::string& variant = call.times[call.best].variant;
+    const auto known = std::ranges::find(tuned.variants, variant);
+    const auto place = static_cast<uint32_t>(known - tuned.variants.begin() + 1);
+    if (known == tuned.variants.end()) tuned.variants.push_back(variant);
+    for (const auto& [kind, index] : call.instructions)
+      for (const auto& program : tuned.programs)
+        if (program->kind == kind) program->instructions[index]->variant = place;
+    tuned.tuned_for = model;
+  }
+  return tuned;
+}
+
+}  // namespace moec::bench
