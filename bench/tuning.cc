@@ -5,6 +5,7 @@
 
 #include "bench/live_model.h"
 #include "bench/single_kernel.h"
+#include "kernels/catalog.h"
 
 namespace moec::bench {
 namespace {

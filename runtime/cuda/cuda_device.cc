@@ -197,10 +197,7 @@ class CudaDevice final : public Device {
     for (const Program& program : programs()) {
       first_number_.push_back(instructions_ + 1);
       std::vector<cuda::CudaKernel>& kernels = kernels_.emplace_back();
-      for (size_t i = 0; i < program.calls.size(); ++i) {
-        MOEC_ASSIGN_OR_RETURN(const cuda::CudaKernel kernel, resolve(program, i));
-        kernels.push_back(kernel);
-      }
+      for (size_t i = 0; i < program.calls.size(); ++i) MOEC_RETURN_IF_ERROR(resolve(program, i, kernels));
       instructions_ += static_cast<uint32_t>(kernels.size());
     }
     has_run_.resize(programs().size());
@@ -214,14 +211,21 @@ class CudaDevice final : public Device {
     return names;
   }
 
-  Result<cuda::CudaKernel> resolve(const Program& program, size_t i) const {
+  /// Adds what computes instruction `i`: its variant, or the kernel.
+  Status resolve(const Program& program, size_t i, std::vector<cuda::CudaKernel>& to) const {
     const fb::InstructionT& instruction = *program.plan->instructions[i];
-    if (program.variants[i].empty()) return cuda::find_kernel(instruction.kernel);
+    if (program.variants[i].empty()) {
+      to.push_back(cuda::find_kernel(instruction.kernel));
+      return {};
+    }
     const cuda::CudaVariant& variant = *cuda::find_variant(instruction.kernel, program.variants[i]);
-    if (variant.computes(program.calls[i], context_)) return variant.run;
-    return input_error(fmt::format(
-        "{} instruction {} '{}': variant '{}' of {} does not compute this call here",
-        fb::EnumNameProgramKind(program.plan->kind), i, instruction.label, variant.name, instruction.kernel));
+    if (!variant.computes(program.calls[i], context_))
+      return input_error(
+          fmt::format("{} instruction {} '{}': variant '{}' of {} does not compute this call here",
+                      fb::EnumNameProgramKind(program.plan->kind), i, instruction.label, variant.name,
+                      instruction.kernel));
+    to.push_back(variant.run);
+    return {};
   }
 
   Result<double> execute_one(size_t program, size_t instruction) override {

@@ -1,6 +1,5 @@
 #include "tests/cuda/parity.h"
 
-#include <doctest/doctest.h>
 #include <fmt/format.h>
 
 #include <algorithm>

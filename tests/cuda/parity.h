@@ -1,6 +1,8 @@
 // Samples on the GPU against the CPU device.
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <vector>
 
 #include "tests/support/op_harness.h"
