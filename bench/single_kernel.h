@@ -18,7 +18,7 @@ namespace moec::bench {
 
 /// The variant that a single kernel is told to use: names, of which the instruction's is counted from 1, and
 /// the model of device they are for.
-struct Tuning {
+struct Demand {
   std::vector<std::string> variants;
   std::string model;
 };
@@ -30,7 +30,7 @@ class SingleKernel {
  public:
   /// `instruction` with the tensors of `plan`; its memory is zeroed.
   static Result<SingleKernel> create(const fb::PlanT& plan, const fb::InstructionT& instruction,
-                                     const Work& work, const Lane& lane, const Tuning& tuning = {});
+                                     const Work& work, const Lane& lane, const Demand& demand = {});
 
   /// Sets an operand; `tensor` is its id in the plan.
   Status write(int tensor, std::span<const std::byte> bytes);

@@ -1,11 +1,14 @@
 #include "bench/tuning.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 
 #include "bench/live_model.h"
+#include "bench/live_session.h"
 #include "bench/single_kernel.h"
 #include "kernels/catalog.h"
+#include "schema/plan_file.h"
 
 namespace moec::bench {
 namespace {
@@ -18,10 +21,17 @@ constexpr int kRounds = 9;
 /// Differences below this share are noise.
 constexpr double kNoise = 0.02;
 
-/// Programs that operands can be taken from.
-constexpr ProgramKind kMeasured[] = {ProgramKind::Accumulate, ProgramKind::Apply, ProgramKind::Evaluate};
+/// The step is the fastest of a few runs of so many steps that a run lasts this long, and must gain this
+/// share.
+constexpr int kStepRuns = 5;
+constexpr double kRunSeconds = 0.05;
+constexpr int kMostSteps = 100;
+constexpr double kLeastGain = 0.002;
 
-/// Calls of the plan whose kernels have variants; the first instruction of each is in a measured program.
+/// The programs of a step.
+constexpr ProgramKind kMeasured[] = {ProgramKind::Accumulate, ProgramKind::Apply};
+
+/// Calls of the step whose kernels have variants; its instructions come first.
 std::vector<TunedCall> calls_of(const runtime::LoadedPlan& plan) {
   std::vector<TunedCall> calls;
   std::map<std::pair<std::string, std::string>, size_t> places;
@@ -82,9 +92,9 @@ Result<SingleKernel> make_kernel(const runtime::LoadedPlan& plan, const TunedCal
   instruction.variant = variant.empty() ? 0 : 1;
   const Work work = {.flops = static_cast<double>(instruction.flops),
                      .bytes = static_cast<double>(instruction.bytes)};
-  const Tuning tuning = {.variants = {variant}, .model = model};
+  const Demand demand = {.variants = {variant}, .model = model};
   MOEC_ASSIGN_OR_RETURN(SingleKernel kernel,
-                        SingleKernel::create(plan.plan, instruction, work, lane, tuning));
+                        SingleKernel::create(plan.plan, instruction, work, lane, demand));
   for (const Contents& input : inputs) MOEC_RETURN_IF_ERROR(kernel.write(input.tensor, input.bytes));
   return kernel;
 }
@@ -123,6 +133,46 @@ Status time_call(const std::shared_ptr<const runtime::LoadedPlan>& plan, const L
   return {};
 }
 
+/// What the best variant saves of a step, by the times of single kernels.
+double expected_gain(const TunedCall& call, const fb::RecipeT& recipe) {
+  return call.calls_per_step(recipe) * (call.times.front().seconds - call.times[call.best].seconds);
+}
+
+Result<double> step_seconds(const fb::PlanT& plan, const Lane& lane) {
+  const std::vector<uint8_t> bytes = serialize_plan(plan);
+  MOEC_ASSIGN_OR_RETURN(auto loaded, runtime::parse_plan(std::string(bytes.begin(), bytes.end()), "tuning"));
+  MOEC_ASSIGN_OR_RETURN(runtime::Session session, live_session(std::move(loaded), lane));
+  MOEC_ASSIGN_OR_RETURN(double fastest, seconds_per_step(session, 1));
+  const int steps = std::clamp(static_cast<int>(kRunSeconds / fastest), 1, kMostSteps);
+  for (int i = 0; i < kStepRuns; ++i) {
+    MOEC_ASSIGN_OR_RETURN(const double seconds, seconds_per_step(session, steps));
+    fastest = std::min(fastest, seconds);
+  }
+  return fastest;
+}
+
+/// Keeps the variants that make the step faster.
+Status try_variants(const fb::PlanT& plan, const Lane& lane, std::string_view model,
+                    const TuningObserver& observer, Tuning& tuning) {
+  std::vector<TunedCall*> trials;
+  for (TunedCall& call : tuning.calls)
+    if (call.best != 0) trials.push_back(&call);
+  std::ranges::sort(trials, std::ranges::greater(),
+                    [&](const TunedCall* call) { return expected_gain(*call, *plan.recipe); });
+  if (trials.empty()) return {};
+  MOEC_ASSIGN_OR_RETURN(tuning.seconds_before, step_seconds(tuned_plan(plan, {}, model), lane));
+  tuning.seconds_after = tuning.seconds_before;
+  for (TunedCall* call : trials) {
+    call->kept = true;
+    MOEC_ASSIGN_OR_RETURN(const double seconds, step_seconds(tuned_plan(plan, tuning.calls, model), lane));
+    const double before = tuning.seconds_after;
+    call->kept = seconds < (1 - kLeastGain) * before;
+    if (call->kept) tuning.seconds_after = seconds;
+    observer.on_trial(*call, before, seconds);
+  }
+  return {};
+}
+
 }  // namespace
 
 double TunedCall::calls_per_step(const fb::RecipeT& recipe) const {
@@ -134,26 +184,30 @@ double TunedCall::calls_per_step(const fb::RecipeT& recipe) const {
   return calls;
 }
 
-Result<std::vector<TunedCall>> time_variants(std::shared_ptr<const runtime::LoadedPlan> plan,
-                                             const Lane& lane,
-                                             const std::function<void(const TunedCall&)>& on_call) {
+Result<Tuning> tune(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane,
+                    const TuningObserver& observer) {
   lane.enter();
-  MOEC_ASSIGN_OR_RETURN(std::vector<TunedCall> calls, open_calls(plan, lane));
-  for (TunedCall& call : calls) {
+  Tuning tuning;
+  MOEC_ASSIGN_OR_RETURN(tuning.calls, open_calls(plan, lane));
+  for (TunedCall& call : tuning.calls) {
     MOEC_RETURN_IF_ERROR(time_call(plan, lane, call));
-    on_call(call);
+    observer.on_call(call);
   }
-  return calls;
+  MOEC_ASSIGN_OR_RETURN(const auto device, lane.make_device());
+  const std::string model(device->model());
+  MOEC_RETURN_IF_ERROR(try_variants(plan->plan, lane, model, observer, tuning));
+  tuning.plan = tuned_plan(plan->plan, tuning.calls, model);
+  return tuning;
 }
 
-fb::PlanT tuned_plan(const fb::PlanT& plan, std::span<const TunedCall> calls, const std::string& model) {
+fb::PlanT tuned_plan(const fb::PlanT& plan, std::span<const TunedCall> calls, std::string_view model) {
   fb::PlanT tuned(plan);
   tuned.variants.clear();
   tuned.tuned_for.clear();
   for (const auto& program : tuned.programs)
     for (const auto& instruction : program->instructions) instruction->variant = 0;
   for (const TunedCall& call : calls) {
-    if (call.best == 0) continue;
+    if (!call.kept) continue;
     const std::string& variant = call.times[call.best].variant;
     const auto known = std::ranges::find(tuned.variants, variant);
     const auto place = static_cast<uint32_t>(known - tuned.variants.begin() + 1);

@@ -1,4 +1,4 @@
-// Which variants of its kernels are the fastest for a plan on a device.
+// Which variants of its kernels make a plan's training step the fastest on a device.
 #pragma once
 
 #include <cstddef>
@@ -28,23 +28,37 @@ struct TunedCall {
   std::vector<std::pair<fb::ProgramKind, size_t>> instructions;  // program, place in it
   std::vector<VariantTime> times;                                // the device's own choice first
   size_t best = 0;                                               // of times
+  bool kept = false;                                             // the plan chooses the best
 
   /// Times a step runs it.
   double calls_per_step(const fb::RecipeT& recipe) const;
-  /// What the best variant saves of each call.
-  double saved() const { return times.front().seconds - times[best].seconds; }
 };
 
-/// Times every variant that computes a call of the plan on the lane's device, on operands from the middle of
-/// training on random tokens. A variant is best only where it beats the device's own choice by more than the
-/// times vary. on_call sees each result as it comes. Needs the plan's memory, then that of a call's operands
-/// once for each variant.
-Result<std::vector<TunedCall>> time_variants(std::shared_ptr<const runtime::LoadedPlan> plan,
-                                             const Lane& lane,
-                                             const std::function<void(const TunedCall&)>& on_call);
+/// Sees the results as they come.
+struct TuningObserver {
+  /// The variants of a call are timed.
+  std::function<void(const TunedCall& call)> on_call;
+  /// Seconds of a step, before and with the best variant of a call; then it is kept or not.
+  std::function<void(const TunedCall& call, double before, double after)> on_trial;
+};
 
-/// The plan with these choices and no others, for a device of this model (runtime/device.h). Where nothing
-/// beats the device's own choices the plan is tuned for nothing.
-fb::PlanT tuned_plan(const fb::PlanT& plan, std::span<const TunedCall> calls, const std::string& model);
+struct Tuning {
+  std::vector<TunedCall> calls;  // that can be computed in several ways
+  double seconds_before = 0;     // of a step; 0 where no variant was tried
+  double seconds_after = 0;
+  fb::PlanT plan;  // with what was kept
+};
+
+/// Times every variant that computes a call of the training step on the lane's device, on operands from the
+/// middle of training on random tokens; then, the largest expected gain first, the step with the best variant
+/// of each call that beats the device's own choice by more than the times vary. It is kept where the step
+/// becomes faster, too: what a kernel takes alone says little of kernels that overlap. Needs the memory of
+/// the plan, then of a call's operands once for each variant.
+Result<Tuning> tune(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane,
+                    const TuningObserver& observer);
+
+/// The plan with the choices that are kept and no others, for a device of this model (runtime/device.h); for
+/// none where nothing is kept.
+fb::PlanT tuned_plan(const fb::PlanT& plan, std::span<const TunedCall> calls, std::string_view model);
 
 }  // namespace moec::bench

@@ -1,9 +1,11 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <filesystem>
+#include <algorithm>
+#include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/tuning.h"
@@ -33,7 +35,7 @@ std::string name_of(const bench::VariantTime& time) {
   return time.variant.empty() ? "default" : time.variant;
 }
 
-/// "linear | bf16[64,128]->... | x 12": the default's time, the best one's, and all.
+/// The best variant of a call, and the times of all.
 std::string row(const TunedCall& call, const fb::RecipeT& recipe) {
   std::vector<std::string> all;
   for (const bench::VariantTime& time : call.times)
@@ -44,15 +46,20 @@ std::string row(const TunedCall& call, const fb::RecipeT& recipe) {
                      fmt::join(all, ", "));
 }
 
-double saved_per_step(std::span<const TunedCall> calls, const fb::RecipeT& recipe) {
-  double seconds = 0;
-  for (const TunedCall& call : calls) seconds += call.calls_per_step(recipe) * call.saved();
-  return seconds;
+/// What a variant makes of the step.
+std::string row(const TunedCall& call, double before, double after) {
+  return fmt::format("step {} -> {}, {}: {} {} {}\n", short_time_text(before), short_time_text(after),
+                     call.kept ? "kept" : "left", call.kernel, name_of(call.times[call.best]), call.shapes);
 }
 
-Status write_plan(const std::string& path, const fb::PlanT& plan) {
-  const std::vector<uint8_t> bytes = serialize_plan(plan);
-  return runtime::write_file(path, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+/// "2 of 14 calls, step 266 ms -> 264 ms".
+std::string summary(const bench::Tuning& tuning) {
+  const auto kept = std::ranges::count_if(tuning.calls, &TunedCall::kept);
+  std::string text = fmt::format("{} of {} calls are told their variant", kept, tuning.calls.size());
+  if (kept == 0) return text;
+  return text + fmt::format(", step {} -> {}, {:.1f}% faster", short_time_text(tuning.seconds_before),
+                            short_time_text(tuning.seconds_after),
+                            100 * (tuning.seconds_before / tuning.seconds_after - 1));
 }
 
 Status tune(const TuneFlags& flags) {
@@ -60,25 +67,29 @@ Status tune(const TuneFlags& flags) {
   MOEC_ASSIGN_OR_RETURN(const auto plan, runtime::load_plan(flags.plan));
   MOEC_ASSIGN_OR_RETURN(const bench::Lane lane, open_lane(flags.device));
   MOEC_ASSIGN_OR_RETURN(const auto device, lane.make_device());
-  const fb::RecipeT& recipe = *plan->plan.recipe;
-  const std::string model(device->model());
   bool first = true;
-  MOEC_ASSIGN_OR_RETURN(const std::vector<TunedCall> calls,
-                        bench::time_variants(plan, lane, [&](const TunedCall& call) {
-                          if (first)
-                            fmt::print("{} on {}\n\n{:<32} {:>5} {:<12} {:>7}  {}\n", plan->plan.model->name,
-                                       model, "kernel", "calls", "best", "gain", "shapes");
-                          first = false;
-                          fmt::print("{}", row(call, recipe));
-                        }));
-  if (calls.empty()) {
-    fmt::print("{}: nothing to choose: {} computes every kernel of the plan in one way\n", flags.plan, model);
+  const auto on_call = [&](const TunedCall& call) {
+    if (std::exchange(first, false))
+      fmt::print("{} on {}\n\n{:<32} {:>5} {:<12} {:>7}  {}\n", plan->plan.model->name, device->model(),
+                 "kernel", "calls", "best", "gain", "shapes");
+    fmt::print("{}", row(call, *plan->plan.recipe));
+    std::fflush(stdout);
+  };
+  const auto on_trial = [](const TunedCall& call, double before, double after) {
+    fmt::print("{}", row(call, before, after));
+    std::fflush(stdout);
+  };
+  MOEC_ASSIGN_OR_RETURN(const bench::Tuning tuning,
+                        bench::tune(plan, lane, {.on_call = on_call, .on_trial = on_trial}));
+  if (tuning.calls.empty()) {
+    fmt::print("{}: nothing to choose: {} computes every kernel of the plan in one way\n", flags.plan,
+               device->model());
     return output == flags.plan ? Status() : runtime::write_file(output, plan->bytes);
   }
-  const auto chosen = std::ranges::count_if(calls, [](const TunedCall& call) { return call.best != 0; });
-  MOEC_RETURN_IF_ERROR(write_plan(output, bench::tuned_plan(plan->plan, calls, model)));
-  fmt::print("\n{}: {} of {} kinds of calls are faster than by default, {} of a step\n", output, chosen,
-             calls.size(), short_time_text(saved_per_step(calls, recipe)));
+  const std::vector<uint8_t> bytes = serialize_plan(tuning.plan);
+  MOEC_RETURN_IF_ERROR(
+      runtime::write_file(output, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}));
+  fmt::print("\n{}: {}\n", output, summary(tuning));
   return {};
 }
 
@@ -86,8 +97,9 @@ constexpr const char* kExamples = R"(Examples:
   moerun tune tiny.plan                             chooses for the GPU, in place
   moerun tune tiny.plan -o tuned.plan --device cuda
 
-Rows show the kernel, its calls in a step, the best variant, how many times faster it is than the device's
-own choice, and all times. A plan is tuned for one model of device; others make their own choices.)";
+Rows show a kernel, its calls in a step, the best variant, how many times faster it is than the device's own
+choice, and all times; then what each of these makes of the step, which decides. A plan is tuned for one model
+of device; others make their own choices.)";
 
 }  // namespace
 

@@ -57,4 +57,22 @@ std::vector<Sample> wide_attention_samples() {
           sample("GQA, wide heads", 2, 197, 6, 2, 128)};
 }
 
+std::vector<Sample> wide_expert_samples() {
+  const auto sample = [](const char* name, int64_t tokens, int top_k, Fill fill) {
+    return Sample{name,
+                  {{"x", {tokens * top_k, 64}}, {"experts", {tokens, top_k}, fill, 4}},
+                  R"([
+    {name: "index", inputs: ["experts"], op_type: "ExpertIndex", op: {experts: 4}},
+    {name: "gate_up", inputs: ["x", "index.offsets"], op_type: "GroupedLinear",
+     op: {experts: 4, out_features: 272, init_std: 0.1}},
+    {name: "swiglu", inputs: ["gate_up"], op_type: "Swiglu", op: {}},
+    {name: "down", inputs: ["swiglu", "index.offsets"], op_type: "GroupedLinear",
+     op: {experts: 4, out_features: 72, init_std: 0.1}},
+    {name: "y", inputs: ["down", "index.offsets"], op_type: "GroupedLinear",
+     op: {experts: 4, out_features: 40, init_std: 0.1}}])"};
+  };
+  return {sample("ragged", 333, 2, Fill::kDistinctExperts),
+          sample("all on the same", 150, 1, Fill::kOneExpert)};
+}
+
 }  // namespace moec::test

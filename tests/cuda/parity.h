@@ -32,6 +32,9 @@ void check_parity(OpHarness& gpu, const Sample& sample, const Storage& storage);
 /// tiles, ragged, with groups that do and do not divide a tile.
 std::vector<Sample> wide_attention_samples();
 
+/// The same of experts: rows that TMA can map, several tiles, ragged, empty.
+std::vector<Sample> wide_expert_samples();
+
 /// Calls check(sample) for the samples of every op.
 template <class Check>
 void for_each_sample(Check&& check) {

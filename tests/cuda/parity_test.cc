@@ -38,6 +38,11 @@ TEST_CASE("attention of wide heads equals the reference") {
     for (const Sample& sample : wide_attention_samples()) check_sample(sample, storage);
 }
 
+TEST_CASE("experts of wide rows equal the reference") {
+  for (const Storage& storage : {kF32, kBf16, kBf16WithF32Gradients})
+    for (const Sample& sample : wide_expert_samples()) check_sample(sample, storage);
+}
+
 /// For the memory checkers: activations as allocated, which a NaN could not tell from what a kernel wrote.
 TEST_CASE("every op's samples run on memory that nobody has written") {
   for (const Storage& storage : {kF32, kBf16, kF16})
