@@ -38,22 +38,20 @@ struct TunedCall {
 struct TuningObserver {
   /// The variants of a call are timed.
   std::function<void(const TunedCall& call)> on_call;
-  /// Seconds of a step, before and with the best variant of a call; then it is kept or not.
-  std::function<void(const TunedCall& call, double before, double after)> on_trial;
+  /// Seconds of a step, without and with the best variant of a call, which was then kept or not.
+  std::function<void(const TunedCall& call, double without, double with)> on_trial;
 };
 
 struct Tuning {
   std::vector<TunedCall> calls;  // that can be computed in several ways
-  double seconds_before = 0;     // of a step; 0 where no variant was tried
-  double seconds_after = 0;
-  fb::PlanT plan;  // with what was kept
+  fb::PlanT plan;                // with what was kept
 };
 
 /// Times every variant that computes a call of the training step on the lane's device, on operands from the
-/// middle of training on random tokens; then, the largest expected gain first, the step with the best variant
-/// of each call that beats the device's own choice by more than the times vary. It is kept where the step
-/// becomes faster, too: what a kernel takes alone says little of kernels that overlap. Needs the memory of
-/// the plan, then of a call's operands once for each variant.
+/// middle of training on random tokens; then, the largest expected gain first, the step with and without the
+/// best variant of each call that beats the device's own choice by more than the times vary. It is kept where
+/// the step becomes faster, too: what a kernel takes alone says little of kernels that overlap. Needs the
+/// memory of the plan, then of a call's operands once for each variant.
 Result<Tuning> tune(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane,
                     const TuningObserver& observer);
 

@@ -47,19 +47,10 @@ std::string row(const TunedCall& call, const fb::RecipeT& recipe) {
 }
 
 /// What a variant makes of the step.
-std::string row(const TunedCall& call, double before, double after) {
-  return fmt::format("step {} -> {}, {}: {} {} {}\n", short_time_text(before), short_time_text(after),
-                     call.kept ? "kept" : "left", call.kernel, name_of(call.times[call.best]), call.shapes);
-}
-
-/// "2 of 14 calls, step 266 ms -> 264 ms".
-std::string summary(const bench::Tuning& tuning) {
-  const auto kept = std::ranges::count_if(tuning.calls, &TunedCall::kept);
-  std::string text = fmt::format("{} of {} calls are told their variant", kept, tuning.calls.size());
-  if (kept == 0) return text;
-  return text + fmt::format(", step {} -> {}, {:.1f}% faster", short_time_text(tuning.seconds_before),
-                            short_time_text(tuning.seconds_after),
-                            100 * (tuning.seconds_before / tuning.seconds_after - 1));
+std::string row(const TunedCall& call, double without, double with) {
+  return fmt::format("{}: {} {} {}, step {} -> {}, {:+.2f}%\n", call.kept ? "kept" : "left", call.kernel,
+                     name_of(call.times[call.best]), call.shapes, short_time_text(without),
+                     short_time_text(with), 100 * (with / without - 1));
 }
 
 Status tune(const TuneFlags& flags) {
@@ -75,8 +66,8 @@ Status tune(const TuneFlags& flags) {
     fmt::print("{}", row(call, *plan->plan.recipe));
     std::fflush(stdout);
   };
-  const auto on_trial = [](const TunedCall& call, double before, double after) {
-    fmt::print("{}", row(call, before, after));
+  const auto on_trial = [](const TunedCall& call, double without, double with) {
+    fmt::print("{}", row(call, without, with));
     std::fflush(stdout);
   };
   MOEC_ASSIGN_OR_RETURN(const bench::Tuning tuning,
@@ -89,7 +80,8 @@ Status tune(const TuneFlags& flags) {
   const std::vector<uint8_t> bytes = serialize_plan(tuning.plan);
   MOEC_RETURN_IF_ERROR(
       runtime::write_file(output, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}));
-  fmt::print("\n{}: {}\n", output, summary(tuning));
+  fmt::print("\n{}: {} of {} kinds of calls are told their variant\n", output,
+             std::ranges::count_if(tuning.calls, &TunedCall::kept), tuning.calls.size());
   return {};
 }
 

@@ -199,15 +199,14 @@ TEST_CASE("tuning times every variant, keeps what makes the step faster, for thi
   size_t timed = 0, tried = 0, kept = 0;
   const bench::TuningObserver observer = {.on_call = [&](const bench::TunedCall&) { ++timed; },
                                           .on_trial =
-                                              [&](const bench::TunedCall& call, double before, double after) {
+                                              [&](const bench::TunedCall& call, double without, double with) {
                                                 ++tried;
                                                 kept += call.kept;
-                                                if (call.kept) CHECK(after < before);
+                                                if (call.kept) CHECK(with < without);
                                               }};
   const bench::Tuning tuning = must(bench::tune(parsed(plan), lane, observer));
   CHECK(timed == tuning.calls.size());
   CHECK(timed > 5);
-  CHECK(tuning.seconds_after <= tuning.seconds_before);
   size_t faster = 0;
   for (const bench::TunedCall& call : tuning.calls) {
     CAPTURE(call.kernel);
