@@ -40,15 +40,12 @@ std::vector<TunedCall> calls_of(const runtime::LoadedPlan& plan) {
     for (size_t i = 0; i < program.instructions.size(); ++i) {
       const fb::InstructionT& instruction = *program.instructions[i];
       if (find_kernel(instruction.kernel)->variants.empty()) continue;
-      std::pair key(instruction.kernel, runtime::call_shapes(plan.plan, instruction));
-      const auto known = places.find(key);
-      if (known == places.end() && !measured) continue;
-      if (known == places.end()) {
+      const std::pair key(instruction.kernel, runtime::call_shapes(plan.plan, instruction));
+      const auto place = measured ? places.try_emplace(key, calls.size()).first : places.find(key);
+      if (place == places.end()) continue;
+      if (place->second == calls.size())
         calls.push_back({.kernel = key.first, .shapes = key.second, .instructions = {}, .times = {}});
-        places.emplace(std::move(key), calls.size() - 1);
-      }
-      calls[known == places.end() ? calls.size() - 1 : known->second].instructions.emplace_back(program.kind,
-                                                                                                i);
+      calls[place->second].instructions.emplace_back(program.kind, i);
     }
   };
   for (const ProgramKind kind : kMeasured)
@@ -152,7 +149,7 @@ Result<double> step_seconds(const fb::PlanT& plan, const Lane& lane) {
   return fastest;
 }
 
-/// The fastest step of either plan, in turns, since a GPU becomes slower as it warms.
+/// The fastest step of either plan, in turns, so that a drift of the clocks meets both.
 Result<std::pair<double, double>> compare_steps(const fb::PlanT& a, const fb::PlanT& b, const Lane& lane) {
   constexpr double kNone = std::numeric_limits<double>::infinity();
   std::pair fastest(kNone, kNone);
