@@ -1,9 +1,7 @@
-#include <algorithm>
 #include <optional>
 #include <set>
 #include <utility>
 
-#include "bench/call_text.h"
 #include "bench/live_model.h"
 #include "bench/measure.h"
 #include "bench/rows.h"
@@ -37,7 +35,7 @@ std::vector<Row> rows_of(const Model& model) {
     const fb::ProgramT* program = model.plan->program(kind);
     for (size_t i = 0; program != nullptr && i < program->instructions.size(); ++i) {
       const fb::InstructionT& instruction = *program->instructions[i];
-      std::string name = row_name(*model.plan, instruction);
+      std::string name = kernel_row(*model.plan, instruction);
       if (seen.insert(name).second) rows.push_back({std::move(name), model.plan, kind, i});
     }
   }

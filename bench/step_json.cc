@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "bench/call_text.h"
+#include "bench/rows.h"
 #include "bench/step_table.h"
 #include "tools/plan_stats.h"
 
@@ -28,7 +28,7 @@ std::map<std::string, Calls> calls_by_row(const MeasuredStep& step) {
   for (const runtime::InstructionSpan& span : step.recorded.spans) {
     const fb::InstructionT& instruction =
         *step.plan->plan.programs[span.program]->instructions[span.instruction];
-    Calls& calls = rows[row_name(*step.plan, instruction)];
+    Calls& calls = rows[kernel_row(*step.plan, instruction)];
     calls.seconds.push_back(span.time.end - span.time.begin);
     calls.flops += static_cast<double>(instruction.flops);
     calls.bytes += static_cast<double>(instruction.bytes);

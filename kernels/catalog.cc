@@ -56,6 +56,19 @@ std::vector<Operand> parse_operands(std::istringstream& words) {
   return operands;
 }
 
+/// The names of the kernel's row in variants.def, if it has one.
+std::vector<std::string> variants_of(std::string_view key) {
+  std::vector<std::string> names;
+  const auto add = [&](std::string_view row, const char* text) {
+    std::istringstream words(text);
+    for (std::string word; row == key && words >> word;) names.push_back(word);
+  };
+#define VARIANTS(key, names) add(#key, names);
+#include "kernels/variants.def"
+#undef VARIANTS
+  return names;
+}
+
 int index_of(const std::vector<Operand>& operands, std::string_view name) {
   for (size_t i = 0; i < operands.size(); ++i)
     if (operands[i].name == name) return static_cast<int>(i);
@@ -67,6 +80,7 @@ KernelInfo make_row(std::string_view key, const char* signature, const char* in_
   KernelInfo info;
   info.key = key;
   info.workspace = workspace_bytes;
+  info.variants = variants_of(key);
   std::istringstream words(signature);
   info.inputs = parse_operands(words);
   info.outputs = parse_operands(words);

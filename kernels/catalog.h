@@ -34,6 +34,7 @@ struct KernelInfo {
   std::vector<Operand> inputs;
   std::vector<Operand> outputs;
   std::vector<InPlace> in_place;
+  std::vector<std::string> variants;  // names of kernels/variants.def
   /// Bytes of workspace for a call with these operand shapes; data pointers are not read.
   uint64_t (*workspace)(const KernelCall& call) = nullptr;
 

@@ -34,6 +34,7 @@ class Call {
     info_ = find_kernel(instruction_.kernel()->string_view());
     if (!info_) return fault("the kernel is unknown");
     if (!operator_known(instruction_)) return fault("the op has no attributes");
+    check_variant();
     const bool inputs = check_list(instruction_.inputs(), info_->inputs, "input");
     const bool outputs = check_list(instruction_.outputs(), info_->outputs, "output");
     if (!inputs || !outputs || !check_types_and_workspace()) return;
@@ -75,6 +76,18 @@ class Call {
     if (tensor.program == -1 || tensor.program == program_) return true;
     fault("{} '{}' is {}, which belongs to another program", role, declared.name, name(id));
     return false;
+  }
+
+  void check_variant() {
+    const auto* names = checked_.plan.variants();
+    const uint32_t place = instruction_.variant();
+    if (place == 0) return;
+    if (place > length(names)) return fault("variant {} of the plan's {}", place, length(names));
+    if (length(checked_.plan.tuned_for()) == 0)
+      return fault("a variant of a plan that is tuned for no device");
+    const flatbuffers::String* name = names->Get(place - 1);
+    const auto known = std::ranges::find(info_->variants, name->string_view());
+    if (known == info_->variants.end()) fault("the kernel has no variant {}", quoted(name));
   }
 
   bool check_id(int id) {

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/call_shapes.h"
 #include "planner/validate.h"
 #include "runtime/file_io.h"
 #include "runtime/guard.h"
@@ -75,6 +76,16 @@ Status check_attributes(const LoadedPlan& loaded) {
   return {};
 }
 
+TensorView shape_view(const fb::PlanT& plan, int id) {
+  TensorView view;
+  if (id < 0) return view;
+  const fb::TensorT& tensor = *plan.tensors[static_cast<size_t>(id)];
+  view.dtype = tensor.dtype;
+  view.rank = static_cast<int>(tensor.shape.size());
+  std::copy(tensor.shape.begin(), tensor.shape.end(), view.shape.begin());
+  return view;
+}
+
 }  // namespace
 
 const fb::ProgramT* LoadedPlan::program(fb::ProgramKind kind) const {
@@ -100,6 +111,17 @@ ProgramCost cost_of(const fb::ProgramT& program) {
     cost.bytes += instruction->bytes;
   }
   return cost;
+}
+
+std::string_view variant_of(const fb::PlanT& plan, const fb::InstructionT& instruction) {
+  return instruction.variant == 0 ? std::string_view() : plan.variants[instruction.variant - 1];
+}
+
+std::string call_shapes(const fb::PlanT& plan, const fb::InstructionT& instruction) {
+  KernelCall call;
+  for (const int id : instruction.inputs) call.inputs.push_back(shape_view(plan, id));
+  for (const int id : instruction.outputs) call.outputs.push_back(shape_view(plan, id));
+  return moec::call_shapes(*find_kernel(instruction.kernel), call);
 }
 
 Result<std::shared_ptr<const LoadedPlan>> parse_plan(std::string bytes, const std::string& source) {

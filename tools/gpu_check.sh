@@ -72,7 +72,10 @@ lockstep() {
 }
 
 sanitize() {
-  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/test_cuda" -tc="every op's samples run on memory*,the optimizer step*" | tee "$work/sanitize"
+  local cases="every op's samples run on memory*,the optimizer step*"
+  # initcheck reports reads of rows that kernels for Hopper have stored by TMA.
+  [[ $1 == initcheck ]] || cases+=",every variant of every op's samples runs*"
+  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/test_cuda" -tc="$cases" | tee "$work/sanitize"
   local status=${PIPESTATUS[0]}
   sed -n 's/.*ERROR SUMMARY: \(.*\)/note: \1/p; s/.*RACECHECK SUMMARY: \(.*\)/note: \1/p' "$work/sanitize"
   return "$status"

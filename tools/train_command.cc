@@ -142,6 +142,11 @@ Status print_header(LiveOutput& out, runtime::Session& session, const runtime::D
   out.line(fmt::format("device  {}{}, matrix product at best: {}", device,
                        device == "cpu" ? fmt::format(", threads: {}", cpu::threads()) : "",
                        si_text(ceilings.flops, "FLOP/s")));
+  if (!plan.tuned_for.empty())
+    out.line(fmt::format("tuning  for {}{}", plan.tuned_for,
+                         plan.tuned_for == session.device().model()
+                             ? ""
+                             : fmt::format(": not used on {}", session.device().model())));
   MOEC_ASSIGN_OR_RETURN(const std::string taken, memory_text(session.device()));
   out.line(fmt::format("memory  planned: {}; taken: {}", bytes_text(memory), taken));
   return {};

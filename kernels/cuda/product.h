@@ -47,11 +47,17 @@ cudaError_t multiply(const Product& product, const CudaContext& context);
 /// Whether multiply_cublas() computes products of these types. It knows no epilogue.
 bool cublas_supports(const Product& product);
 
-/// Any supported product, by cuBLASLt.
-cudaError_t multiply_cublas(const Product& product, const CudaContext& context);
+/// How many algorithms cuBLASLt knows for a product, up to `most`.
+int cublas_algorithms(const Product& product, int most, const CudaContext& context);
+
+/// Any supported product, by cuBLASLt's algorithm number `algorithm`; 0 is the one it holds to be the best.
+cudaError_t multiply_cublas(const Product& product, const CudaContext& context, int algorithm = 0);
 
 /// Whether multiply_tiled() applies the product's epilogue.
 bool tiled_applies_epilogue(const Product& product);
+
+/// Whether multiply_tiled() computes products of these types.
+bool tiled_supports(const Product& product);
 
 /// Any product but those of 16-bit factors to a 16-bit result, by our own kernels: good for small f32
 /// products, for f64, and for factors of different types.

@@ -147,6 +147,14 @@ bool tiled_applies_epilogue(const Product& product) {
   return product.a.dtype == fb::DType::F32 && product.b.dtype == fb::DType::F32;
 }
 
+bool tiled_supports(const Product& product) {
+  using enum fb::DType;
+  const fb::DType a = product.a.dtype, b = product.b.dtype, c = product.c.dtype;
+  if (b == F32 || b == F64) return a == b && c == b;
+  const bool half = b == BF16 || b == F16;
+  return half && ((a == b && c == F32) || (a == F32 && (c == F32 || c == b)));
+}
+
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context) {
   using enum fb::DType;
   const auto types = [&](fb::DType a, fb::DType b, fb::DType c) {

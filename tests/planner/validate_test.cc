@@ -81,6 +81,32 @@ TEST_CASE("operands of types that the kernel does not take together are named") 
         std::string::npos);
 }
 
+TEST_CASE("variants are the kernel's, named in the plan, and for a device") {
+  const auto fault_of = [](auto&& change) {
+    const auto plan = sample_plan(1, 10);
+    plan->variants = {"hopper", "tiled"};
+    plan->tuned_for = "a device";
+    change(*plan);
+    const auto faults = faults_of(*plan);
+    return faults.empty() ? "" : faults.front();
+  };
+  const auto variant = [](fb::PlanT& plan) -> uint32_t& {
+    return plan.programs[0]->instructions[0]->variant;
+  };
+  const auto ends_with = [&](const std::string& end, auto&& change) {
+    const std::string fault = fault_of(change);
+    INFO(fault);
+    CHECK(fault.ends_with(end));
+  };
+  CHECK(fault_of([](fb::PlanT&) {}).empty());
+  ends_with("the kernel has no variant 'tiled'", [&](fb::PlanT& plan) { variant(plan) = 2; });
+  ends_with("variant 3 of the plan's 2", [&](fb::PlanT& plan) { variant(plan) = 3; });
+  ends_with("a variant of a plan that is tuned for no device", [&](fb::PlanT& plan) {
+    variant(plan) = 2;
+    plan.tuned_for.clear();
+  });
+}
+
 TEST_CASE("an empty plan is sound, one that passes the verifier with nothing in it is survived") {
   fb::PlanT plan;
   plan.model = std::make_unique<fb::ModelT>();
