@@ -26,6 +26,10 @@ __device__ uint32_t halves(uint32_t first, uint32_t second) {
   return __byte_perm(first, second, kUpper ? 0x7632 : 0x5410);
 }
 
+__device__ uint32_t word(const uint4& run, int i) {
+  return i == 0 ? run.x : i == 1 ? run.y : i == 2 ? run.z : run.w;
+}
+
 /// The pair x, y as pairs of bf16 that add up to it: each has the leading 8 bits of what is left.
 __device__ void split(float x, float y, uint32_t (&terms)[kTerms]) {
 #pragma unroll
@@ -47,7 +51,9 @@ struct NarrowInput {
 
 constexpr int kInputWarps = 4, kInputRows = 64;  // of a block
 
-/// Column j of tile t is column j / 2 * 16 + t * 2 + j % 2 of the warp's; so a lane has 16 in a row.
+/// The places in memory of a lane's depths, four neighbours, are depths pair * 2 + {0, 1, 8, 9} of mma.cuh;
+/// column j of tile t is column t / 4 * 32 + j / 2 * 8 + t % 4 * 2 + j % 2 of the warp's, so that a lane has
+/// two runs of eight.
 template <int kSteps>
 __global__ void __launch_bounds__(kInputWarps* kWarp) multiply_narrow_input(const NarrowInput product) {
   begin_kernel();
@@ -60,35 +66,52 @@ __global__ void __launch_bounds__(kInputWarps* kWarp) multiply_narrow_input(cons
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int k = step * kDepth + half * 8 + 2 * pair;
+    for (int run = 0; run < 2; ++run) {
+      const int col = first + run * 32 + group / 2 * 8;
+      uint4 depths[4];
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        const int col = first + group / 2 * 16 + tile * 2 + group % 2;
-        const auto element = [&](int depth) {
-          return depth < product.depth && col < product.cols
-                     ? __bfloat16_as_ushort(product.w[int64_t{depth} * product.cols + col])
-                     : uint16_t{0};
-        };
-        w[step][tile][half] = element(k) | static_cast<uint32_t>(element(k + 1)) << 16;
+      for (int i = 0; i < 4; ++i) {
+        const int depth = step * kDepth + 4 * pair + i;
+        depths[i] = depth < product.depth && col < product.cols
+                        ? *reinterpret_cast<const uint4*>(product.w + int64_t{depth} * product.cols + col)
+                        : uint4{};
+      }
+#pragma unroll
+      for (int tile = 0; tile < 4; ++tile) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t x = word(depths[2 * half], tile), y = word(depths[2 * half + 1], tile);
+          w[step][run * 4 + tile][half] = group % 2 == 0 ? halves<false>(x, y) : halves<true>(x, y);
+        }
       }
     }
   }
 
+  const bool vectors = product.depth % 4 == 0;
   const int begin = static_cast<int>(blockIdx.x) * kInputRows, end = min(begin + kInputRows, product.rows);
-#pragma unroll 2
-  for (int row = begin + group; row < end + group; row += 16) {
+#pragma unroll
+  for (int at = 0; at < kInputRows; at += 16) {
+    const int row = begin + at + group;
     float sums[kTiles][4] = {};
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t fragment[4][kTerms];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = row + i % 2 * 8, k = step * kDepth + i / 2 * 8 + 2 * pair;
-        const auto element = [&](int depth) {
-          return r < end && depth < product.depth ? product.dy[int64_t{r} * product.depth + depth] : 0.0f;
-        };
-        split(element(k), element(k + 1), fragment[i]);
+      for (int i = 0; i < 2; ++i) {
+        const int r = row + i * 8, depth = step * kDepth + 4 * pair;
+        const float* from = product.dy + int64_t{r} * product.depth + depth;
+        const int count = r < end ? product.depth - depth : 0;
+        float4 dy = {};
+        if (vectors) {
+          if (count > 0) dy = *reinterpret_cast<const float4*>(from);
+        } else {
+          if (count > 0) dy.x = from[0];
+          if (count > 1) dy.y = from[1];
+          if (count > 2) dy.z = from[2];
+          if (count > 3) dy.w = from[3];
+        }
+        split(dy.x, dy.y, fragment[i]);
+        split(dy.z, dy.w, fragment[i + 2]);
       }
 #pragma unroll
       for (int term = kTerms - 1; term >= 0; --term) {
@@ -104,7 +127,7 @@ __global__ void __launch_bounds__(kInputWarps* kWarp) multiply_narrow_input(cons
       if (r >= end) continue;
 #pragma unroll
       for (int run = 0; run < 2; ++run) {
-        const int col = first + pair * 16 + run * 8;
+        const int col = first + run * 32 + pair * 8;
         uint32_t out[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -191,9 +214,9 @@ __global__ void __launch_bounds__(kWeightWarps* kWarp) multiply_narrow_weight(co
     };
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const auto word = [&](const uint4& v) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; };
-      multiply_tiles(2 * i, halves<false>(word(x[0]), word(x[1])), halves<false>(word(x[2]), word(x[3])));
-      multiply_tiles(2 * i + 1, halves<true>(word(x[0]), word(x[1])), halves<true>(word(x[2]), word(x[3])));
+      const uint32_t v[4] = {word(x[0], i), word(x[1], i), word(x[2], i), word(x[3], i)};
+      multiply_tiles(2 * i, halves<false>(v[0], v[1]), halves<false>(v[2], v[3]));
+      multiply_tiles(2 * i + 1, halves<true>(v[0], v[1]), halves<true>(v[2], v[3]));
     }
   }
 
@@ -215,8 +238,9 @@ __global__ void __launch_bounds__(kWeightWarps* kWarp) multiply_narrow_weight(co
     if (first_row + row >= product.rows || first_col + at >= product.cols) continue;
     const int lane = row % 8 * 4 + at / 16, element = row / 8 * 2 + at / 8 % 2;
     float sum = 0;
-    for (int block = 0; block < blocks; ++block)
-      sum += cluster_shared(parts, block)[(at % 8 * 4 + element) * kWarp + lane];
+#pragma unroll
+    for (int block = 0; block < kMostClusterBlocks; ++block)
+      if (block < blocks) sum += cluster_shared(parts, block)[(at % 8 * 4 + element) * kWarp + lane];
     T& to = product.dw[int64_t{first_row + row} * product.cols + first_col + at];
     to = to_storage<T>(product.accumulate ? widen(to) + sum : sum);
   }
@@ -246,8 +270,8 @@ bool is_narrow(const Product& product) {
     return m.dtype == fb::DType::BF16 && m.row_stride == 0 && m.cols % 8 == 0 &&
            reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
   };
-  if (product.a.dtype != fb::DType::F32 || product.a.cols > kMostColumns || !fits(product.b) ||
-      product.bias || !product.epilogue.empty())
+  if (product.a.dtype != fb::DType::F32 || reinterpret_cast<uintptr_t>(product.a.data) % 16 != 0 ||
+      product.a.cols > kMostColumns || !fits(product.b) || product.bias || !product.epilogue.empty())
     return false;
   if (product.form == ProductForm::kWeight)
     return product.c.dtype == fb::DType::BF16 || product.c.dtype == fb::DType::F32;
