@@ -106,10 +106,6 @@ std::vector<Sample> linear_samples() {
              {name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4, init_std: 1}}])"},
           {"full precision", {{"x", {33, 17}}}, R"([
              {name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 5, full_precision: true, init_std: 1}}])"},
-          {"full precision, rows of whole vectors", {{"x", {18, 72}}}, R"([
-             {name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 21, full_precision: true, init_std: 1}}])"},
-          {"full precision, all of whole vectors", {{"x", {40, 8}}}, R"([
-             {name: "y", inputs: ["x"], op_type: "Linear", op: {out_features: 4, full_precision: true, init_std: 1}}])"},
           {"tied to an embedding", {{"t", {1, 6}, Fill::kTokens, 5}}, R"([
              {name: "e", inputs: ["t"], op_type: "Embedding", op: {vocab_size: 5, dim: 3, init_std: 1}},
              {name: "y", inputs: ["e"], op_type: "Linear", op: {out_features: 5, tied_to: "b.e.weight"}}])"}};

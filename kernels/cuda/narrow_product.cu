@@ -11,7 +11,8 @@
 namespace moec::cuda {
 namespace {
 
-constexpr int64_t kMostColumns = 64;  // of the f32 matrix
+constexpr int64_t kMostColumns = 64;       // of the f32 matrix
+constexpr int64_t kFewElements = 1 << 18;  // of the large matrix, which other kernels read as fast
 constexpr int kWarpColumns = 64;
 constexpr int kTiles = kWarpColumns / 8;  // results of products side by side
 constexpr int kDepth = 16;                // of a product
@@ -270,12 +271,13 @@ bool is_narrow(const Product& product) {
     return m.dtype == fb::DType::BF16 && m.row_stride == 0 && m.cols % 8 == 0 &&
            reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
   };
-  if (product.a.dtype != fb::DType::F32 || reinterpret_cast<uintptr_t>(product.a.data) % 16 != 0 ||
-      product.a.cols > kMostColumns || !fits(product.b) || product.bias || !product.epilogue.empty())
+  const bool weight = product.form == ProductForm::kWeight;
+  if (!weight && (product.form != ProductForm::kInput || product.accumulate || !fits(product.c)))
     return false;
-  if (product.form == ProductForm::kWeight)
-    return product.c.dtype == fb::DType::BF16 || product.c.dtype == fb::DType::F32;
-  return product.form == ProductForm::kInput && fits(product.c) && !product.accumulate;
+  if (weight && product.c.dtype != fb::DType::BF16 && product.c.dtype != fb::DType::F32) return false;
+  return product.a.dtype == fb::DType::F32 && product.a.cols <= kMostColumns &&
+         reinterpret_cast<uintptr_t>(product.a.data) % 16 == 0 && fits(product.b) && !product.bias &&
+         product.epilogue.empty() && product.a.rows * product.n() >= kFewElements;
 }
 
 cudaError_t multiply_narrow(const Product& product, const CudaContext& context) {

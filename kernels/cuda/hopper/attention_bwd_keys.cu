@@ -13,6 +13,7 @@ struct KeySide {
   struct Own {
     RowTile<kRows, kDim> keys, values;
   };
+  using OwnFactor = RowFactor<kRows, kDim, kDim == 64>;  // a warpgroup's rows of one of them
   struct Visited {
     RowTile<kQueries, kDim> queries, dy;
     RowStatistics statistics[kQueries];
@@ -74,26 +75,15 @@ struct KeySide {
   struct Sums {
     float scores[kQueries / 2], dweights[kQueries / 2], dkeys[kDim / 2] = {}, dvalues[kDim / 2] = {};
     uint32_t weight_factors[kQueries / 4], dscore_factors[kQueries / 4];
-    /// Shared memory is as busy as the tensor cores: it is asked for two columns at a time, and once where
-    /// there are registers to hold what comes.
-    static constexpr bool kHoldsDeltas = kDim == 64;
-    float deltas[kHoldsDeltas ? kQueries / 4 : 1];  // of the thread's columns
 
-    struct alignas(16) TwoStatistics {
-      RowStatistics first, second;
-    };
-    /// Those of the columns of scores[i] and scores[i + 1].
-    __device__ __forceinline__ static TwoStatistics statistics_of(const RowStatistics* statistics, int i) {
-      return *reinterpret_cast<const TwoStatistics*>(statistics + i / 4 * 8 + fragment_col());
-    }
-
-    __device__ __forceinline__ void start_scores(const Own& own, int row, const Visited& visited) {
+    __device__ __forceinline__ void start_scores(const OwnFactor& keys, const OwnFactor& values,
+                                                 const Visited& visited) {
       pin(scores);
       pin(dweights);
       begin_products();
-      multiply_rows(own.keys, row, visited.queries, scores);
+      keys.multiply_rows(visited.queries, scores);
       commit_products();
-      multiply_rows(own.values, row, visited.dy, dweights);
+      values.multiply_rows(visited.dy, dweights);
       commit_products();
     }
     /// Keys do not see queries before them: the tile's first query has the number `offset` from the first
@@ -107,38 +97,18 @@ struct KeySide {
         }
       }
 #pragma unroll
-      for (int i = 0; i < kQueries / 2; i += 4) {
-        const TwoStatistics columns = statistics_of(statistics, i);
-        if constexpr (kHoldsDeltas) {
-          deltas[i / 2] = columns.first.delta;
-          deltas[i / 2 + 1] = columns.second.delta;
-        }
-#pragma unroll
-        for (int j = i; j < i + 4; j += 2) {
-          scores[j] = exp2_fast(fmaf(scores[j], scale, -columns.first.lse));
-          scores[j + 1] = exp2_fast(fmaf(scores[j + 1], scale, -columns.second.lse));
-        }
+      for (int i = 0; i < kQueries / 2; ++i) {
+        const float lse = statistics[i / 4 * 8 + fragment_col() + i % 2].lse;
+        scores[i] = exp2_fast(fmaf(scores[i], scale, -lse));
       }
       to_fragments(scores, weight_factors);
     }
     /// dscores are without the factor shape.scale().
     __device__ __forceinline__ void differentiate(const RowStatistics* statistics) {
 #pragma unroll
-      for (int i = 0; i < kQueries / 2; i += 4) {
-        float first, second;
-        if constexpr (kHoldsDeltas) {
-          first = deltas[i / 2];
-          second = deltas[i / 2 + 1];
-        } else {
-          const TwoStatistics columns = statistics_of(statistics, i);
-          first = columns.first.delta;
-          second = columns.second.delta;
-        }
-#pragma unroll
-        for (int j = i; j < i + 4; j += 2) {
-          dweights[j] = scores[j] * (dweights[j] - first);
-          dweights[j + 1] = scores[j + 1] * (dweights[j + 1] - second);
-        }
+      for (int i = 0; i < kQueries / 2; ++i) {
+        const float delta = statistics[i / 4 * 8 + fragment_col() + i % 2].delta;
+        dweights[i] = scores[i] * (dweights[i] - delta);
       }
       to_fragments(dweights, dscore_factors);
     }
@@ -176,6 +146,7 @@ struct KeySide {
       Own& own = shared.own[own_place.slot];
       Sums sums;
       shared.own_ring.await(own_place);
+      OwnFactor keys(own.keys, row), values(own.values, row);
 
       RingPlace<kSlots> previous;
       bool summing = false;  // the products of the previous visit with its tiles
@@ -184,13 +155,15 @@ struct KeySide {
         const int offset = tile * kQueries - row;
         if (++tile == work.tiles) tile = 0;
         const Visited& visited = shared.visited[place.slot];
+        keys.renew();
+        values.renew();
         shared.ring.await(place);
         if (offset < 0) {  // queries before all of these keys
           shared.ring.release(place);
           place.advance();
           continue;
         }
-        sums.start_scores(own, row, visited);
+        sums.start_scores(keys, values, visited);
         sums.template finish_gradients<2>();
         if (summing) shared.ring.release(previous);
         wait_products<1>(sums.scores);
