@@ -232,6 +232,7 @@ void add_variants(std::string_view name, std::vector<CudaVariant>& to) {
 }  // namespace
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
+  if (is_narrow(product)) return multiply_narrow(product, context);
   return multiply(choose(product), product, context);
 }
 
