@@ -45,11 +45,15 @@ Status check_identifier(const std::string& bytes, const std::string& source) {
 /// The attribute table a kernel reads is the one its key is named after, up to "_bwd", but for these.
 constexpr std::pair<std::string_view, fb::Op> kOtherAttributes[] = {
     {"bias_bwd", fb::Op::Linear},
+    {"fused_embedding", fb::Op::Dropout},
     {"grouped_bias_bwd", fb::Op::GroupedLinear},
     {"grouped_linear_swiglu", fb::Op::GroupedLinear},
     {"add_rmsnorm", fb::Op::FusedNorm},
     {"add_layernorm", fb::Op::FusedNorm},
     {"linear_cross_entropy", fb::Op::CrossEntropy},
+    {"cross_entropy_gradient", fb::Op::CrossEntropy},
+    {"norm_bwd_input", fb::Op::FusedNorm},
+    {"norm_bwd_parameters", fb::Op::FusedNorm},
 };
 
 bool attributes_fit(std::string_view kernel, fb::Op op) {

@@ -25,6 +25,22 @@ struct Dropout {
         p(probability),
         threshold(dropout_threshold(probability)) {}
 
+  /// Which of the elements number `first` on of a tensor are kept: element j by bit j.
+  __device__ uint32_t kept(int64_t first) const {
+    const auto offset = static_cast<int>(first % kDropoutRun);
+    uint32_t bits = kept_of_block(first / kDropoutRun);
+    if (offset > 0) bits = (bits | kept_of_block(first / kDropoutRun + 1) << kDropoutRun) >> offset;
+    return bits & ((1u << kDropoutRun) - 1);
+  }
+
+  /// Applies to elements of which these are kept.
+  template <class Acc>
+  __device__ void apply(uint32_t bits, Acc (&values)[kDropoutRun]) const {
+#pragma unroll
+    for (int j = 0; j < kDropoutRun; ++j)
+      values[j] = bits >> j & 1 ? values[j] * (1 / (1 - static_cast<Acc>(p))) : Acc{0};
+  }
+
   /// Applies to the elements number `first` on of a tensor, `first` a multiple of kDropoutRun.
   template <class Acc>
   __device__ void apply_run(int64_t first, Acc (&values)[kDropoutRun]) const {
@@ -40,6 +56,14 @@ struct Dropout {
   }
 
  private:
+  __device__ uint32_t kept_of_block(int64_t number) const {
+    const RandomBlock random =
+        dropout_block(state->seed, stream, state->micro_batch, static_cast<uint64_t>(number));
+    uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < kDropoutRun; ++j) bits |= (random.word[j] >= threshold ? 1u : 0u) << j;
+    return bits;
+  }
   __device__ RandomBlock block(int64_t i) const {
     return dropout_block(state->seed, stream, state->micro_batch, static_cast<uint64_t>(i / kDropoutRun));
   }

@@ -54,7 +54,9 @@ std::vector<Sample> wide_attention_samples() {
   };
   return {sample("one position", 2, 1, 12, 1, 64), sample("MQA", 2, 200, 12, 1, 64),
           sample("GQA", 1, 131, 14, 2, 64), sample("MHA", 3, 259, 2, 2, 64),
-          sample("GQA, wide heads", 2, 197, 6, 2, 128)};
+          sample("GQA, wide heads", 2, 197, 6, 2, 128),
+          sample("short, whole tiles", 2, 64, 4, 4, 32),
+          sample("short GQA", 3, 50, 6, 2, 32)};
 }
 
 std::vector<Sample> wide_expert_samples() {
