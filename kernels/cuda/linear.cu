@@ -131,6 +131,7 @@ bool is_small(const Product& product) {
 }  // namespace
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
+  if (is_narrow(product)) return multiply_narrow(product, context);
   const bool tiled = is_small(product) || !cublas_supports(product);
   if (!product.epilogue.empty() && !(tiled && tiled_applies_epilogue(product)))
     return multiply_in_two_passes(product, context);

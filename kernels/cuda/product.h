@@ -1,4 +1,4 @@
-// Dense matrix products of the CUDA device and the two ways to compute them.
+// Dense matrix products of the CUDA device and the ways to compute them.
 #pragma once
 
 #include "kernels/cuda/cuda_kernels.h"
@@ -49,6 +49,13 @@ bool cublas_supports(const Product& product);
 
 /// Any supported product, by cuBLASLt.
 cudaError_t multiply_cublas(const Product& product, const CudaContext& context);
+
+/// Whether multiply_narrow() computes the product: a is f32 and has few columns, b is bf16; the product is
+/// the gradient of a linear layer's input or weight.
+bool is_narrow(const Product& product);
+
+/// A product that is_narrow(), as exact as sums in f32.
+cudaError_t multiply_narrow(const Product& product, const CudaContext& context);
 
 /// Whether multiply_tiled() applies the product's epilogue.
 bool tiled_applies_epilogue(const Product& product);
