@@ -22,7 +22,9 @@ COSTS = ROOT / "compiler/costs.def"
 
 SHARES = [0.97 * 0.9**i for i in range(60)]
 BLOCKS = [0] + [2**i for i in range(5, 16)]
-BLOCK_PENALTY = 0.01  # a block must save this much error per sample
+BLOCK_PENALTY = 0.01  # what a block must save of the error per sample
+SPLIT_PENALTY = 0.03  # and what a row of their own for small problems must
+FEWEST_SAMPLES = 3  # of a row in such a pair
 LEAST_WEIGHT = 0.02
 VECTOR_BYTES = 16
 MOST_FIXED = 3e-5  # what a launch and the latency of a short kernel may take
@@ -124,12 +126,27 @@ def fit(device, kind, samples):
             row = best([row] + [(row[0], share, *row[2:]) for share in SHARES])
             row = best([row] + [(*row[:2], share, block) for share in SHARES])
         found.append(row)
-    return best(found)
+    return weights * error(best(found)), best(found)
 
 
-def row_text(kernels, kernel, kind, row):
+def fit_rows(device, kind, samples):
+    """(the most FLOPs or 0, row): one for all samples, or one for the small and one for the others."""
+    samples = sorted(samples, key=lambda sample: sample.flops)
+    whole, row = fit(device, kind, samples)
+    penalty = SPLIT_PENALTY * sum(sample.weight for sample in samples)
+    ways = [(whole, [(0, row)])]
+    for i in range(FEWEST_SAMPLES, len(samples) - FEWEST_SAMPLES + 1) if whole > penalty else []:
+        low, high = samples[i - 1].flops, samples[i].flops
+        if low == high or low == 0:
+            continue
+        (below, small), (above, others) = fit(device, kind, samples[:i]), fit(device, kind, samples[i:])
+        ways.append((below + above + penalty, [(math.sqrt(low * high), small), (0, others)]))
+    return min(ways, key=lambda way: way[0])[1]
+
+
+def row_text(kernels, kernel, kind, most, row):
     fixed, arithmetic, traffic, block = row
-    return f"COST({kernels}, {kernel}, {kind}, {fixed * 1e6:.2f}, {arithmetic:.3f}, {traffic:.3f}, {block})"
+    return f"COST({kernels}, {kernel}, {kind}, {most:.2g}, {fixed * 1e6:.2f}, {arithmetic:.3f}, {traffic:.3f}, {block})"
 
 
 def main():
@@ -142,15 +159,22 @@ def main():
     known = set(re.findall(r"^KERNEL\((\w+)", (ROOT / "kernels/catalog.def").read_text(), re.M))
 
     pattern = re.compile(rf"^COST\({device.kernels}, (?!all,)(\w+), (\w+),.*\n", re.M)
-    rows = {match.groups(): match.group(0).rstrip() for match in pattern.finditer(text) if match.group(1) in known}
+    rows = collections.defaultdict(list)
+    for match in pattern.finditer(text):
+        if match.group(1) in known:
+            rows[match.groups()].append(match.group(0))
     off = []
     for (kernel, kind), samples in sorted(read_samples(arguments.files, device).items()):
-        row = fit(device, kind, samples)
-        rows[kernel, kind] = row_text(device.kernels, kernel, kind, row)
-        off += [(device.seconds(kind, row, s) / s.seconds, s.weight, s.seconds, f"{kernel}/{s.shapes}") for s in samples]
+        fitted = fit_rows(device, kind, samples)
+        rows[kernel, kind] = [row_text(device.kernels, kernel, kind, most, row) + "\n" for most, row in fitted]
+        for sample in samples:
+            row = next(row for most, row in fitted if most == 0 or sample.flops <= most)
+            ratio = device.seconds(kind, row, sample) / sample.seconds
+            off.append((ratio, sample.weight, sample.seconds, f"{kernel}/{sample.shapes}"))
     start = pattern.search(text).start()
     text = pattern.sub("", text)
-    COSTS.write_text(text[:start] + "".join(line + "\n" for _, line in sorted(rows.items())) + text[start:])
+    lines = [line for _, group in sorted(rows.items()) for line in group]
+    COSTS.write_text(text[:start] + "".join(lines) + text[start:])
     off.sort(key=lambda entry: -entry[1] * abs(math.log(entry[0])))
     for ratio, weight, seconds, name in off[:30]:
         print(f"{ratio:6.2f} x {seconds * 1e6:9.1f} us, {weight:4.0%} of a step  {name}")

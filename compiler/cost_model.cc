@@ -30,14 +30,15 @@ struct KernelCost {
   std::string_view kernels;  // of which devices
   std::string_view kernel;   // "all" for those without a row
   Numbers numbers;
+  double most_flops;           // 0 for any
   double fixed;                // seconds
   double arithmetic, traffic;  // shares of the ceilings
   double block;                // output elements that one processor makes at a time; 0 for any number
 };
 
 constexpr KernelCost kCosts[] = {
-#define COST(kernels, kernel, numbers, fixed_us, arithmetic, traffic, block) \
-  {#kernels, #kernel, Numbers::numbers, fixed_us * 1e-6, arithmetic, traffic, block},
+#define COST(kernels, kernel, numbers, up_to, fixed_us, arithmetic, traffic, block) \
+  {#kernels, #kernel, Numbers::numbers, up_to, fixed_us * 1e-6, arithmetic, traffic, block},
 #include "compiler/costs.def"
 #undef COST
 };
@@ -58,10 +59,13 @@ Numbers stand_in(Numbers numbers) {
   }
 }
 
-const KernelCost& find_cost(std::string_view kernels, std::string_view kernel, Numbers numbers) {
+/// Rows for small problems stand in front of those for all.
+const KernelCost& find_cost(std::string_view kernels, std::string_view kernel, Numbers numbers,
+                            double flops) {
   const auto row = [&](std::string_view key, Numbers wanted) {
     return std::ranges::find_if(kCosts, [&](const KernelCost& c) {
-      return c.kernels == kernels && c.kernel == key && c.numbers == wanted;
+      return c.kernels == kernels && c.kernel == key && c.numbers == wanted &&
+             (c.most_flops == 0 || flops <= c.most_flops);
     });
   };
   for (;; numbers = stand_in(numbers)) {
@@ -152,7 +156,7 @@ double CostModel::seconds(const Graph& graph, const Node& node) const {
   const Work work = work_of(graph, node);
   const Ceilings& ceilings = *find_ceilings(device_);
   const Numbers numbers = numbers_of(shapes);
-  const KernelCost& cost = find_cost(ceilings.kernels, kernel.key, numbers);
+  const KernelCost& cost = find_cost(ceilings.kernels, kernel.key, numbers, work.flops);
   return cost.fixed + imbalance(shapes, cost.block, ceilings.processors) *
                           std::max(work.flops / (cost.arithmetic * arithmetic_ceiling(ceilings, numbers)),
                                    work.bytes / (cost.traffic * ceilings.bytes));

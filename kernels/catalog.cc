@@ -1,10 +1,10 @@
 #include "kernels/catalog.h"
 
 #include <algorithm>
-#include <array>
 #include <map>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 
 #include "kernels/workspace.h"
 
@@ -75,29 +75,6 @@ int index_of(const std::vector<Operand>& operands, std::string_view name) {
   return -1;
 }
 
-KernelInfo make_row(std::string_view key, const char* signature, const char* in_place,
-                    uint64_t (*workspace_bytes)(const KernelCall&)) {
-  KernelInfo info;
-  info.key = key;
-  info.workspace = workspace_bytes;
-  info.variants = variants_of(key);
-  std::istringstream words(signature);
-  info.inputs = parse_operands(words);
-  info.outputs = parse_operands(words);
-  std::istringstream pairs(in_place);
-  for (std::string pair; pairs >> pair;) {
-    const size_t sep = pair.find_first_of(":!");
-    info.in_place.push_back({.output = info.output_index(pair.substr(0, sep)),
-                             .input = info.input_index(pair.substr(sep + 1)),
-                             .required = pair[sep] == '!'});
-  }
-  return info;
-}
-
-}  // namespace
-
-namespace {
-
 /// What the types of a call have in common.
 struct CallTypes {
   fb::DType number, gradient, moment;
@@ -136,6 +113,25 @@ struct CallTypes {
     return true;
   }
 };
+
+KernelInfo make_row(std::string_view key, const char* signature, const char* in_place,
+                    uint64_t (*workspace_bytes)(const KernelCall&)) {
+  KernelInfo info;
+  info.key = key;
+  info.workspace = workspace_bytes;
+  info.variants = variants_of(key);
+  std::istringstream words(signature);
+  info.inputs = parse_operands(words);
+  info.outputs = parse_operands(words);
+  std::istringstream pairs(in_place);
+  for (std::string pair; pairs >> pair;) {
+    const size_t sep = pair.find_first_of(":!");
+    info.in_place.push_back({.output = info.output_index(pair.substr(0, sep)),
+                             .input = info.input_index(pair.substr(sep + 1)),
+                             .required = pair[sep] == '!'});
+  }
+  return info;
+}
 
 }  // namespace
 
