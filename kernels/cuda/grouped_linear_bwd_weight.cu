@@ -51,9 +51,9 @@ cudaError_t launch_product(const A& a, const B& b, const C& c, const TensorView&
   } else {
     if constexpr (std::is_same_v<T, float>) {
       if (tiles(SimtMedium::kM) >= kEnoughTiles)
-        return launch_depths<SimtTile<SimtMedium, A, B, C>>(a, b, c, offsets, context);
+        return launch_depths<SimtTile<SimtMedium, A, B>>(a, b, c, offsets, context);
     }
-    return launch_depths<SimtTile<SimtSmall, A, B, C>>(a, b, c, offsets, context);
+    return launch_depths<SimtTile<SimtSmall, A, B>>(a, b, c, offsets, context);
   }
 }
 

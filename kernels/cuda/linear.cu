@@ -11,7 +11,7 @@
 namespace moec::cuda {
 namespace {
 
-/// Multiply-adds up to which an f32 product is small: cuBLAS would leave most of the device idle.
+/// Multiply-adds up to which a product is small: cuBLAS would leave most of the device idle.
 constexpr int64_t kSmallProduct = int64_t{1} << 27;
 /// Rows up to which columns are summed in one pass.
 constexpr int64_t kSinglePassRows = 2048;
@@ -70,19 +70,21 @@ cudaError_t bias_gradient(const TensorView& dy, const TensorView& dbias, bool ac
 }
 
 /// Applies the epilogue to the sums at z, where y may lie; a thread per run of four.
-template <class T>
+template <EpilogueKind kKind, class T>
 __global__ void epilogue_kernel(const T* z, T* y, int64_t n, bool aligned, Epilogue epilogue) {
   begin_kernel();
   const int64_t place = global_thread() * 4;
   if (place >= n) return;
   const int count = static_cast<int>(min(int64_t{4}, n - place));
   const bool whole = aligned && count == 4;
-  auto sums = load_run(z + place, count, whole);
-  apply_epilogue<T>(epilogue, place, count, whole, sums);
+  const EpilogueRun<T> run = fetch_run<kKind, T>(epilogue, place, count, whole);
+  Vector<Accumulator<T>, 4> sums;
+  unpack(load_run(z + place, count, whole), sums.value);
+  apply_epilogue<kKind>(epilogue, run, place, count, whole, sums);
   store_run(y + place, count, whole, sums);
 }
 
-/// The product, and then its epilogue in a pass of its own.
+/// The product by cuBLAS, and then its epilogue in a pass of its own.
 cudaError_t multiply_in_two_passes(const Product& product, const CudaContext& context) {
   Product sums = product;
   sums.epilogue = {};
@@ -91,7 +93,7 @@ cudaError_t multiply_in_two_passes(const Product& product, const CudaContext& co
     sums.c.data = epilogue.preactivation;
     epilogue.preactivation = nullptr;
   }
-  const cudaError_t error = multiply(sums, context);
+  const cudaError_t error = multiply_cublas(sums, context);
   if (error != cudaSuccess) return error;
   const int64_t n = product.m() * product.n();
   return with_type(product.c.dtype, [&]<class T>() {
@@ -100,8 +102,9 @@ cudaError_t multiply_in_two_passes(const Product& product, const CudaContext& co
     const bool aligned = runs_aligned(z, 0) && runs_aligned(y, 0) &&
                          runs_aligned(static_cast<const T*>(epilogue.preactivation), 0) &&
                          runs_aligned(static_cast<const T*>(epilogue.residual), 0);
-    return launch(context, epilogue_kernel<T>, ceil_div(ceil_div(n, 4), kThreads), kThreads, z, y, n, aligned,
-                  epilogue);
+    const auto kernel = epilogue.backward ? epilogue_kernel<EpilogueKind::kBackward, T>
+                                          : epilogue_kernel<EpilogueKind::kForward, T>;
+    return launch(context, kernel, ceil_div(ceil_div(n, 4), kThreads), kThreads, z, y, n, aligned, epilogue);
   });
 }
 
@@ -118,23 +121,18 @@ Product weight_gradient(const TensorView& dy, const TensorView& x, const TensorV
           .accumulate = accumulate};
 }
 
-bool is_f32(const Product& product) {
-  return product.a.dtype == fb::DType::F32 && product.b.dtype == fb::DType::F32 &&
-         product.c.dtype == fb::DType::F32;
-}
-
-/// f32 products up to kSmallProduct: cuBLAS would leave most of the device idle.
+/// Products up to kSmallProduct of a type that our tiles multiply on the tensor cores.
 bool is_small(const Product& product) {
-  return product.b.dtype == fb::DType::F32 && product.m() * product.n() * product.k() <= kSmallProduct;
+  const fb::DType factors = product.b.dtype;
+  return product.a.dtype == factors && (factors == fb::DType::F32 || factors == fb::DType::BF16) &&
+         product.m() * product.n() * product.k() <= kSmallProduct;
 }
 
 }  // namespace
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
-  const bool tiled = is_small(product) || !cublas_supports(product);
-  if (!product.epilogue.empty() && !(tiled && tiled_applies_epilogue(product)))
-    return multiply_in_two_passes(product, context);
-  return tiled ? multiply_tiled(product, context) : multiply_cublas(product, context);
+  if (is_small(product) || !cublas_supports(product)) return multiply_tiled(product, context);
+  return product.epilogue.empty() ? multiply_cublas(product, context) : multiply_in_two_passes(product, context);
 }
 
 cudaError_t linear(const KernelCall& call, const CudaContext& context) {
@@ -187,12 +185,12 @@ cudaError_t fused_linear_bwd_input(const KernelCall& call, const CudaContext& co
 
 cudaError_t linear_bwd_parameters(const KernelCall& call, const CudaContext& context) {
   const TensorView &dy = call.inputs[0], &dweight = call.outputs[0], &dbias = call.outputs[1];
-  const bool accumulate_bias = call.inputs[3].present();
+  const BiasGradient bias = {dbias.data, call.inputs[3].present()};
   const Product product = weight_gradient(dy, call.inputs[1], dweight, call.inputs[2].present());
-  if (is_f32(product) && is_small(product) && dy.rows() <= kSinglePassRows)
-    return multiply_parameters(product, dbias.as<float>(), accumulate_bias, context);
+  if (is_small(product) && dbias.dtype == dweight.dtype && can_multiply_parameters(product, context))
+    return multiply_parameters(product, bias, context);
   const cudaError_t error = multiply(product, context);
-  return error == cudaSuccess ? bias_gradient(dy, dbias, accumulate_bias, call.workspace, context) : error;
+  return error == cudaSuccess ? bias_gradient(dy, dbias, bias.accumulate, call.workspace, context) : error;
 }
 
 }  // namespace moec::cuda

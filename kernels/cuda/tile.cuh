@@ -69,6 +69,15 @@ struct Factor {
   /// Elements in a run of 16 bytes.
   static constexpr int kRun = 16 / sizeof(T);
 
+  /// A run from (i, k) along memory, element by element.
+  __device__ Packed<T, kRun> load_chunk(int i, int k) const {
+    const int count = left(i, k);
+    Vector<T, kRun> out;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) out.value[j] = j < count ? at(i, k)[j] : to_storage<T>(0.0f);
+    return __builtin_bit_cast(Packed<T, kRun>, out);
+  }
+
   /// Starts to copy a run from (i, k) along memory to shared memory; i or k is a multiple of kRun.
   __device__ void copy_async(int i, int k, T* to) const {
     const int count = left(i, k);

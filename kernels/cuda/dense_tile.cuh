@@ -1,0 +1,285 @@
+// One tile of a product of two bf16 or two f32 factors on the tensor cores, made for products that are over
+// before a pipeline would pay: a block fetches all of its data at once, and its code, which every launch
+// fetches anew, is short.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+
+#include "kernels/cuda/tile.cuh"
+
+namespace moec::cuda {
+
+/// A float is the sum of three bf16, the first 8, the next 8 and the last 8 of its 24 bits.
+template <class T>
+constexpr int kPlanes = std::is_same_v<T, float> ? 3 : 1;
+
+/// A tile of kM x kN, kDepth depths at a time; each warp owns kWarpM x kWarpN.
+template <int kTileM, int kTileN, int kWarpRows, int kWarpCols, int kMinBlocksPerSm>
+struct DenseShape {
+  static constexpr int kM = kTileM, kN = kTileN, kDepth = 128;
+  static constexpr int kWarpM = kWarpRows, kWarpN = kWarpCols;
+  static constexpr int kThreads = 32 * (kM / kWarpM) * (kN / kWarpN);
+  static constexpr int kBlocksPerSm = kMinBlocksPerSm;
+};
+
+/// A part of a factor, kRows x kDepth elements, on its way through registers to planes of bf16 in shared
+/// memory. These are laid out as in device memory, runs along memory padded by 16 bytes, so that the eight
+/// that ldmatrix reads at once lie in different banks.
+template <class F, int kRows, int kDepth, int kThreads>
+class PlanePart {
+  using T = typename F::Element;
+  static constexpr int kRun = F::kDepthMajor ? kRows : kDepth, kRuns = F::kDepthMajor ? kDepth : kRows;
+  static constexpr int kThreadsPerRun = kRun / F::kRun, kPass = kThreads / kThreadsPerRun;
+  static constexpr int kChunks = kRuns / kPass;
+  static_assert(kThreads % kThreadsPerRun == 0 && kRuns % kPass == 0);
+
+ public:
+  static constexpr int kStride = kRun + 8;
+  static constexpr int kPlane = kRuns * kStride;
+  static constexpr int kElements = kPlanes<T> * kPlane;
+
+  /// The elements from (i, k) on; those outside are 0.
+  __device__ void load(const F& factor, int i, int k) {
+    i += F::kDepthMajor ? place() : run();
+    k += F::kDepthMajor ? run() : place();
+    const auto for_each_chunk = [&](auto&& load_chunk) {
+#pragma unroll
+      for (int v = 0; v < kChunks; ++v)
+        load_chunk(i + (F::kDepthMajor ? 0 : v * kPass), k + (F::kDepthMajor ? v * kPass : 0), v);
+    };
+    if (factor.aligned) {
+      const T* from = factor.at(i, k);
+      for_each_chunk([&](int row, int depth, int v) {
+        chunks_[v] = factor.left(row, depth) > 0 ? load_packed<F::kRun>(from + v * kPass * factor.stride, 0) : Chunk{};
+      });
+    } else {
+      for_each_chunk([&](int row, int depth, int v) { chunks_[v] = factor.load_chunk(row, depth); });
+    }
+  }
+
+  __device__ void store(bf16* planes) const {
+    bf16* to = planes + run() * kStride + place();
+#pragma unroll
+    for (int v = 0; v < kChunks; ++v, to += kPass * kStride) {
+      if constexpr (kPlanes<T> == 1) {
+        *reinterpret_cast<Chunk*>(to) = chunks_[v];
+      } else {
+        float rest[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) rest[j] = __uint_as_float(chunks_[v].word[j]);
+#pragma unroll
+        for (int p = 0; p < kPlanes<T>; ++p) {
+          *reinterpret_cast<uint2*>(to + p * kPlane) = {upper_halves(rest[0], rest[1]), upper_halves(rest[2], rest[3])};
+#pragma unroll
+          for (int j = 0; j < 4; ++j) rest[j] -= __uint_as_float(__float_as_uint(rest[j]) & 0xffff0000u);
+        }
+      }
+    }
+  }
+
+ private:
+  using Chunk = Packed<T, F::kRun>;
+
+  __device__ static int run() { return static_cast<int>(threadIdx.x) / kThreadsPerRun; }
+  __device__ static int place() { return static_cast<int>(threadIdx.x) % kThreadsPerRun * F::kRun; }
+  __device__ static uint32_t upper_halves(float first, float second) {
+    return __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x7632);
+  }
+
+  Chunk chunks_[kChunks];
+};
+
+/// Sums d[16,8] of products of fragments, at the places that mma.cuh tells.
+template <class T>
+class DenseSums;
+
+template <>
+class DenseSums<bf16> {
+ public:
+  /// Adds the product of fragments of a and b, of which b[p] holds registers 0 and 1 from `at` on.
+  __device__ void add(const uint32_t (&a)[1][4], const uint32_t (&b)[1][4], int at) {
+    multiply_add(sums_, a[0], b[0][at], b[0][at + 1]);
+  }
+  __device__ void end_step() {}
+  __device__ Vector<float, 4> total() const { return {sums_[0], sums_[1], sums_[2], sums_[3]}; }
+
+ private:
+  float sums_[4] = {};
+};
+
+/// Of the products of planes all are added up but those that are below 2^-23 of the whole. Tensor cores round
+/// sums towards zero: only products of few depths and the small corrections are summed there, so that errors
+/// stay below those of rounding in f32.
+template <>
+class DenseSums<float> {
+ public:
+  __device__ void add(const uint32_t (&a)[3][4], const uint32_t (&b)[3][4], int at) {
+    const auto multiply = [&](float (&to)[4], int p, int q) { multiply_add(to, a[p], b[q][at], b[q][at + 1]); };
+    multiply(step_, 0, 0);
+    multiply(medium_, 0, 1);
+    multiply(small_, 1, 1);
+    multiply(medium_, 1, 0);
+    multiply(small_, 0, 2);
+    multiply(small_, 2, 0);
+  }
+  /// Ends a step of few depths.
+  __device__ void end_step() {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      sums_[r] += step_[r];
+      step_[r] = 0;
+    }
+  }
+  __device__ Vector<float, 4> total() const {
+    Vector<float, 4> out;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) out.value[r] = sums_[r] + (medium_[r] + small_[r]);
+    return out;
+  }
+
+ private:
+  float sums_[4] = {}, step_[4] = {}, medium_[4] = {}, small_[4] = {};
+};
+
+/// Computes tiles of the product of two factors A and B of one type, with all threads of a block.
+template <class TileShape, class A, class B>
+class DenseTile {
+  using T = typename A::Element;
+  static_assert(std::is_same_v<T, typename B::Element>);
+  static constexpr int kM = TileShape::kM, kN = TileShape::kN, kThreads_ = TileShape::kThreads;
+  using PartA = PlanePart<A, kM, TileShape::kDepth, kThreads_>;
+  using PartB = PlanePart<B, kN, TileShape::kDepth, kThreads_>;
+  static constexpr int kMmaM = TileShape::kWarpM / 16, kMmaN = TileShape::kWarpN / 8;
+  static constexpr int kStep = 32;  // depths
+
+ public:
+  using Shape = TileShape;
+  using Acc = float;
+  static constexpr int kThreads = Shape::kThreads;
+  static constexpr int kBlocksPerSm = Shape::kBlocksPerSm;
+  static constexpr size_t kSharedBytes = sizeof(bf16) * (PartA::kElements + PartB::kElements);
+  /// Runs of four neighbouring sums that a thread holds.
+  static constexpr int kRuns = kMmaM * kMmaN;
+
+  /// The place of run r in the tile.
+  __device__ static int run_row(int r) { return warp_row() + r / kMmaN * 16 + lane() / 4 + lane() % 2 * 8; }
+  __device__ static int run_col(int r) { return warp_col() + r % kMmaN * 8 + lane() % 4 / 2 * 4; }
+
+  /// The sums of the tile from (row, col) on; calls meanwhile() while data is on its way. If kSumsRows, also
+  /// the sums over all depths of a's rows, to row_sums[kM], by products with a column of ones. `shared` is
+  /// free before, and after the next __syncthreads().
+  template <bool kSumsRows, class Meanwhile>
+  __device__ static void multiply(const A& a, const B& b, int row, int col, void* shared,
+                                  Vector<Acc, 4> (&runs)[kRuns], Meanwhile&& meanwhile, float* row_sums) {
+    auto* const planes_a = static_cast<bf16*>(shared);
+    bf16* const planes_b = planes_a + PartA::kElements;
+    DenseSums<T> sums[kMmaM][kMmaN], of_rows[kMmaM];
+#pragma unroll 1
+    for (int k = 0; k < a.depth; k += Shape::kDepth) {
+      PartA part_a;
+      PartB part_b;
+      part_a.load(a, row, k);
+      part_b.load(b, col, k);
+      if (k == 0) {
+        meanwhile();
+      } else {
+        __syncthreads();  // the part in shared memory is no longer needed
+      }
+      part_a.store(planes_a);
+      part_b.store(planes_b);
+      __syncthreads();
+      const int depth = min(Shape::kDepth, a.depth - k);
+#pragma unroll 1
+      for (int step = 0; step < depth; step += kStep)
+        multiply_step<kSumsRows>(planes_a, planes_b, step, sums, of_rows);
+    }
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) runs[r] = as_run(sums[r / kMmaN][r % kMmaN].total());
+    if (!kSumsRows || warp_col() > 0 || lane() % 4 > 0) return;
+#pragma unroll
+    for (int i = 0; i < kMmaM; ++i) {
+      const auto total = of_rows[i].total();
+      row_sums[warp_row() + i * 16 + lane() / 4] = total.value[0];
+      row_sums[warp_row() + i * 16 + lane() / 4 + 8] = total.value[2];
+    }
+  }
+
+ private:
+  __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ static int warp_row() {
+    return static_cast<int>(threadIdx.x) / 32 / (kN / Shape::kWarpN) * Shape::kWarpM;
+  }
+  __device__ static int warp_col() {
+    return static_cast<int>(threadIdx.x) / 32 % (kN / Shape::kWarpN) * Shape::kWarpN;
+  }
+
+  template <bool kSumsRows>
+  __device__ static void multiply_step(const bf16* planes_a, const bf16* planes_b, int depth,
+                                       DenseSums<T> (&sums)[kMmaM][kMmaN], DenseSums<T> (&of_rows)[kMmaM]) {
+    uint32_t b[kPlanes<T>][4];  // two neighbours of 16 depths, or 32 depths of one fragment
+    if constexpr (kMmaN == 1) {
+#pragma unroll
+      for (int p = 0; p < kPlanes<T>; ++p)
+        load_b_step(b[p], planes_b + p * PartB::kPlane, warp_col(), depth);
+    }
+#pragma unroll
+    for (int k = 0; k < kStep; k += 16) {
+      uint32_t a[kMmaM][kPlanes<T>][4];
+#pragma unroll
+      for (int i = 0; i < kMmaM; ++i) {
+#pragma unroll
+        for (int p = 0; p < kPlanes<T>; ++p)
+          load_a<A::kDepthMajor>(a[i][p], planes_a + p * PartA::kPlane, PartA::kStride, warp_row() + i * 16,
+                                 depth + k);
+        if constexpr (kSumsRows) {
+          constexpr uint32_t kOnes = 0x3f803f80u;
+          uint32_t ones[kPlanes<T>][4] = {};
+          ones[0][0] = ones[0][1] = kOnes;
+          if (warp_col() == 0) of_rows[i].add(a[i], ones, 0);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kMmaN; j += 2) {
+        if constexpr (kMmaN > 1) {
+#pragma unroll
+          for (int p = 0; p < kPlanes<T>; ++p)
+            load_b<B::kDepthMajor>(b[p], planes_b + p * PartB::kPlane, PartB::kStride, warp_col() + j * 8,
+                                   depth + k);
+        }
+#pragma unroll
+        for (int i = 0; i < kMmaM; ++i) {
+          sums[i][j].add(a[i], b, kMmaN > 1 ? 0 : k / 8);
+          if constexpr (kMmaN > 1) sums[i][j + 1].add(a[i], b, 2);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kMmaM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kMmaN; ++j) sums[i][j].end_step();
+      of_rows[i].end_step();
+    }
+  }
+
+  /// Fragments of b[32,8]: registers 0 and 1 of the upper 16 depths, 2 and 3 of the others.
+  __device__ static void load_b_step(uint32_t (&b)[4], const bf16* plane, int col, int depth) {
+    if constexpr (B::kDepthMajor) {
+      load_matrices<true>(b, plane + (depth + lane()) * PartB::kStride + col);
+    } else {
+      load_matrices<false>(b, plane + (col + lane() % 8) * PartB::kStride + depth + lane() / 8 * 8);
+    }
+  }
+
+  /// Of two pairs of sums per lane, eight rows apart, neighbours make runs of four: the even lane gets both
+  /// pairs of the upper row.
+  __device__ static Vector<float, 4> as_run(const Vector<float, 4>& pairs) {
+    const bool upper = lane() % 2 == 0;
+    const float first = __shfl_xor_sync(0xffffffffu, upper ? pairs.value[2] : pairs.value[0], 1);
+    const float second = __shfl_xor_sync(0xffffffffu, upper ? pairs.value[3] : pairs.value[1], 1);
+    if (upper) return {pairs.value[0], pairs.value[1], first, second};
+    return {first, second, pairs.value[2], pairs.value[3]};
+  }
+};
+
+}  // namespace moec::cuda
