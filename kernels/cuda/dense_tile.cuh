@@ -15,9 +15,9 @@ template <class T>
 constexpr int kPlanes = std::is_same_v<T, float> ? 3 : 1;
 
 /// A tile of kM x kN, kDepth depths at a time; each warp owns kWarpM x kWarpN.
-template <int kTileM, int kTileN, int kWarpRows, int kWarpCols, int kMinBlocksPerSm>
+template <int kTileM, int kTileN, int kPartDepth, int kWarpRows, int kWarpCols, int kMinBlocksPerSm>
 struct DenseShape {
-  static constexpr int kM = kTileM, kN = kTileN, kDepth = 128;
+  static constexpr int kM = kTileM, kN = kTileN, kDepth = kPartDepth;
   static constexpr int kWarpM = kWarpRows, kWarpN = kWarpCols;
   static constexpr int kThreads = 32 * (kM / kWarpM) * (kN / kWarpN);
   static constexpr int kBlocksPerSm = kMinBlocksPerSm;
@@ -41,20 +41,27 @@ class PlanePart {
 
   /// The elements from (i, k) on; those outside are 0.
   __device__ void load(const F& factor, int i, int k) {
+    const bool inside = factor.aligned && i + kRows <= factor.rows && k + kDepth <= factor.depth;
     i += F::kDepthMajor ? place() : run();
     k += F::kDepthMajor ? run() : place();
-    const auto for_each_chunk = [&](auto&& load_chunk) {
+    const T* from = factor.at(i, k);
+    if (inside) {
 #pragma unroll
-      for (int v = 0; v < kChunks; ++v)
-        load_chunk(i + (F::kDepthMajor ? 0 : v * kPass), k + (F::kDepthMajor ? v * kPass : 0), v);
-    };
-    if (factor.aligned) {
-      const T* from = factor.at(i, k);
-      for_each_chunk([&](int row, int depth, int v) {
-        chunks_[v] = factor.left(row, depth) > 0 ? load_packed<F::kRun>(from + v * kPass * factor.stride, 0) : Chunk{};
-      });
-    } else {
-      for_each_chunk([&](int row, int depth, int v) { chunks_[v] = factor.load_chunk(row, depth); });
+      for (int v = 0; v < kChunks; ++v) chunks_[v] = load_packed<F::kRun>(from + v * kPass * factor.stride, 0);
+      return;
+    }
+#pragma unroll
+    for (int v = 0; v < kChunks; ++v) {
+      const int count = factor.left(i + (F::kDepthMajor ? 0 : v * kPass), k + (F::kDepthMajor ? v * kPass : 0));
+      const T* at = from + v * kPass * factor.stride;
+      if (factor.aligned) {
+        chunks_[v] = count > 0 ? load_packed<F::kRun>(at, 0) : Chunk{};
+      } else {
+        Vector<T, F::kRun> chunk;
+#pragma unroll
+        for (int j = 0; j < F::kRun; ++j) chunk.value[j] = j < count ? at[j] : to_storage<T>(0.0f);
+        chunks_[v] = __builtin_bit_cast(Chunk, chunk);
+      }
     }
   }
 
@@ -117,11 +124,11 @@ class DenseSums<float> {
   __device__ void add(const uint32_t (&a)[3][4], const uint32_t (&b)[3][4], int at) {
     const auto multiply = [&](float (&to)[4], int p, int q) { multiply_add(to, a[p], b[q][at], b[q][at + 1]); };
     multiply(step_, 0, 0);
-    multiply(medium_, 0, 1);
-    multiply(small_, 1, 1);
-    multiply(medium_, 1, 0);
-    multiply(small_, 0, 2);
-    multiply(small_, 2, 0);
+    multiply(corrections_[0], 0, 1);
+    multiply(corrections_[1], 1, 0);
+    multiply(corrections_[2], 1, 1);
+    multiply(corrections_[0], 0, 2);
+    multiply(corrections_[1], 2, 0);
   }
   /// Ends a step of few depths.
   __device__ void end_step() {
@@ -134,12 +141,14 @@ class DenseSums<float> {
   __device__ Vector<float, 4> total() const {
     Vector<float, 4> out;
 #pragma unroll
-    for (int r = 0; r < 4; ++r) out.value[r] = sums_[r] + (medium_[r] + small_[r]);
+    for (int r = 0; r < 4; ++r)
+      out.value[r] = sums_[r] + (corrections_[0][r] + corrections_[1][r] + corrections_[2][r]);
     return out;
   }
 
  private:
-  float sums_[4] = {}, step_[4] = {}, medium_[4] = {}, small_[4] = {};
+  float sums_[4] = {}, step_[4] = {};
+  float corrections_[3][4] = {};  // several, as the products of one wait for each other
 };
 
 /// Computes tiles of the product of two factors A and B of one type, with all threads of a block.
@@ -152,19 +161,17 @@ class DenseTile {
   using PartB = PlanePart<B, kN, TileShape::kDepth, kThreads_>;
   static constexpr int kMmaM = TileShape::kWarpM / 16, kMmaN = TileShape::kWarpN / 8;
   static constexpr int kStep = 32;  // depths
+  static constexpr int kSumStride = kN + 8;  // so that a warp writes its sums to different banks
 
  public:
   using Shape = TileShape;
   using Acc = float;
   static constexpr int kThreads = Shape::kThreads;
   static constexpr int kBlocksPerSm = Shape::kBlocksPerSm;
-  static constexpr size_t kSharedBytes = sizeof(bf16) * (PartA::kElements + PartB::kElements);
-  /// Runs of four neighbouring sums that a thread holds.
-  static constexpr int kRuns = kMmaM * kMmaN;
-
-  /// The place of run r in the tile.
-  __device__ static int run_row(int r) { return warp_row() + r / kMmaN * 16 + lane() / 4 + lane() % 2 * 8; }
-  __device__ static int run_col(int r) { return warp_col() + r % kMmaN * 8 + lane() % 4 / 2 * 4; }
+  static constexpr size_t kSharedBytes =
+      sizeof(bf16) * (PartA::kElements + PartB::kElements) + sizeof(float) * kM * kSumStride;
+  /// Runs of four neighbouring sums that a thread gets, as run_row() and run_col() tell.
+  static constexpr int kRuns = kM * kN / 4 / kThreads;
 
   /// The sums of the tile from (row, col) on; calls meanwhile() while data is on its way. If kSumsRows, also
   /// the sums over all depths of a's rows, to row_sums[kM], by products with a column of ones. `shared` is
@@ -174,28 +181,41 @@ class DenseTile {
                                   Vector<Acc, 4> (&runs)[kRuns], Meanwhile&& meanwhile, float* row_sums) {
     auto* const planes_a = static_cast<bf16*>(shared);
     bf16* const planes_b = planes_a + PartA::kElements;
+    auto* const results = reinterpret_cast<float*>(planes_b + PartB::kElements);
     DenseSums<T> sums[kMmaM][kMmaN], of_rows[kMmaM];
+    PartA part_a;
+    PartB part_b;
+    part_a.load(a, row, 0);
+    part_b.load(b, col, 0);
+    meanwhile();
 #pragma unroll 1
-    for (int k = 0; k < a.depth; k += Shape::kDepth) {
-      PartA part_a;
-      PartB part_b;
-      part_a.load(a, row, k);
-      part_b.load(b, col, k);
-      if (k == 0) {
-        meanwhile();
-      } else {
-        __syncthreads();  // the part in shared memory is no longer needed
-      }
+    for (int left = a.depth; left > 0; left -= Shape::kDepth) {
       part_a.store(planes_a);
       part_b.store(planes_b);
       __syncthreads();
-      const int depth = min(Shape::kDepth, a.depth - k);
-#pragma unroll 1
-      for (int step = 0; step < depth; step += kStep)
-        multiply_step<kSumsRows>(planes_a, planes_b, step, sums, of_rows);
+      if (left > Shape::kDepth) {
+        part_a.load(a, row, a.depth - left + Shape::kDepth);
+        part_b.load(b, col, a.depth - left + Shape::kDepth);
+      }
+#pragma unroll 2
+      for (int depth = 0; depth < Shape::kDepth; depth += kStep)
+        multiply_step<kSumsRows>(planes_a, planes_b, depth, sums, of_rows);
+      if (left > Shape::kDepth) __syncthreads();  // what is in shared memory is no longer needed
     }
 #pragma unroll
-    for (int r = 0; r < kRuns; ++r) runs[r] = as_run(sums[r / kMmaN][r % kMmaN].total());
+    for (int i = 0; i < kMmaM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kMmaN; ++j) {
+        const auto total = sums[i][j].total();
+        float* to = results + (warp_row() + i * 16 + lane() / 4) * kSumStride + warp_col() + j * 8 + lane() % 4 * 2;
+        *reinterpret_cast<float2*>(to) = {total.value[0], total.value[1]};
+        *reinterpret_cast<float2*>(to + 8 * kSumStride) = {total.value[2], total.value[3]};
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r)
+      runs[r] = load<4>(results + run_row<Shape>(r) * kSumStride + run_col<Shape>(r), 0);
     if (!kSumsRows || warp_col() > 0 || lane() % 4 > 0) return;
 #pragma unroll
     for (int i = 0; i < kMmaM; ++i) {
@@ -269,16 +289,6 @@ class DenseTile {
     } else {
       load_matrices<false>(b, plane + (col + lane() % 8) * PartB::kStride + depth + lane() / 8 * 8);
     }
-  }
-
-  /// Of two pairs of sums per lane, eight rows apart, neighbours make runs of four: the even lane gets both
-  /// pairs of the upper row.
-  __device__ static Vector<float, 4> as_run(const Vector<float, 4>& pairs) {
-    const bool upper = lane() % 2 == 0;
-    const float first = __shfl_xor_sync(0xffffffffu, upper ? pairs.value[2] : pairs.value[0], 1);
-    const float second = __shfl_xor_sync(0xffffffffu, upper ? pairs.value[3] : pairs.value[1], 1);
-    if (upper) return {pairs.value[0], pairs.value[1], first, second};
-    return {first, second, pairs.value[2], pairs.value[3]};
   }
 };
 

@@ -80,13 +80,9 @@ class SimtTile {
   static constexpr int kBlocksPerSm = sizeof(Acc) == 4 ? 2 : 1;  // at least, as far as registers go
   static constexpr size_t kSharedBytes =
       sizeof(Acc) * std::max(2 * kStep, Shape::kSlices* Shape::kM* Shape::kN);
-  /// Runs of four neighbouring sums that a thread gets.
+  /// Runs of four neighbouring sums that a thread gets, as run_row() and run_col() tell.
   static constexpr int kRuns = Shape::kM * Shape::kN / 4 / kThreads;
   static_assert(kRuns * 4 * kThreads == Shape::kM * Shape::kN);
-
-  /// The place of run r in the tile.
-  __device__ static int run_row(int r) { return run_index(r) * 4 / Shape::kN; }
-  __device__ static int run_col(int r) { return run_index(r) * 4 % Shape::kN; }
 
   /// The sums of the tile from (row, col) on. `shared` is free before, and after the next __syncthreads().
   __device__ static void multiply(const A& a, const B& b, int row, int col, void* shared,
@@ -127,7 +123,7 @@ class SimtTile {
     Vector<Acc, 4> runs[kRuns];
     multiply(a, b, row, col, shared, runs);
 #pragma unroll
-    for (int r = 0; r < kRuns; ++r) c.store(row + run_row(r), col + run_col(r), runs[r]);
+    for (int r = 0; r < kRuns; ++r) c.store(row + run_row<Shape>(r), col + run_col<Shape>(r), runs[r]);
   }
 
  private:

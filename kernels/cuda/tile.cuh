@@ -21,6 +21,17 @@ __host__ __device__ bool runs_aligned(const T* data, int64_t stride) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
 }
 
+/// The place in a tile of the run number r of four neighbours that a thread gets: those of a warp lie next to
+/// each other.
+template <class Shape>
+__device__ int run_row(int r) {
+  return (static_cast<int>(threadIdx.x) + r * Shape::kThreads) * 4 / Shape::kN;
+}
+template <class Shape>
+__device__ int run_col(int r) {
+  return (static_cast<int>(threadIdx.x) + r * Shape::kThreads) * 4 % Shape::kN;
+}
+
 /// The index of a factor that runs along memory.
 enum class Along { kDepth, kRows };
 
@@ -68,15 +79,6 @@ struct Factor {
 
   /// Elements in a run of 16 bytes.
   static constexpr int kRun = 16 / sizeof(T);
-
-  /// A run from (i, k) along memory, element by element.
-  __device__ Packed<T, kRun> load_chunk(int i, int k) const {
-    const int count = left(i, k);
-    Vector<T, kRun> out;
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) out.value[j] = j < count ? at(i, k)[j] : to_storage<T>(0.0f);
-    return __builtin_bit_cast(Packed<T, kRun>, out);
-  }
 
   /// Starts to copy a run from (i, k) along memory to shared memory; i or k is a multiple of kRun.
   __device__ void copy_async(int i, int k, T* to) const {

@@ -13,7 +13,7 @@ constexpr int64_t kEnoughBlocks = 128;
 /// Blocks of medium tiles from which they beat more small ones.
 constexpr int64_t kEnoughMediumBlocks = 96;
 /// Depths that a split has at least, and a multiple of which it starts at.
-constexpr int64_t kMinSplitDepth = 64, kSplitDepthStep = 32;
+constexpr int64_t kMinSplitDepth = 128, kSplitDepthStep = 32;
 
 template <class Tiles>
 TileCut cut_tiles(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context) {
@@ -55,12 +55,16 @@ __global__ void __launch_bounds__(CutProduct::kThreads, CutProduct::Engine::kBlo
   product.run(dynamic_shared());
 }
 
-/// Calls launch(tiles, cut) with the kind of tiles that suits a product of this size.
-template <class Launch>
+/// Calls launch(tiles, cut) with the kind of tiles that suits a product of factors of type T.
+template <class T, class Launch>
 cudaError_t with_tiles(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context, Launch&& launch) {
+  const TileCut small = cut_tiles<SmallTiles>(rows, cols, depth, context);
+  if constexpr (std::is_same_v<T, double>) return launch(SmallTiles(), small);
   const TileCut medium = cut_tiles<MediumTiles>(rows, cols, depth, context);
-  if (medium.blocks() >= kEnoughMediumBlocks) return launch(MediumTiles(), medium);
-  return launch(SmallTiles(), cut_tiles<SmallTiles>(rows, cols, depth, context));
+  if (medium.splits == 1 && medium.blocks() >= kEnoughMediumBlocks) return launch(MediumTiles(), medium);
+  if constexpr (std::is_same_v<T, bf16>)
+    if (small.depth > SmallTiles::kDepth) return launch(DeepTiles(), small);
+  return launch(SmallTiles(), small);
 }
 
 template <class CutProduct>
@@ -71,14 +75,10 @@ cudaError_t launch_cut(const CutProduct& product, const CudaContext& context) {
 
 template <class A, class B, class C>
 cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext& context) {
-  if constexpr (std::is_same_v<typename C::Acc, double>) {
-    const TileCut cut = cut_tiles<SmallTiles>(a.rows, b.rows, a.depth, context);
-    return launch_cut(CutProduct<SmallTiles, A, B, C>{a, b, c, cut}, context);
-  } else {
-    return with_tiles(a.rows, b.rows, a.depth, context, [&]<class Tiles>(Tiles, const TileCut& cut) {
-      return launch_cut(CutProduct<Tiles, A, B, C>{a, b, c, cut}, context);
-    });
-  }
+  using T = std::conditional_t<std::is_same_v<typename A::Element, typename B::Element>, typename A::Element, float>;
+  return with_tiles<T>(a.rows, b.rows, a.depth, context, [&]<class Tiles>(Tiles, const TileCut& cut) {
+    return launch_cut(CutProduct<Tiles, A, B, C>{a, b, c, cut}, context);
+  });
 }
 
 template <class TA, class TB, class TC>
@@ -113,7 +113,7 @@ cudaError_t launch_parameters(const Product& weight, const BiasGradient& bias, c
   const F a = as_factor<T, Along::kRows>(weight.a), b = as_factor<T, Along::kRows>(weight.b);
   const C c = as_result<TGrad, TGrad, EpilogueKind::kNone>(weight);
   const DepthSums<TGrad> sums = {static_cast<TGrad*>(bias.data), bias.accumulate};
-  return with_tiles(a.rows, b.rows, a.depth, context, [&]<class Tiles>(Tiles, const TileCut& cut) {
+  return with_tiles<T>(a.rows, b.rows, a.depth, context, [&]<class Tiles>(Tiles, const TileCut& cut) {
     return launch_cut(CutProduct<Tiles, F, F, C, true>{a, b, c, cut, sums}, context);
   });
 }

@@ -33,37 +33,53 @@ struct ProductResult {
   bool aligned;
   Epilogue epilogue;
 
-  __device__ bool contains(int row, int col) const { return row < rows && col < cols; }
-  __device__ int count(int col) const { return min(4, cols - col); }
-  __device__ bool whole(int col) const { return aligned && count(col) == 4; }
+  /// Whether all of a tile of kM x kN from (row, col) on can be read and written in aligned runs.
+  template <int kM, int kN>
+  __device__ bool whole(int row, int col) const {
+    return aligned && row + kM <= rows && col + kN <= cols;
+  }
 
-  __device__ Ahead fetch(int row, int col) const {
+  /// For the run at (row, col); `whole` as of its tile.
+  __device__ Ahead fetch(int row, int col, bool whole) const {
+    const Run run = run_at(row, col, whole);
     Ahead ahead;
-    if (!contains(row, col)) return ahead;
-    if (bias) ahead.bias = load_run(bias + col, count(col), whole(col));
+    if (bias) ahead.bias = load_run(bias + col, run.count, run.whole);
     if (accumulate) {
-      ahead.run.operand = load_run(data + row * stride + col, count(col), whole(col));
+      ahead.run.operand = load_run(data + run.place, run.count, run.whole);
     } else {
-      ahead.run = fetch_run<kEpilogue, T>(epilogue, row * stride + col, count(col), whole(col));
+      ahead.run = fetch_run<kEpilogue, T>(epilogue, run.place, run.count, run.whole);
     }
     return ahead;
   }
 
-  __device__ void store(int row, int col, Vector<Acc, 4> sums, const Ahead& ahead) const {
-    if (!contains(row, col)) return;
+  __device__ void store(int row, int col, bool whole, Vector<Acc, 4> sums, const Ahead& ahead) const {
+    const Run run = run_at(row, col, whole);
+    if (bias) add(ahead.bias, sums);
+    if (accumulate) {
+      add(ahead.run.operand, sums);
+    } else {
+      apply_epilogue<kEpilogue>(epilogue, ahead.run, run.place, run.count, run.whole, sums);
+    }
+    store_run(data + run.place, run.count, run.whole, sums);
+  }
+
+ private:
+  struct Run {
+    int64_t place;
+    int count;  // of the four, that are inside
+    bool whole;
+  };
+  __device__ Run run_at(int row, int col, bool whole) const {
+    const int count = whole ? 4 : row < rows ? max(0, min(4, cols - col)) : 0;
+    return {row * stride + col, count, whole || (aligned && count == 4)};
+  }
+
+  template <class Added>
+  __device__ static void add(const Packed<Added, 4>& packed, Vector<Acc, 4>& sums) {
     Acc added[4];
-    unpack<TBias, 4, Acc>(ahead.bias, added);
+    unpack<Added, 4, Acc>(packed, added);
 #pragma unroll
     for (int j = 0; j < 4; ++j) sums.value[j] += added[j];
-    const int64_t place = row * stride + col;
-    if (accumulate) {
-      unpack<T, 4, Acc>(ahead.run.operand, added);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums.value[j] += added[j];
-    } else {
-      apply_epilogue<kEpilogue>(epilogue, ahead.run, place, count(col), whole(col), sums);
-    }
-    store_run(data + place, count(col), whole(col), sums);
   }
 };
 
@@ -88,9 +104,10 @@ struct TileCut {
 };
 
 /// Kinds of tiles with the engine for factors of any types.
-template <int kSize, class Dense, class Simt>
+template <class Dense, class Simt>
 struct Tiles {
-  static constexpr int kM = kSize, kN = kSize;
+  static constexpr int kM = Dense::kM, kN = Dense::kN, kDepth = Dense::kDepth;
+  static_assert(Simt::kM == kM && Simt::kN == kN && Simt::kThreads == Dense::kThreads);
 
   template <class T, class A, class B>
   static constexpr bool kAre = std::is_same_v<typename A::Element, T>&& std::is_same_v<typename B::Element, T>;
@@ -99,18 +116,20 @@ struct Tiles {
   template <class A, class B>
   using Engine = std::conditional_t<kDense<A, B>, DenseTile<Dense, A, B>, SimtTile<Simt, A, B>>;
 };
-using SmallTiles = Tiles<32, DenseShape<32, 32, 16, 8, 2>, SimtSmall>;
-using MediumTiles = Tiles<64, DenseShape<64, 64, 16, 16, 1>, SimtMedium>;
+using SmallTiles = Tiles<DenseShape<32, 32, 128, 16, 8, 2>, SimtSmall>;
+using DeepTiles = Tiles<DenseShape<32, 32, 256, 16, 8, 2>, SimtSmall>;  // of bf16 factors
+using MediumTiles = Tiles<DenseShape<64, 64, 128, 16, 16, 1>, SimtShape<64, 64, 32, 8, 4, 4>>;
 
 /// A product cut into tiles of a kind, and with it DepthSums if kSumsDepths, for which the engine must be
 /// DenseTile.
 template <class Tiles, class A, class B, class C, bool kSumsDepths = false>
 struct CutProduct {
   using Engine = typename Tiles::template Engine<A, B>;
+  using Shape = typename Engine::Shape;
   using Acc = typename Engine::Acc;
   static constexpr bool kDense = Tiles::template kDense<A, B>;
   static constexpr int kThreads = Engine::kThreads, kRuns = Engine::kRuns;
-  static_assert(Engine::Shape::kM == Tiles::kM && Engine::Shape::kN == Tiles::kN);
+  static_assert(Shape::kM == Tiles::kM && Shape::kN == Tiles::kN);
 
   A a;
   B b;
@@ -137,12 +156,13 @@ struct CutProduct {
     left.depth = right.depth = min(cut.depth, a.depth - begin);
     auto* const row_sums = reinterpret_cast<Acc*>(static_cast<unsigned char*>(shared) + Engine::kSharedBytes);
     auto* const parts = reinterpret_cast<Vector<Acc, 4>*>(row_sums + (kSumsDepths ? kRowSums : 0));
+    const bool whole = c.template whole<Tiles::kM, Tiles::kN>(row, col);
     typename C::Ahead ahead[kRuns];
     Vector<Acc, 4> sums[kRuns];
     const auto fetch = [&] {
 #pragma unroll
       for (int r = 0; r < kRuns; ++r)
-        if (owner(r) == split) ahead[r] = c.fetch(row + Engine::run_row(r), col + Engine::run_col(r));
+        if (owner(r) == split) ahead[r] = c.fetch(row + run_row<Shape>(r), col + run_col<Shape>(r), whole);
       if (cut.splits > 1) wait_for_cluster();  // all blocks have started, and can be written to
     };
     if constexpr (kDense) {
@@ -161,7 +181,7 @@ struct CutProduct {
 #pragma unroll
     for (int r = 0; r < kRuns; ++r)
       if (owner(r) == split)
-        c.store(row + Engine::run_row(r), col + Engine::run_col(r), sums[r], ahead[r]);
+        c.store(row + run_row<Shape>(r), col + run_col<Shape>(r), whole, sums[r], ahead[r]);
   }
 
  private:
