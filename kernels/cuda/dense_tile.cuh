@@ -151,6 +151,9 @@ class DenseSums<float> {
   float corrections_[3][4] = {};  // several, as the products of one wait for each other
 };
 
+/// What rehearsals read: no factor's part is wider.
+__device__ const uint4 kZeros[64] = {};
+
 /// Computes tiles of the product of two factors A and B of one type, with all threads of a block.
 template <class TileShape, class A, class B>
 class DenseTile {
@@ -197,7 +200,7 @@ class DenseTile {
         part_a.load(a, row, a.depth - left + Shape::kDepth);
         part_b.load(b, col, a.depth - left + Shape::kDepth);
       }
-#pragma unroll 2
+#pragma unroll
       for (int depth = 0; depth < Shape::kDepth; depth += kStep)
         multiply_step<kSumsRows>(planes_a, planes_b, depth, sums, of_rows);
       if (left > Shape::kDepth) __syncthreads();  // what is in shared memory is no longer needed

@@ -51,8 +51,19 @@ ProductResult<T, TBias, kEpilogue> as_result(const Product& product) {
 template <class CutProduct>
 __global__ void __launch_bounds__(CutProduct::kThreads, CutProduct::Engine::kBlocksPerSm)
     multiply_tiles(const CutProduct product) {
-  begin_kernel();
-  product.run(dynamic_shared());
+  // Products are so small that to fetch their code would take much of their time. A rehearsal fetches it while
+  // the kernel in front is at work.
+  if constexpr (CutProduct::kDense) {
+#pragma unroll 1
+    for (int pass = 0; pass < 2; ++pass) {
+      if (pass > 0) begin_kernel();
+      product.run(dynamic_shared(), pass == 0);
+      __syncthreads();
+    }
+  } else {
+    begin_kernel();
+    product.run(dynamic_shared(), false);
+  }
 }
 
 /// Calls launch(tiles, cut) with the kind of tiles that suits a product of factors of type T.

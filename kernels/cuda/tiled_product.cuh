@@ -33,6 +33,15 @@ struct ProductResult {
   bool aligned;
   Epilogue epilogue;
 
+  /// A result without elements, which costs as much.
+  __device__ ProductResult rehearsal() const {
+    ProductResult out = *this;
+    out.rows = 0;
+    out.bias = bias ? reinterpret_cast<const TBias*>(kZeros) : nullptr;
+    if (out.epilogue.dropout.state) out.epilogue.dropout.state = reinterpret_cast<const TrainState*>(kZeros);
+    return out;
+  }
+
   /// Whether all of a tile of kM x kN from (row, col) on can be read and written in aligned runs.
   template <int kM, int kN>
   __device__ bool whole(int row, int col) const {
@@ -143,45 +152,55 @@ struct CutProduct {
            (cut.splits > 1 ? sizeof(Acc) * Tiles::kM * Tiles::kN : 0);
   }
 
-  /// Computes the part that a block of cut.grid() has.
-  __device__ void run(void* shared) const {
+  /// Computes the part that a block of cut.grid() has. A rehearsal does the same, but reads zeros alone and
+  /// writes nothing.
+  __device__ void run(void* shared, bool rehearsal) const {
     const auto split = static_cast<int>(blockIdx.x);
     const int row = static_cast<int>(blockIdx.y) * Tiles::kM, col = static_cast<int>(blockIdx.z) * Tiles::kN;
-    if (cut.splits > 1) arrive_at_cluster();
+    const bool splits = cut.splits > 1 && !rehearsal;
+    if (splits) arrive_at_cluster();
     const int begin = split * cut.depth;
     A left = a;
     B right = b;
     left.data = a.at(0, begin);
     right.data = b.at(0, begin);
     left.depth = right.depth = min(cut.depth, a.depth - begin);
+    const C out = rehearsal ? c.rehearsal() : c;
+    if (rehearsal) {
+      left.data = reinterpret_cast<const typename A::Element*>(kZeros);
+      right.data = reinterpret_cast<const typename B::Element*>(kZeros);
+      left.stride = right.stride = 0;
+      left.depth = right.depth = min(left.depth, Tiles::kDepth);
+    }
     auto* const row_sums = reinterpret_cast<Acc*>(static_cast<unsigned char*>(shared) + Engine::kSharedBytes);
     auto* const parts = reinterpret_cast<Vector<Acc, 4>*>(row_sums + (kSumsDepths ? kRowSums : 0));
-    const bool whole = c.template whole<Tiles::kM, Tiles::kN>(row, col);
+    const bool whole = out.template whole<Tiles::kM, Tiles::kN>(row, col);
     typename C::Ahead ahead[kRuns];
     Vector<Acc, 4> sums[kRuns];
     const auto fetch = [&] {
 #pragma unroll
       for (int r = 0; r < kRuns; ++r)
-        if (owner(r) == split) ahead[r] = c.fetch(row + run_row<Shape>(r), col + run_col<Shape>(r), whole);
-      if (cut.splits > 1) wait_for_cluster();  // all blocks have started, and can be written to
+        if (owner(r) == split) ahead[r] = out.fetch(row + run_row<Shape>(r), col + run_col<Shape>(r), whole);
+      if (splits) wait_for_cluster();  // all blocks have started, and can be written to
     };
     if constexpr (kDense) {
+      float* own = row_sums + split * Tiles::kM;
       Engine::template multiply<kSumsDepths>(left, right, row, col, shared, sums, fetch,
-                                             cluster_shared(row_sums + split * Tiles::kM, 0));
+                                             rehearsal ? own : cluster_shared(own, 0));
     } else {
       fetch();
       Engine::multiply(left, right, row, col, shared, sums);
     }
-    if (cut.splits > 1) {
+    if (splits) {
       add_parts(split, parts, sums);
     } else if (kSumsDepths) {
       __syncthreads();
     }
-    if (kSumsDepths && split == 0 && col == 0) store_row_sums(row, row_sums);
+    if (kSumsDepths && split == 0 && col == 0 && !rehearsal) store_row_sums(row, row_sums);
 #pragma unroll
     for (int r = 0; r < kRuns; ++r)
       if (owner(r) == split)
-        c.store(row + run_row<Shape>(r), col + run_col<Shape>(r), whole, sums[r], ahead[r]);
+        out.store(row + run_row<Shape>(r), col + run_col<Shape>(r), whole, sums[r], ahead[r]);
   }
 
  private:
