@@ -219,12 +219,14 @@ class DenseTile {
 #pragma unroll
     for (int r = 0; r < kRuns; ++r)
       runs[r] = load<4>(results + run_row<Shape>(r) * kSumStride + run_col<Shape>(r), 0);
-    if (!kSumsRows || warp_col() > 0 || lane() % 4 > 0) return;
+    if constexpr (kSumsRows) {
 #pragma unroll
-    for (int i = 0; i < kMmaM; ++i) {
-      const auto total = of_rows[i].total();
-      row_sums[warp_row() + i * 16 + lane() / 4] = total.value[0];
-      row_sums[warp_row() + i * 16 + lane() / 4 + 8] = total.value[2];
+      for (int i = 0; i < kMmaM; ++i) {
+        const auto total = of_rows[i].total();
+        if (warp_col() > 0 || lane() % 4 > 0) continue;
+        row_sums[warp_row() + i * 16 + lane() / 4] = total.value[0];
+        row_sums[warp_row() + i * 16 + lane() / 4 + 8] = total.value[2];
+      }
     }
   }
 

@@ -70,11 +70,13 @@ __global__ void __launch_bounds__(CutProduct::kThreads, CutProduct::Engine::kBlo
 template <class T, class Launch>
 cudaError_t with_tiles(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context, Launch&& launch) {
   const TileCut small = cut_tiles<SmallTiles>(rows, cols, depth, context);
-  if constexpr (std::is_same_v<T, double>) return launch(SmallTiles(), small);
-  const TileCut medium = cut_tiles<MediumTiles>(rows, cols, depth, context);
-  if (medium.splits == 1 && medium.blocks() >= kEnoughMediumBlocks) return launch(MediumTiles(), medium);
-  if constexpr (std::is_same_v<T, bf16>)
+  if constexpr (!std::is_same_v<T, double>) {
+    const TileCut medium = cut_tiles<MediumTiles>(rows, cols, depth, context);
+    if (medium.splits == 1 && medium.blocks() >= kEnoughMediumBlocks) return launch(MediumTiles(), medium);
+  }
+  if constexpr (std::is_same_v<T, bf16>) {
     if (small.depth > SmallTiles::kDepth) return launch(DeepTiles(), small);
+  }
   return launch(SmallTiles(), small);
 }
 
