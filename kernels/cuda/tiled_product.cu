@@ -71,8 +71,10 @@ template <class T, class Launch>
 cudaError_t with_tiles(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context, Launch&& launch) {
   const TileCut small = cut_tiles<SmallTiles>(rows, cols, depth, context);
   if constexpr (!std::is_same_v<T, double>) {
+    // Of f32 factors they take more shared memory than blocks of many devices without clusters have.
     const TileCut medium = cut_tiles<MediumTiles>(rows, cols, depth, context);
-    if (medium.splits == 1 && medium.blocks() >= kEnoughMediumBlocks) return launch(MediumTiles(), medium);
+    if (has_clusters(context) && medium.splits == 1 && medium.blocks() >= kEnoughMediumBlocks)
+      return launch(MediumTiles(), medium);
   }
   if constexpr (std::is_same_v<T, bf16>) {
     if (small.depth > SmallTiles::kDepth) return launch(DeepTiles(), small);
