@@ -1,6 +1,5 @@
 // One tile of a product of two bf16 or two f32 factors on the tensor cores, made for products that are over
-// before a pipeline would pay: a block fetches all of its data at once, and its code, which every launch
-// fetches anew, is short.
+// before a pipeline would pay: a block fetches many depths at once, and its code is short.
 #pragma once
 
 #include <cstddef>
@@ -47,12 +46,14 @@ class PlanePart {
     const T* from = factor.at(i, k);
     if (inside) {
 #pragma unroll
-      for (int v = 0; v < kChunks; ++v) chunks_[v] = load_packed<F::kRun>(from + v * kPass * factor.stride, 0);
+      for (int v = 0; v < kChunks; ++v)
+        chunks_[v] = load_packed<F::kRun>(from + v * kPass * factor.stride, 0);
       return;
     }
 #pragma unroll
     for (int v = 0; v < kChunks; ++v) {
-      const int count = factor.left(i + (F::kDepthMajor ? 0 : v * kPass), k + (F::kDepthMajor ? v * kPass : 0));
+      const int count =
+          factor.left(i + (F::kDepthMajor ? 0 : v * kPass), k + (F::kDepthMajor ? v * kPass : 0));
       const T* at = from + v * kPass * factor.stride;
       if (factor.aligned) {
         chunks_[v] = count > 0 ? load_packed<F::kRun>(at, 0) : Chunk{};
@@ -77,7 +78,8 @@ class PlanePart {
         for (int j = 0; j < 4; ++j) rest[j] = __uint_as_float(chunks_[v].word[j]);
 #pragma unroll
         for (int p = 0; p < kPlanes<T>; ++p) {
-          *reinterpret_cast<uint2*>(to + p * kPlane) = {upper_halves(rest[0], rest[1]), upper_halves(rest[2], rest[3])};
+          *reinterpret_cast<uint2*>(to + p * kPlane) = {upper_halves(rest[0], rest[1]),
+                                                        upper_halves(rest[2], rest[3])};
 #pragma unroll
           for (int j = 0; j < 4; ++j) rest[j] -= __uint_as_float(__float_as_uint(rest[j]) & 0xffff0000u);
         }
@@ -122,7 +124,9 @@ template <>
 class DenseSums<float> {
  public:
   __device__ void add(const uint32_t (&a)[3][4], const uint32_t (&b)[3][4], int at) {
-    const auto multiply = [&](float (&to)[4], int p, int q) { multiply_add(to, a[p], b[q][at], b[q][at + 1]); };
+    const auto multiply = [&](float(&to)[4], int p, int q) {
+      multiply_add(to, a[p], b[q][at], b[q][at + 1]);
+    };
     multiply(step_, 0, 0);
     multiply(corrections_[0], 0, 1);
     multiply(corrections_[1], 1, 0);
@@ -151,19 +155,16 @@ class DenseSums<float> {
   float corrections_[3][4] = {};  // several, as the products of one wait for each other
 };
 
-/// What rehearsals read: no factor's part is wider.
-__device__ const uint4 kZeros[64] = {};
-
 /// Computes tiles of the product of two factors A and B of one type, with all threads of a block.
 template <class TileShape, class A, class B>
 class DenseTile {
   using T = typename A::Element;
   static_assert(std::is_same_v<T, typename B::Element>);
-  static constexpr int kM = TileShape::kM, kN = TileShape::kN, kThreads_ = TileShape::kThreads;
-  using PartA = PlanePart<A, kM, TileShape::kDepth, kThreads_>;
-  using PartB = PlanePart<B, kN, TileShape::kDepth, kThreads_>;
+  static constexpr int kM = TileShape::kM, kN = TileShape::kN;
+  using PartA = PlanePart<A, kM, TileShape::kDepth, TileShape::kThreads>;
+  using PartB = PlanePart<B, kN, TileShape::kDepth, TileShape::kThreads>;
   static constexpr int kMmaM = TileShape::kWarpM / 16, kMmaN = TileShape::kWarpN / 8;
-  static constexpr int kStep = 32;  // depths
+  static constexpr int kStep = 32;           // depths
   static constexpr int kSumStride = kN + 8;  // so that a warp writes its sums to different banks
 
  public:
@@ -210,7 +211,8 @@ class DenseTile {
 #pragma unroll
       for (int j = 0; j < kMmaN; ++j) {
         const auto total = sums[i][j].total();
-        float* to = results + (warp_row() + i * 16 + lane() / 4) * kSumStride + warp_col() + j * 8 + lane() % 4 * 2;
+        float* to =
+            results + (warp_row() + i * 16 + lane() / 4) * kSumStride + warp_col() + j * 8 + lane() % 4 * 2;
         *reinterpret_cast<float2*>(to) = {total.value[0], total.value[1]};
         *reinterpret_cast<float2*>(to + 8 * kSumStride) = {total.value[2], total.value[3]};
       }
@@ -245,8 +247,7 @@ class DenseTile {
     uint32_t b[kPlanes<T>][4];  // two neighbours of 16 depths, or 32 depths of one fragment
     if constexpr (kMmaN == 1) {
 #pragma unroll
-      for (int p = 0; p < kPlanes<T>; ++p)
-        load_b_step(b[p], planes_b + p * PartB::kPlane, warp_col(), depth);
+      for (int p = 0; p < kPlanes<T>; ++p) load_b_step(b[p], planes_b + p * PartB::kPlane, warp_col(), depth);
     }
 #pragma unroll
     for (int k = 0; k < kStep; k += 16) {

@@ -21,15 +21,14 @@ struct Epilogue {
 
   EpilogueKind kind() const {
     if (backward) return EpilogueKind::kBackward;
-    const bool forward =
-        activation != fb::Activation::None || preactivation || residual || dropout.state;
+    const bool forward = activation != fb::Activation::None || preactivation || residual || dropout.state;
     return forward ? EpilogueKind::kForward : EpilogueKind::kNone;
   }
   bool empty() const { return kind() == EpilogueKind::kNone; }
 };
 
-/// Four neighbours, or the first `count` of them, at `from`, a place in a matrix of type T; `whole`: all four,
-/// aligned.
+/// Four neighbours, or the first `count` of them, at `from`, a place in a matrix of type T; `whole`: all
+/// four, aligned.
 template <class T>
 __device__ inline Packed<T, 4> load_run(const T* from, int count, bool whole) {
   if (whole) return load_packed<4>(from, 0);
@@ -122,7 +121,8 @@ __device__ void apply_epilogue(const Epilogue& epilogue, const EpilogueRun<T>& r
   Accumulator<T> operand[4];
   unpack(run.operand, operand);
   if constexpr (kKind == EpilogueKind::kForward) {
-    if (epilogue.preactivation) store_run(static_cast<T*>(epilogue.preactivation) + place, count, whole, sums);
+    if (epilogue.preactivation)
+      store_run(static_cast<T*>(epilogue.preactivation) + place, count, whole, sums);
     if (epilogue.activation != fb::Activation::None) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums.value[j] = widen(to_storage<T>(sums.value[j]));

@@ -132,7 +132,8 @@ bool is_small(const Product& product) {
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
   if (is_small(product) || !cublas_supports(product)) return multiply_tiled(product, context);
-  return product.epilogue.empty() ? multiply_cublas(product, context) : multiply_in_two_passes(product, context);
+  return product.epilogue.empty() ? multiply_cublas(product, context)
+                                  : multiply_in_two_passes(product, context);
 }
 
 cudaError_t linear(const KernelCall& call, const CudaContext& context) {

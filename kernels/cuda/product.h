@@ -60,8 +60,8 @@ struct BiasGradient {
   bool accumulate = false;
 };
 
-/// A weight gradient by multiply_tiled(), and in the same launch the gradient [m] of the bias, the sums of the
-/// columns of its factor a.
+/// A weight gradient by multiply_tiled(), and in the same launch the gradient [m] of the bias, the sums of
+/// the columns of its factor a.
 cudaError_t multiply_parameters(const Product& weight, const BiasGradient& bias, const CudaContext& context);
 bool can_multiply_parameters(const Product& weight, const CudaContext& context);
 

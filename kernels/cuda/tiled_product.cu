@@ -1,5 +1,5 @@
-// Matrix products by our own tiles: of two f32 or two bf16 factors on the tensor cores, of others without them.
-// Where the tiles are few, the blocks of a cluster share one and add up their sums in order.
+// Matrix products by our own tiles: of two f32 or two bf16 factors on the tensor cores, of others without
+// them. Where the tiles are few, the blocks of a cluster share one and add up their sums in order.
 #include <algorithm>
 #include <bit>
 
@@ -42,33 +42,30 @@ ProductResult<T, TBias, kEpilogue> as_result(const Product& product) {
   const auto* bias = static_cast<const TBias*>(product.bias);
   const int64_t stride = product.c.stride();
   bool aligned = runs_aligned(data, stride) && runs_aligned(bias, 0);
-  for (const void* matrix : {static_cast<const void*>(product.epilogue.preactivation), product.epilogue.residual})
+  for (const void* matrix :
+       {static_cast<const void*>(product.epilogue.preactivation), product.epilogue.residual})
     aligned = aligned && runs_aligned(static_cast<const T*>(matrix), stride);
-  return {data, stride, static_cast<int>(product.m()), static_cast<int>(product.n()), bias, product.accumulate,
-          aligned, product.epilogue};
+  return {data,
+          stride,
+          static_cast<int>(product.m()),
+          static_cast<int>(product.n()),
+          bias,
+          product.accumulate,
+          aligned,
+          product.epilogue};
 }
 
 template <class CutProduct>
 __global__ void __launch_bounds__(CutProduct::kThreads, CutProduct::Engine::kBlocksPerSm)
     multiply_tiles(const CutProduct product) {
-  // Products are so small that to fetch their code would take much of their time. A rehearsal fetches it while
-  // the kernel in front is at work.
-  if constexpr (CutProduct::kDense) {
-#pragma unroll 1
-    for (int pass = 0; pass < 2; ++pass) {
-      if (pass > 0) begin_kernel();
-      product.run(dynamic_shared(), pass == 0);
-      __syncthreads();
-    }
-  } else {
-    begin_kernel();
-    product.run(dynamic_shared(), false);
-  }
+  begin_kernel();
+  product.run(dynamic_shared());
 }
 
 /// Calls launch(tiles, cut) with the kind of tiles that suits a product of factors of type T.
 template <class T, class Launch>
-cudaError_t with_tiles(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context, Launch&& launch) {
+cudaError_t with_tiles(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context,
+                       Launch&& launch) {
   const TileCut small = cut_tiles<SmallTiles>(rows, cols, depth, context);
   if constexpr (!std::is_same_v<T, double>) {
     // Of f32 factors they take more shared memory than blocks of many devices without clusters have.
@@ -90,7 +87,8 @@ cudaError_t launch_cut(const CutProduct& product, const CudaContext& context) {
 
 template <class A, class B, class C>
 cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext& context) {
-  using T = std::conditional_t<std::is_same_v<typename A::Element, typename B::Element>, typename A::Element, float>;
+  using T = std::conditional_t<std::is_same_v<typename A::Element, typename B::Element>, typename A::Element,
+                               float>;
   return with_tiles<T>(a.rows, b.rows, a.depth, context, [&]<class Tiles>(Tiles, const TileCut& cut) {
     return launch_cut(CutProduct<Tiles, A, B, C>{a, b, c, cut}, context);
   });

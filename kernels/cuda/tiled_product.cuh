@@ -33,15 +33,6 @@ struct ProductResult {
   bool aligned;
   Epilogue epilogue;
 
-  /// A result without elements, which costs as much.
-  __device__ ProductResult rehearsal() const {
-    ProductResult out = *this;
-    out.rows = 0;
-    out.bias = bias ? reinterpret_cast<const TBias*>(kZeros) : nullptr;
-    if (out.epilogue.dropout.state) out.epilogue.dropout.state = reinterpret_cast<const TrainState*>(kZeros);
-    return out;
-  }
-
   /// Whether all of a tile of kM x kN from (row, col) on can be read and written in aligned runs.
   template <int kM, int kN>
   __device__ bool whole(int row, int col) const {
@@ -108,9 +99,18 @@ struct TileCut {
 
   int64_t blocks() const { return int64_t{splits} * row_tiles * col_tiles; }
   dim3 grid() const {
-    return dim3(static_cast<unsigned>(splits), static_cast<unsigned>(row_tiles), static_cast<unsigned>(col_tiles));
+    return dim3(static_cast<unsigned>(splits), static_cast<unsigned>(row_tiles),
+                static_cast<unsigned>(col_tiles));
   }
 };
+
+/// Whether products of f32 factors go to the tensor cores, which on devices before compute capability 8.0
+/// know no bf16.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kDenseF32 = false;
+#else
+constexpr bool kDenseF32 = true;
+#endif
 
 /// Kinds of tiles with the engine for factors of any types.
 template <class Dense, class Simt>
@@ -119,9 +119,10 @@ struct Tiles {
   static_assert(Simt::kM == kM && Simt::kN == kN && Simt::kThreads == Dense::kThreads);
 
   template <class T, class A, class B>
-  static constexpr bool kAre = std::is_same_v<typename A::Element, T>&& std::is_same_v<typename B::Element, T>;
+  static constexpr bool kAre =
+      std::is_same_v<typename A::Element, T>&& std::is_same_v<typename B::Element, T>;
   template <class A, class B>
-  static constexpr bool kDense = kAre<bf16, A, B> || kAre<float, A, B>;
+  static constexpr bool kDense = kAre<bf16, A, B> || (kDenseF32 && kAre<float, A, B>);
   template <class A, class B>
   using Engine = std::conditional_t<kDense<A, B>, DenseTile<Dense, A, B>, SimtTile<Simt, A, B>>;
 };
@@ -152,12 +153,11 @@ struct CutProduct {
            (cut.splits > 1 ? sizeof(Acc) * Tiles::kM * Tiles::kN : 0);
   }
 
-  /// Computes the part that a block of cut.grid() has. A rehearsal does the same, but reads zeros alone and
-  /// writes nothing.
-  __device__ void run(void* shared, bool rehearsal) const {
+  /// Computes the part that a block of cut.grid() has.
+  __device__ void run(void* shared) const {
     const auto split = static_cast<int>(blockIdx.x);
     const int row = static_cast<int>(blockIdx.y) * Tiles::kM, col = static_cast<int>(blockIdx.z) * Tiles::kN;
-    const bool splits = cut.splits > 1 && !rehearsal;
+    const bool splits = cut.splits > 1;
     if (splits) arrive_at_cluster();
     const int begin = split * cut.depth;
     A left = a;
@@ -165,28 +165,20 @@ struct CutProduct {
     left.data = a.at(0, begin);
     right.data = b.at(0, begin);
     left.depth = right.depth = min(cut.depth, a.depth - begin);
-    const C out = rehearsal ? c.rehearsal() : c;
-    if (rehearsal) {
-      left.data = reinterpret_cast<const typename A::Element*>(kZeros);
-      right.data = reinterpret_cast<const typename B::Element*>(kZeros);
-      left.stride = right.stride = 0;
-      left.depth = right.depth = min(left.depth, Tiles::kDepth);
-    }
     auto* const row_sums = reinterpret_cast<Acc*>(static_cast<unsigned char*>(shared) + Engine::kSharedBytes);
     auto* const parts = reinterpret_cast<Vector<Acc, 4>*>(row_sums + (kSumsDepths ? kRowSums : 0));
-    const bool whole = out.template whole<Tiles::kM, Tiles::kN>(row, col);
+    const bool whole = c.template whole<Tiles::kM, Tiles::kN>(row, col);
     typename C::Ahead ahead[kRuns];
     Vector<Acc, 4> sums[kRuns];
     const auto fetch = [&] {
 #pragma unroll
       for (int r = 0; r < kRuns; ++r)
-        if (owner(r) == split) ahead[r] = out.fetch(row + run_row<Shape>(r), col + run_col<Shape>(r), whole);
+        if (owner(r) == split) ahead[r] = c.fetch(row + run_row<Shape>(r), col + run_col<Shape>(r), whole);
       if (splits) wait_for_cluster();  // all blocks have started, and can be written to
     };
     if constexpr (kDense) {
-      float* own = row_sums + split * Tiles::kM;
       Engine::template multiply<kSumsDepths>(left, right, row, col, shared, sums, fetch,
-                                             rehearsal ? own : cluster_shared(own, 0));
+                                             cluster_shared(row_sums + split * Tiles::kM, 0));
     } else {
       fetch();
       Engine::multiply(left, right, row, col, shared, sums);
@@ -196,11 +188,11 @@ struct CutProduct {
     } else if (kSumsDepths) {
       __syncthreads();
     }
-    if (kSumsDepths && split == 0 && col == 0 && !rehearsal) store_row_sums(row, row_sums);
+    if (kSumsDepths && split == 0 && col == 0) store_row_sums(row, row_sums);
 #pragma unroll
     for (int r = 0; r < kRuns; ++r)
       if (owner(r) == split)
-        out.store(row + run_row<Shape>(r), col + run_col<Shape>(r), whole, sums[r], ahead[r]);
+        c.store(row + run_row<Shape>(r), col + run_col<Shape>(r), whole, sums[r], ahead[r]);
   }
 
  private:
