@@ -41,20 +41,6 @@ struct Dropout {
       values[j] = bits >> j & 1 ? values[j] * (1 / (1 - static_cast<Acc>(p))) : Acc{0};
   }
 
-  /// Applies to the elements number `first` on of a tensor, `first` a multiple of kDropoutRun.
-  template <class Acc>
-  __device__ void apply_run(int64_t first, Acc (&values)[kDropoutRun]) const {
-    const RandomBlock random = block(first);
-#pragma unroll
-    for (int j = 0; j < kDropoutRun; ++j) values[j] = mask(random, j, values[j]);
-  }
-
-  /// Applies to element number `i`.
-  template <class Acc>
-  __device__ Acc apply(int64_t i, Acc value) const {
-    return mask(block(i), static_cast<int>(i % kDropoutRun), value);
-  }
-
  private:
   __device__ uint32_t kept_of_block(int64_t number) const {
     const RandomBlock random =
@@ -63,13 +49,6 @@ struct Dropout {
 #pragma unroll
     for (int j = 0; j < kDropoutRun; ++j) bits |= (random.word[j] >= threshold ? 1u : 0u) << j;
     return bits;
-  }
-  __device__ RandomBlock block(int64_t i) const {
-    return dropout_block(state->seed, stream, state->micro_batch, static_cast<uint64_t>(i / kDropoutRun));
-  }
-  template <class Acc>
-  __device__ Acc mask(const RandomBlock& random, int word, Acc value) const {
-    return random.word[word] >= threshold ? value * (1 / (1 - static_cast<Acc>(p))) : Acc{0};
   }
 };
 

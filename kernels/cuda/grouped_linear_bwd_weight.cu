@@ -47,9 +47,9 @@ cudaError_t launch_product(bool large, const A& a, const B& b, const C& c, const
                  : launch_depths<MmaTile<MmaSmall, A, B, C>>(a, b, c, offsets, context);
   } else {
     if constexpr (std::is_same_v<T, float>) {
-      if (large) return launch_depths<SimtTile<SimtMedium, A, B, C>>(a, b, c, offsets, context);
+      if (large) return launch_depths<SimtTile<SimtMedium, A, B>>(a, b, c, offsets, context);
     }
-    return launch_depths<SimtTile<SimtSmall, A, B, C>>(a, b, c, offsets, context);
+    return launch_depths<SimtTile<SimtSmall, A, B>>(a, b, c, offsets, context);
   }
 }
 

@@ -12,7 +12,7 @@
 namespace moec::cuda {
 namespace {
 
-/// Multiply-adds up to which an f32 product is small: cuBLAS would leave most of the device idle.
+/// Multiply-adds up to which a product is small.
 constexpr int64_t kSmallProduct = int64_t{1} << 27;
 /// Rows up to which columns are summed in one pass.
 constexpr int64_t kSinglePassRows = 2048;
@@ -71,15 +71,17 @@ cudaError_t bias_gradient(const TensorView& dy, const TensorView& dbias, bool ac
 }
 
 /// Applies the epilogue to the sums at z, where y may lie; a thread per run of four.
-template <class T>
+template <EpilogueKind kKind, class T>
 __global__ void epilogue_kernel(const T* z, T* y, int64_t n, bool aligned, Epilogue epilogue) {
   begin_kernel();
   const int64_t place = global_thread() * 4;
   if (place >= n) return;
   const int count = static_cast<int>(min(int64_t{4}, n - place));
   const bool whole = aligned && count == 4;
-  auto sums = load_run(z + place, count, whole);
-  apply_epilogue<T>(epilogue, place, count, whole, sums);
+  const EpilogueRun<T> run = fetch_run<kKind, T>(epilogue, place, count, whole);
+  Vector<Accumulator<T>, 4> sums;
+  unpack(load_run(z + place, count, whole), sums.value);
+  apply_epilogue<kKind>(epilogue, run, place, count, whole, sums);
   store_run(y + place, count, whole, sums);
 }
 
@@ -95,7 +97,7 @@ cudaError_t multiply_alone(Way way, const Product& product, const CudaContext& c
                             : multiply_cublas(product, context, algorithm_of(way));
 }
 
-/// The product, and then its epilogue in a pass of its own.
+/// The product by cuBLASLt, and then its epilogue in a pass of its own.
 cudaError_t multiply_in_two_passes(Way way, const Product& product, const CudaContext& context) {
   Product sums = product;
   sums.epilogue = {};
@@ -113,8 +115,9 @@ cudaError_t multiply_in_two_passes(Way way, const Product& product, const CudaCo
     const bool aligned = runs_aligned(z, 0) && runs_aligned(y, 0) &&
                          runs_aligned(static_cast<const T*>(epilogue.preactivation), 0) &&
                          runs_aligned(static_cast<const T*>(epilogue.residual), 0);
-    return launch(context, epilogue_kernel<T>, ceil_div(ceil_div(n, 4), kThreads), kThreads, z, y, n, aligned,
-                  epilogue);
+    const auto kernel = epilogue.backward ? epilogue_kernel<EpilogueKind::kBackward, T>
+                                          : epilogue_kernel<EpilogueKind::kForward, T>;
+    return launch(context, kernel, ceil_div(ceil_div(n, 4), kThreads), kThreads, z, y, n, aligned, epilogue);
   });
 }
 
@@ -163,14 +166,11 @@ Product weight_gradient(const KernelCall& call) {
           .accumulate = call.inputs[2].present()};
 }
 
-bool is_f32(const Product& product) {
-  return product.a.dtype == fb::DType::F32 && product.b.dtype == fb::DType::F32 &&
-         product.c.dtype == fb::DType::F32;
-}
-
-/// f32 products up to kSmallProduct: cuBLAS would leave most of the device idle.
+/// Whether cuBLASLt would leave most of the device idle.
 bool is_small(const Product& product) {
-  return product.b.dtype == fb::DType::F32 && product.m() * product.n() * product.k() <= kSmallProduct;
+  return product.a.dtype == product.b.dtype &&
+         (product.a.dtype == fb::DType::F32 || product.a.dtype == fb::DType::BF16) &&
+         product.m() * product.n() * product.k() <= kSmallProduct;
 }
 
 bool computes(Way way, const Product& product, const CudaContext& context) {
@@ -178,14 +178,21 @@ bool computes(Way way, const Product& product, const CudaContext& context) {
   return algorithm_of(way) < cublas_algorithms(product, algorithm_of(way) + 1, context);
 }
 
+/// Small products in bf16 are as fast by cuBLASLt, but for those that would take a second pass.
 Way choose(const Product& product) {
-  return is_small(product) || !cublas_supports(product) ? Way::kTiled : Way::kCublas;
+  const bool saves_pass = product.a.dtype == fb::DType::F32 || !product.epilogue.empty();
+  return (is_small(product) && saves_pass) || !cublas_supports(product) ? Way::kTiled : Way::kCublas;
 }
 
 cudaError_t multiply(Way way, const Product& product, const CudaContext& context) {
-  const bool in_one_pass =
-      product.epilogue.empty() || (way == Way::kTiled && tiled_applies_epilogue(product));
-  return in_one_pass ? multiply_alone(way, product, context) : multiply_in_two_passes(way, product, context);
+  return product.epilogue.empty() || way == Way::kTiled ? multiply_alone(way, product, context)
+                                                        : multiply_in_two_passes(way, product, context);
+}
+
+/// Whether the gradients of weight and bias take a single pass by our tiles.
+bool differentiates_at_once(const KernelCall& call, const CudaContext& context) {
+  return call.outputs[0].dtype == call.outputs[1].dtype &&
+         can_multiply_parameters(weight_gradient(call), context);
 }
 
 /// The gradients of weight and bias.
@@ -193,8 +200,8 @@ cudaError_t differentiate_parameters(Way way, const KernelCall& call, const Cuda
   const TensorView &dy = call.inputs[0], &dbias = call.outputs[1];
   const bool accumulate = call.inputs[3].present();
   const Product product = weight_gradient(call);
-  if (way == Way::kTiled && is_f32(product) && dy.rows() <= kSinglePassRows)
-    return multiply_parameters(product, dbias.as<float>(), accumulate, context);
+  if (way == Way::kTiled && differentiates_at_once(call, context))
+    return multiply_parameters(product, {dbias.data, accumulate}, context);
   const cudaError_t error = multiply(way, product, context);
   return error == cudaSuccess ? bias_gradient(dy, dbias, accumulate, call.workspace, context) : error;
 }
@@ -257,7 +264,9 @@ cudaError_t linear_bwd_weight(const KernelCall& call, const CudaContext& context
 }
 
 cudaError_t linear_bwd_parameters(const KernelCall& call, const CudaContext& context) {
-  return differentiate_parameters(choose(weight_gradient(call)), call, context);
+  const Product product = weight_gradient(call);
+  const bool at_once = is_small(product) && differentiates_at_once(call, context);
+  return differentiate_parameters(at_once ? Way::kTiled : choose(product), call, context);
 }
 
 cudaError_t bias_bwd(const KernelCall& call, const CudaContext& context) {
