@@ -1,45 +1,71 @@
 #!/usr/bin/env python3
-"""Fits the rows of compiler/costs.def to measured kernel times.
+"""Fits the rows of GPUs in compiler/costs.def to kernel times.
 
-    moebench --device=cuda --memory=130 --benchmark_filter=^kernel/ --benchmark_format=json > kernels.json
-    bench/fit_costs.py --device h200 --ceilings 4.29e12,789e12,165e12,60e12 kernels.json
+    bench/check_predictions.py --out DIR
+    bench/fit_costs.py DIR/fit-*.json
 
-Prints one row per kernel: the fixed time and the shares of the ceilings (bytes/s, then FLOP/s in bf16, f32, f64)
-with the least squares of the logarithm of predicted over measured time, and on stderr what is off by most.
+The files are of `moebench --step SPEC --step-json FILE`, or of kernel rows (`--benchmark_filter=^kernel/
+--benchmark_format=json`). The former are better: they are of kernels in a step, with caches and clocks as they are
+there, and of any GPU that runs the same kernels: files say how fast theirs copies memory. Every kernel in the files gets a row for each kind of numbers: the fixed time, the shares of the ceilings and
+the block of output with the least squares of the logarithm of predicted over measured time. Other rows stay; those
+of kernels that are no longer in the catalog go. Prints what is off by most.
 """
 import argparse
 import collections
 import json
 import math
+import pathlib
 import re
-import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COSTS = ROOT / "compiler/costs.def"
 
 SHARES = [0.97 * 0.9**i for i in range(60)]
+BLOCKS = [0] + [2**i for i in range(5, 16)]
+BLOCK_PENALTY = 0.01  # what a block must save of the error per sample
+SPLIT_PENALTY = 0.03  # and what a row of their own for small problems must
+FEWEST_SAMPLES = 3  # of a row in such a pair
+LEAST_WEIGHT = 0.02
 VECTOR_BYTES = 16
 MOST_FIXED = 3e-5  # what a launch and the latency of a short kernel may take
 
+Sample = collections.namedtuple("Sample", "shapes seconds flops bytes outputs weight bandwidth")
 
-def read_rows(paths):
-    """(kernel, type, shapes) -> (seconds, FLOPs, bytes, type); the fastest of several measurements."""
-    rows = {}
+
+def read_samples(paths, device):
+    """(kernel, kind of numbers) -> samples, which weigh what they take of their step.
+
+    Some kernels of a step run side by side, and recording costs time: they are scaled so that they add up to the step.
+    """
+    samples = collections.defaultdict(list)
     for path in paths:
-        for row in json.load(open(path))["benchmarks"]:
-            parts = row["name"].split("/")
-            if parts[0] != "kernel" or "median_us" not in row:
-                continue
-            seconds = row["median_us"] * 1e-6
-            flops, moved = row["GFLOP/s"] * 1e9 * seconds, row["GB/s"] * 1e9 * seconds
-            kind = number_type(parts[3])
-            key = parts[1], kind if is_aligned(parts[3]) else kind + "_unaligned", parts[3]
-            if key not in rows or seconds < rows[key][0]:
-                rows[key] = seconds, flops, moved, kind
-    return rows
+        file = json.load(open(path))
+        bandwidth = file.get("copied_bytes_per_second", device.bytes)
+        rows = [r for r in file["benchmarks"] if r["name"].startswith("kernel/") and "median_us" in r]
+        step = 1e-6 * sum(row.get("calls", 0) * row["median_us"] for row in rows)
+        for row in rows:
+            _, kernel, _, shapes, *_ = row["name"].split("/")
+            measured = row["median_us"] * 1e-6
+            seconds = measured * file["seconds"] / step if "seconds" in file else measured
+            weight = max(LEAST_WEIGHT, row["calls"] * measured / step) if step else 1
+            samples[kernel, numbers(shapes)].append(
+                Sample(
+                    shapes=shapes,
+                    seconds=seconds,
+                    flops=row["GFLOP/s"] * 1e9 * measured,
+                    bytes=row["GB/s"] * 1e9 * measured,
+                    outputs=outputs(shapes),
+                    weight=weight,
+                    bandwidth=bandwidth,
+                )
+            )
+    return samples
 
 
-def number_type(shapes):
+def numbers(shapes):
     for name in ("bf16", "f16", "f64"):
         if re.search(rf"\b{name}\b", shapes):
-            return name
+            return name if is_aligned(shapes) else name + "_unaligned"
     return "f32"
 
 
@@ -51,52 +77,107 @@ def is_aligned(shapes):
     return True
 
 
-def fit(samples, ceilings):
-    """The fixed seconds and shares (arithmetic, traffic) that come closest to the samples."""
-    bandwidth, rates = ceilings
-    fastest = min(MOST_FIXED, *(seconds for seconds, *_ in samples))
+def outputs(shapes):
+    """Elements of the first output."""
+    first = re.split(r"[+*]", shapes)[0].split("->")[-1]
+    return math.prod(int(dim) for dim in re.search(r"\[([\d,]*)\]", first).group(1).split(",") if dim)
 
-    def error(fixed, arithmetic, traffic):
-        total = 0
-        for seconds, flops, moved, kind in samples:
-            predicted = fixed + max(flops / (arithmetic * rates[kind]), moved / (traffic * bandwidth))
-            total += math.log(predicted / seconds) ** 2
-        return total
 
-    def better(best, candidates):
+class Device:
+    """A DEVICE row."""
+
+    def __init__(self, name, text):
+        values = re.search(rf"DEVICE\({name}, (.*)\)", text).group(1).split(",")
+        self.kernels = values[0]
+        self.bytes, half, single, wide, self.processors = map(float, values[1:])
+        self.rates = {"bf16": half, "f16": half, "f32": single, "f64": wide}
+
+    def seconds(self, kind, row, sample):
+        """As CostModel::seconds."""
+        fixed, arithmetic, traffic, block = row
+        rate = self.rates[kind.removesuffix("_unaligned")]
+        work = max(sample.flops / (arithmetic * rate), sample.bytes / (traffic * sample.bandwidth))
+        if block and sample.outputs:
+            rounds = sample.outputs / (block * self.processors)
+            work *= math.ceil(rounds) / rounds
+        return fixed + work
+
+
+def fit(device, kind, samples):
+    """The fixed seconds, shares (arithmetic, traffic) and block that come closest to the samples."""
+    fastest = min(MOST_FIXED, *(sample.seconds for sample in samples))
+    weights = sum(sample.weight for sample in samples)
+
+    def error(row):
+        total = sum(
+            sample.weight * math.log(device.seconds(kind, row, sample) / sample.seconds) ** 2 for sample in samples
+        )
+        return total / weights + (BLOCK_PENALTY if row[3] else 0)
+
+    def best(rows):
         """Of equally good ones the highest shares: what the samples do not show is taken to be fast."""
-        return min([best] + [(error(*c), *c) for c in candidates], key=lambda c: (c[0], -c[2] - c[3]))
+        return min(rows, key=lambda row: (error(row), -row[1] - row[2]))
 
-    best = (math.inf, fastest, 1, 1)
-    best = better(best, [(fastest * k / 8, a, t) for k in range(1, 9) for a in SHARES[::4] for t in SHARES[::4]])
-    for _ in range(3):  # refine one after the other
-        best = better(best, [(best[1] * k / 16, *best[2:]) for k in range(8, 25)])
-        best = better(best, [(best[1], share, best[3]) for share in SHARES])
-        best = better(best, [(best[1], best[2], share) for share in SHARES])
-    return best
+    found = []
+    for block in BLOCKS if len(samples) > 2 else [0]:
+        row = best((fastest * k / 8, a, t, block) for k in range(1, 9) for a in SHARES[::4] for t in SHARES[::4])
+        for _ in range(4):  # refine one after the other
+            row = best([row] + [(row[0] * k / 16, *row[1:]) for k in range(8, 25)])
+            row = best([row] + [(row[0], share, *row[2:]) for share in SHARES])
+            row = best([row] + [(*row[:2], share, block) for share in SHARES])
+        found.append(row)
+    return weights * error(best(found)), best(found)
+
+
+def fit_rows(device, kind, samples):
+    """(the most FLOPs or 0, row): one for all samples, or one for the small and one for the others."""
+    samples = sorted(samples, key=lambda sample: sample.flops)
+    whole, row = fit(device, kind, samples)
+    penalty = SPLIT_PENALTY * sum(sample.weight for sample in samples)
+    ways = [(whole, [(0, row)])]
+    for i in range(FEWEST_SAMPLES, len(samples) - FEWEST_SAMPLES + 1) if whole > penalty else []:
+        low, high = samples[i - 1].flops, samples[i].flops
+        if low == high or low == 0:
+            continue
+        (below, small), (above, others) = fit(device, kind, samples[:i]), fit(device, kind, samples[i:])
+        ways.append((below + above + penalty, [(math.sqrt(low * high), small), (0, others)]))
+    return min(ways, key=lambda way: way[0])[1]
+
+
+def row_text(kernels, kernel, kind, most, row):
+    fixed, arithmetic, traffic, block = row
+    return f"COST({kernels}, {kernel}, {kind}, {most:.2g}, {fixed * 1e6:.2f}, {arithmetic:.3f}, {traffic:.3f}, {block})"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", required=True)
-    parser.add_argument("--ceilings", required=True, help="bytes/s, then FLOP/s in bf16, f32 and f64")
+    parser.add_argument("--device", default="h200", help="DEVICE of costs.def with the ceilings (default: h200)")
     parser.add_argument("files", nargs="+")
     arguments = parser.parse_args()
-    bandwidth, half, single, wide = map(float, arguments.ceilings.split(","))
-    ceilings = bandwidth, {"bf16": half, "f16": half, "f32": single, "f64": wide}
+    text = COSTS.read_text()
+    device = Device(arguments.device, text)
+    known = set(re.findall(r"^KERNEL\((\w+)", (ROOT / "kernels/catalog.def").read_text(), re.M))
 
-    groups = collections.defaultdict(list)
-    for (kernel, kind, shapes), row in read_rows(arguments.files).items():
-        groups[kernel, kind].append((shapes, row))
-    worst = []
-    for (kernel, kind), rows in sorted(groups.items()):
-        _, fixed, arithmetic, traffic = fit([row for _, row in rows], ceilings)
-        print(f"COST({arguments.device}, {kernel}, {kind}, {fixed * 1e6:.2f}, {arithmetic:.3f}, {traffic:.3f})")
-        for shapes, (seconds, flops, moved, number) in rows:
-            predicted = fixed + max(flops / (arithmetic * ceilings[1][number]), moved / (traffic * bandwidth))
-            worst.append((abs(math.log(predicted / seconds)), predicted / seconds, seconds, kernel, shapes))
-    for _, ratio, seconds, kernel, shapes in sorted(worst, reverse=True)[:30]:
-        print(f"{ratio:6.2f} x {seconds * 1e6:9.1f} us  {kernel}/{shapes}", file=sys.stderr)
+    pattern = re.compile(rf"^COST\({device.kernels}, (?!all,)(\w+), (\w+),.*\n", re.M)
+    rows = collections.defaultdict(list)
+    for match in pattern.finditer(text):
+        if match.group(1) in known:
+            rows[match.groups()].append(match.group(0))
+    off = []
+    for (kernel, kind), samples in sorted(read_samples(arguments.files, device).items()):
+        fitted = fit_rows(device, kind, samples)
+        rows[kernel, kind] = [row_text(device.kernels, kernel, kind, most, row) + "\n" for most, row in fitted]
+        for sample in samples:
+            row = next(row for most, row in fitted if most == 0 or sample.flops <= most)
+            ratio = device.seconds(kind, row, sample) / sample.seconds
+            off.append((ratio, sample.weight, sample.seconds, f"{kernel}/{sample.shapes}"))
+    start = pattern.search(text).start()
+    text = pattern.sub("", text)
+    lines = [line for _, group in sorted(rows.items()) for line in group]
+    COSTS.write_text(text[:start] + "".join(lines) + text[start:])
+    off.sort(key=lambda entry: -entry[1] * abs(math.log(entry[0])))
+    for ratio, weight, seconds, name in off[:30]:
+        print(f"{ratio:6.2f} x {seconds * 1e6:9.1f} us, {weight:4.0%} of a step  {name}")
 
 
 if __name__ == "__main__":

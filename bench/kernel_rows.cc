@@ -1,6 +1,3 @@
-#include <fmt/format.h>
-
-#include <algorithm>
 #include <optional>
 #include <set>
 #include <utility>
@@ -9,28 +6,11 @@
 #include "bench/measure.h"
 #include "bench/rows.h"
 #include "bench/single_kernel.h"
-#include "kernels/call_shapes.h"
 
 namespace moec::bench {
 namespace {
 
 using fb::ProgramKind;
-
-TensorView shape_view(const fb::TensorT* tensor) {
-  TensorView view;
-  if (tensor == nullptr) return view;
-  view.dtype = tensor->dtype;
-  view.rank = static_cast<int>(tensor->shape.size());
-  std::copy(tensor->shape.begin(), tensor->shape.end(), view.shape.begin());
-  return view;
-}
-
-std::string shapes_of(const runtime::LoadedPlan& plan, const fb::InstructionT& instruction) {
-  KernelCall call;
-  for (const int id : instruction.inputs) call.inputs.push_back(shape_view(plan.tensor(id)));
-  for (const int id : instruction.outputs) call.outputs.push_back(shape_view(plan.tensor(id)));
-  return call_shapes(*find_kernel(instruction.kernel), call);
-}
 
 /// Before the measurement: code is loaded, then submission as a whole is prepared.
 constexpr int kWarmUpRuns = 2;
@@ -55,8 +35,7 @@ std::vector<Row> rows_of(const Model& model) {
     const fb::ProgramT* program = model.plan->program(kind);
     for (size_t i = 0; program != nullptr && i < program->instructions.size(); ++i) {
       const fb::InstructionT& instruction = *program->instructions[i];
-      std::string name =
-          fmt::format("kernel/{}/{}/{}", instruction.kernel, model.name, shapes_of(*model.plan, instruction));
+      std::string name = kernel_row(*model.plan, instruction);
       if (seen.insert(name).second) rows.push_back({std::move(name), model.plan, kind, i});
     }
   }

@@ -28,6 +28,7 @@ class LiveModel {
   static Result<LiveModel> create(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane);
 
   const runtime::LoadedPlan& plan() const { return device_->plan(); }
+  const runtime::Device& device() const { return *device_; }
 
   /// Runs the program up to instruction `index`; returns the inputs that it finds.
   Result<std::vector<Contents>> capture(fb::ProgramKind program, size_t index);

@@ -22,10 +22,9 @@ Result<runtime::Session> new_session(std::shared_ptr<const runtime::LoadedPlan> 
   return session;
 }
 
-Result<runtime::Session> live_session(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane) {
-  MOEC_ASSIGN_OR_RETURN(runtime::Session session, new_session(std::move(plan), lane));
+Status warm_up(runtime::Session& session) {
   for (int i = 0; i < 3; ++i) MOEC_RETURN_IF_ERROR(seconds_per_step(session, 1).status());
-  return session;
+  return {};
 }
 
 Result<double> seconds_per_step(runtime::Session& session, int steps) {

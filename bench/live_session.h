@@ -12,8 +12,8 @@ namespace moec::bench {
 /// A session before its first step.
 Result<runtime::Session> new_session(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane);
 
-/// A session after its third step: memory has been touched, threads are up, and code and graphs are loaded.
-Result<runtime::Session> live_session(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane);
+/// Takes steps until memory has been touched, threads are up, and code and graphs are loaded.
+Status warm_up(runtime::Session& session);
 
 /// Seconds of a step, of `steps` that are submitted together.
 Result<double> seconds_per_step(runtime::Session& session, int steps);

@@ -8,6 +8,7 @@
 #include <exception>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 
 #include "bench/rows.h"
 #include "bench/step_table.h"
@@ -15,6 +16,7 @@
 #include "compiler/error.h"
 #include "compiler/frontend.h"
 #include "runtime/cuda/cuda_device.h"
+#include "runtime/file_io.h"
 #include "tools/command_line.h"
 #include "tools/recipe_flags.h"
 #include "tools/units.h"
@@ -26,7 +28,9 @@ struct Flags {
   std::string device = "cpu";
   int threads = 0;
   double memory_gib = 1;
-  std::string step;  // a plan or a spec
+  std::string step;                  // a plan or a spec
+  std::string step_json;             // where its figures go, too
+  std::vector<std::string> routing;  // of that step; names
   tools::RecipeFlags recipe;
   std::string examples = MOEC_EXAMPLES;
 
@@ -100,15 +104,27 @@ Result<Lanes> open_lanes(const Flags& flags) {
 Status print_step_table(const Flags& flags) {
   MOEC_ASSIGN_OR_RETURN(const auto plan, tools::open_plan_or_spec(flags.step, flags.recipe));
   MOEC_ASSIGN_OR_RETURN(const Lanes lanes, open_lanes(flags));
-  MOEC_ASSIGN_OR_RETURN(const std::string table, step_table(plan, lanes.models));
-  fmt::print("{}", table);
-  return {};
+  std::vector<Routing> routings;
+  for (const std::string& name : flags.routing)
+    routings.push_back(static_cast<Routing>(std::ranges::find(kRoutingNames, name) - kRoutingNames.begin()));
+  if (routings.size() > 1) {
+    if (!flags.step_json.empty()) return input_error("--step-json takes one --routing");
+    MOEC_ASSIGN_OR_RETURN(const std::string table, routing_table(plan, lanes.models, routings));
+    fmt::print("{}", table);
+    return {};
+  }
+  const auto routing = routings.empty() ? std::optional<Routing>() : routings[0];
+  MOEC_ASSIGN_OR_RETURN(const MeasuredStep step, measure_step(plan, lanes.models, routing));
+  fmt::print("{}", step_table(step, lanes.models));
+  return flags.step_json.empty() ? Status()
+                                 : runtime::write_file(flags.step_json, step_json(step, lanes.models));
 }
 
 Status run(const Flags& flags) {
   if (!flags.step.empty()) return print_step_table(flags);
   if (!flags.recipe.compile_flag().empty())
     return input_error(fmt::format("{} is for --step SPEC", flags.recipe.compile_flag()));
+  if (!flags.routing.empty()) return input_error("--routing is for --step PLAN|SPEC");
   MOEC_ASSIGN_OR_RETURN(const Examples examples, load_examples(flags));
   MOEC_ASSIGN_OR_RETURN(const Lanes lanes, open_lanes(flags));
   benchmark::AddCustomContext("best of " + lanes.table.name(), lanes.table.best());
@@ -144,6 +160,14 @@ void describe(CLI::App& app, Flags& flags) {
       ->type_name("GIB");
   app.add_option("--step", flags.step, "Print where the time of a step of this model goes, and no rows")
       ->type_name("PLAN|SPEC");
+  app.add_option("--step-json", flags.step_json,
+                 "File for the figures of --step, with the kernels' times by shape")
+      ->type_name("FILE");
+  app.add_option("--routing", flags.routing,
+                 "With --step: what every expert gets is forced to be this; several are set side by side")
+      ->check(tools::one_of(kRoutingNames))
+      ->expected(1, static_cast<int>(kRoutingNames.size()))
+      ->type_name("balanced|skewed|degenerate");
   app.add_option("--examples", flags.examples, "Folder of the model specs (default: schema/examples)")
       ->type_name("DIR");
   flags.recipe.add_to(app);
@@ -161,6 +185,8 @@ std::string unknown_flag(const std::string& argument) {
                                "--threads",
                                "--memory",
                                "--step",
+                               "--step-json",
+                               "--routing",
                                "--examples",
                                "--help",
                                "--version",

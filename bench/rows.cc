@@ -1,5 +1,7 @@
 #include "bench/rows.h"
 
+#include <fmt/format.h>
+
 #include <utility>
 
 namespace moec::bench {
@@ -15,6 +17,11 @@ void Rows::add(const std::string& name, benchmark::TimeUnit unit,
                                })
       ->UseManualTime()
       ->Unit(unit);
+}
+
+std::string kernel_row(const runtime::LoadedPlan& plan, const fb::InstructionT& instruction) {
+  return fmt::format("kernel/{}/{}/{}", instruction.kernel, plan.plan.model->name,
+                     runtime::call_shapes(plan.plan, instruction));
 }
 
 }  // namespace moec::bench

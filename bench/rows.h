@@ -27,6 +27,9 @@ class Rows {
   int failed_ = 0;
 };
 
+/// The row of an instruction, and of all of the same shapes: "kernel/rmsnorm/moe-tiny/f32[8,128,64]".
+std::string kernel_row(const runtime::LoadedPlan& plan, const fb::InstructionT& instruction);
+
 /// A model of schema/examples, compiled.
 struct Model {
   std::string name;
@@ -36,7 +39,7 @@ struct Model {
 /// "table/softmax/512x32000": four f32 kernels at sizes that other systems publish.
 void add_table_rows(Rows& rows, const Lane& lane);
 
-/// "kernel/rmsnorm/moe-tiny/f32[8,128,64]": every kernel of a model's accumulate, apply and evaluate programs
+/// kernel_row(): every kernel of a model's accumulate, apply and evaluate programs
 /// once for all instructions of the same shapes, on operands from the middle of a training run.
 void add_kernel_rows(Rows& rows, std::span<const Model> models, const Lane& lane);
 

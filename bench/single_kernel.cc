@@ -78,11 +78,13 @@ uint64_t operand_bytes(const fb::PlanT& plan, const fb::InstructionT& instructio
 }  // namespace
 
 Result<SingleKernel> SingleKernel::create(const fb::PlanT& plan, const fb::InstructionT& instruction,
-                                          const Work& work, const Lane& lane) {
+                                          const Work& work, const Lane& lane, const Demand& demand) {
   const Repetition repetition = lane.repetition(work, operand_bytes(plan, instruction));
   auto loaded = std::make_shared<runtime::LoadedPlan>();
   loaded->source = instruction.kernel;
   fb::PlanT& repeated = loaded->plan;
+  repeated.variants = demand.variants;
+  repeated.tuned_for = demand.model;
   repeated.arenas.push_back(std::make_unique<fb::ArenaT>());
   repeated.arenas.front()->kind = fb::ArenaKind::Activations;
   std::vector<std::map<int, int>> copies;

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,13 @@
 
 namespace moec::bench {
 
+/// The variant that a single kernel is told to use: names, of which the instruction's is counted from 1, and
+/// the model of device they are for.
+struct Demand {
+  std::vector<std::string> variants;
+  std::string model;
+};
+
 /// One kernel, run as often as the lane repeats it. Every operand has memory of its own, except outputs that
 /// must update an input in place: what a kernel only reads stays as it was written, and every run does the
 /// same work.
@@ -22,7 +30,7 @@ class SingleKernel {
  public:
   /// `instruction` with the tensors of `plan`; its memory is zeroed.
   static Result<SingleKernel> create(const fb::PlanT& plan, const fb::InstructionT& instruction,
-                                     const Work& work, const Lane& lane);
+                                     const Work& work, const Lane& lane, const Demand& demand = {});
 
   /// Sets an operand; `tensor` is its id in the plan.
   Status write(int tensor, std::span<const std::byte> bytes);

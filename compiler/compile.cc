@@ -184,7 +184,10 @@ void fit_budget(Programs& programs, const fb::ModelT& model, const CostModel& co
   programs.accumulate = std::move(way->accumulate);
 }
 
-void write_programs(PlanWriter& writer, const Programs& programs, const CompileOptions& options) {
+/// Without a memory budget the micro-batch gets some bytes more than it needs at least.
+void write_programs(PlanWriter& writer, const Programs& programs, const fb::RecipeT& recipe,
+                    const CompileOptions& options) {
+  constexpr uint64_t kSpare = uint64_t{32} << 20;  // less than the cache of a large GPU
   const std::pair<fb::ProgramKind, const Graph*> graphs[] = {
       {fb::ProgramKind::Init, &programs.init},
       {fb::ProgramKind::Accumulate, &programs.accumulate},
@@ -194,7 +197,8 @@ void write_programs(PlanWriter& writer, const Programs& programs, const CompileO
   for (const auto& [kind, graph] : graphs) {
     if (options.on_stage)
       options.on_stage(fmt::format("{}: graph", fb::EnumNameProgramKind(kind)), dump_graph(*graph));
-    writer.add_program(kind, *graph);
+    const bool spares = kind == fb::ProgramKind::Accumulate && recipe.memory_budget == 0;
+    writer.add_program(kind, *graph, spares ? kSpare : 0);
   }
 }
 
@@ -206,8 +210,8 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   fit_budget(programs, model, costs);
 
   PlanWriter writer(programs.storage, &costs);
-  write_programs(writer, programs, options);
   const fb::RecipeT recipe = with_loss_scale(*model.recipe);
+  write_programs(writer, programs, recipe, options);
   fb::PlanT plan;
   describe_parameters(plan, writer, programs.parameters,
                       recipe.weight_decay_scope == fb::WeightDecayScope::All);

@@ -38,7 +38,8 @@ struct LiveBuffer {
 struct Shortage {
   uint64_t budget = 0;
   uint64_t least = 0;               // what all arenas take at least
-  uint64_t persistent = 0;          // of that: weights, gradients, optimizer state, data
+  uint64_t persistent = 0;          // of that: weights, gradients, optimizer state, tokens
+  uint64_t window = 0;              // of that: the window of training tokens
   std::vector<LiveBuffer> at_peak;  // the largest first
 };
 

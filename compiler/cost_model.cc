@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 
 #include "compiler/memory_problem.h"
@@ -14,7 +15,8 @@ namespace moec {
 namespace {
 
 constexpr Ceilings kDevices[] = {
-#define DEVICE(name, bytes, half, single, wide) {#name, bytes, half, single, wide},
+#define DEVICE(name, kernels, bytes, half, single, wide, processors) \
+  {#name, #kernels, bytes, half, single, wide, processors},
 #include "compiler/costs.def"
 #undef DEVICE
 };
@@ -25,16 +27,18 @@ enum class Numbers : uint8_t { any, f64, f32, f16, bf16, f16_unaligned, bf16_una
 
 /// What calls of a kernel take on a device.
 struct KernelCost {
-  const char* device;
-  std::string_view kernel;  // "all" for those without a row
+  std::string_view kernels;  // of which devices
+  std::string_view kernel;   // "all" for those without a row
   Numbers numbers;
+  double most_flops;           // 0 for any
   double fixed;                // seconds
   double arithmetic, traffic;  // shares of the ceilings
+  double block;                // output elements that one processor makes at a time; 0 for any number
 };
 
 constexpr KernelCost kCosts[] = {
-#define COST(device, kernel, numbers, fixed_us, arithmetic, traffic) \
-  {#device, #kernel, Numbers::numbers, fixed_us * 1e-6, arithmetic, traffic},
+#define COST(kernels, kernel, numbers, up_to, fixed_us, arithmetic, traffic, block) \
+  {#kernels, #kernel, Numbers::numbers, up_to, fixed_us * 1e-6, arithmetic, traffic, block},
 #include "compiler/costs.def"
 #undef COST
 };
@@ -55,10 +59,13 @@ Numbers stand_in(Numbers numbers) {
   }
 }
 
-const KernelCost& find_cost(std::string_view device, std::string_view kernel, Numbers numbers) {
+/// Rows for small problems stand in front of those for all.
+const KernelCost& find_cost(std::string_view kernels, std::string_view kernel, Numbers numbers,
+                            double flops) {
   const auto row = [&](std::string_view key, Numbers wanted) {
     return std::ranges::find_if(kCosts, [&](const KernelCost& c) {
-      return c.device == device && c.kernel == key && c.numbers == wanted;
+      return c.kernels == kernels && c.kernel == key && c.numbers == wanted &&
+             (c.most_flops == 0 || flops <= c.most_flops);
     });
   };
   for (;; numbers = stand_in(numbers)) {
@@ -87,6 +94,14 @@ Numbers numbers_of(const KernelCall& call) {
       numbers = aligned ? Numbers::f16 : Numbers::f16_unaligned;
   }
   return numbers;
+}
+
+/// How much longer the busiest processor works than with blocks dealt out evenly: 1 for a great many.
+double imbalance(const KernelCall& call, double block, int processors) {
+  const auto output = std::ranges::find_if(call.outputs, &TensorView::present);
+  if (block == 0 || output == call.outputs.end() || output->elements() == 0) return 1;
+  const double rounds = static_cast<double>(output->elements()) / (block * processors);
+  return std::ceil(rounds) / rounds;
 }
 
 OpCall call_of(const Graph& graph, const Node& node) {
@@ -141,9 +156,10 @@ double CostModel::seconds(const Graph& graph, const Node& node) const {
   const Work work = work_of(graph, node);
   const Ceilings& ceilings = *find_ceilings(device_);
   const Numbers numbers = numbers_of(shapes);
-  const KernelCost& cost = find_cost(device_, kernel.key, numbers);
-  return cost.fixed + std::max(work.flops / (cost.arithmetic * arithmetic_ceiling(ceilings, numbers)),
-                               work.bytes / (cost.traffic * ceilings.bytes));
+  const KernelCost& cost = find_cost(ceilings.kernels, kernel.key, numbers, work.flops);
+  return cost.fixed + imbalance(shapes, cost.block, ceilings.processors) *
+                          std::max(work.flops / (cost.arithmetic * arithmetic_ceiling(ceilings, numbers)),
+                                   work.bytes / (cost.traffic * ceilings.bytes));
 }
 
 double total_seconds(const Graph& graph, const CostModel& costs) {

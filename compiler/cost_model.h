@@ -13,8 +13,10 @@ namespace moec {
 /// What a device does at best, per second.
 struct Ceilings {
   const char* device;
+  std::string_view kernels;   // whose rows of costs.def it has
   double bytes;               // copied, read plus written
   double half, single, wide;  // FLOP of a matrix product in bf16, f32, f64
+  int processors;             // among which the blocks of a kernel are dealt out
 };
 
 /// Null for a device that costs.def does not know.
@@ -29,7 +31,8 @@ Work work_of(const Graph& graph, const Node& node);
 
 /// Times from measurements where there are some, otherwise from the work: a fixed time, and the longer of
 /// what arithmetic and memory traffic take at the shares of the device's ceilings that the kernel reaches
-/// (compiler/costs.def).
+/// (compiler/costs.def). Where a kernel deals out blocks of its output, that time is of the processor with
+/// the most blocks, and some processors may have none.
 class CostModel {
  public:
   /// Throws CompileError for a device that costs.def does not know.

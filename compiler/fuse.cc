@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "compiler/fuse_linear.h"
+#include "compiler/fuse_norm.h"
 #include "compiler/rewriter.h"
 
 namespace moec {
@@ -55,16 +56,71 @@ bool add_then_norm(Rewriter& graph, int at) {
   return graph.merge(from, at, std::move(fused));
 }
 
+// Operands of fused_embedding (kernels/catalog.def).
+constexpr size_t kEmbeddingState = 3, kEmbeddingInputs = 4;
+
+/// x = embedding(...); y = position_embedding(x, ...)  ->  y = fused_embedding(...).
+bool embedding_then_positions(Rewriter& graph, int at) {
+  const Node& positions = graph.node(at);
+  if (!is(positions, "position_embedding")) return false;
+  const int from = graph.producer_for_one(positions.inputs[0]);
+  if (from == kNoNode || !is(graph.node(from), "embedding")) return false;
+  Node fused = graph.node(from);
+  fused.def = &find_op("fused_embedding");
+  fused.attrs = make_attrs<fb::DropoutT>();
+  fused.inputs.push_back(positions.inputs[1]);
+  fused.inputs.resize(kEmbeddingInputs, kNoValue);
+  fused.outputs = positions.outputs;
+  return graph.merge(from, at, std::move(fused));
+}
+
+/// x = fused_embedding(...); y = dropout(x)  ->  y = fused_embedding(..., state).
+bool embedding_then_dropout(Rewriter& graph, int at) {
+  const Node& dropout = graph.node(at);
+  if (!is(dropout, "dropout")) return false;
+  const int from = graph.producer_for_one(dropout.inputs[0]);
+  if (from == kNoNode || !is(graph.node(from), "fused_embedding")) return false;
+  Node fused = graph.node(from);
+  if (fused.inputs[kEmbeddingState] != kNoValue) return false;
+  fused.attrs = dropout.attrs;
+  fused.inputs[kEmbeddingState] = dropout.inputs[1];
+  fused.outputs = dropout.outputs;
+  return graph.merge(from, at, std::move(fused));
+}
+
+/// loss, lse = cross_entropy(logits, ...); dlogits = cross_entropy_bwd(dloss, logits, ..., lse)  ->
+/// loss, dlogits = cross_entropy_gradient(logits, ..., dloss).
+bool loss_and_gradient(Rewriter& graph, int at) {
+  const Node& gradient = graph.node(at);
+  if (!is(gradient, "cross_entropy_bwd")) return false;
+  const int from = graph.producer_for_one(gradient.inputs[3]);
+  if (from == kNoNode || !is(graph.node(from), "cross_entropy")) return false;
+  Node fused = graph.node(from);
+  fused.def = &find_op("cross_entropy_gradient");
+  fused.phase = gradient.phase;
+  fused.inputs.push_back(gradient.inputs[0]);
+  fused.outputs[1] = gradient.outputs[0];
+  return graph.merge(from, at, std::move(fused));
+}
+
 /// In the order in which they are tried on the whole program.
-constexpr RewriteRule kRules[] = {
-    linear_then_activation,          linear_then_dropout,       add_residual, add_then_norm,
-    linear_gradient_then_activation, linear_parameter_gradients};
+constexpr RewriteRule kRules[] = {embedding_then_positions,
+                                  embedding_then_dropout,
+                                  linear_then_activation,
+                                  linear_then_dropout,
+                                  add_residual,
+                                  add_then_norm,
+                                  norm_gradient_then_dropout,
+                                  linear_gradient_then_activation,
+                                  linear_parameter_gradients,
+                                  loss_and_gradient};
 
 }  // namespace
 
 void fuse(Graph& graph) {
   fuse_head(graph);
   fuse_moe(graph);
+  split_norm_gradients(graph);
   Rewriter rewriter(graph);
   for (const RewriteRule rule : kRules)
     for (int at = 0; at < rewriter.size(); ++at)

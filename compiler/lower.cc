@@ -23,6 +23,28 @@ std::vector<bool> saved_values(const Graph& graph) {
   return saved;
 }
 
+/// Nodes behind a small gradient of parameters that a device may run beside it.
+constexpr uint32_t kLag = 8;
+
+/// Whether a node leaves most of a GPU idle and no activation depends on it.
+bool may_lag(const Graph& graph, const Node& node) {
+  constexpr double kFlops = 1e9, kBytes = 64 << 20;
+  if (std::ranges::any_of(node.outputs, [&](ValueId id) { return is_activation(graph, id); })) return false;
+  const Work work = work_of(graph, node);
+  return work.flops < kFlops && work.bytes < kBytes;
+}
+
+/// The placement that lets nodes lag if that takes at most `spare` bytes more than the lowest one.
+planner::Placement place(const Graph& graph, uint64_t spare) {
+  planner::Problem problem = memory_problem(graph);
+  planner::Placement lowest = planner::plan_memory(problem);
+  if (spare == 0) return lowest;
+  for (size_t i = 0; i < problem.steps.size(); ++i)
+    problem.steps[i].lag = may_lag(graph, graph.nodes()[i]) ? kLag : 0;
+  planner::Placement kept = planner::plan_memory(problem);
+  return kept.peak <= lowest.peak + spare ? kept : lowest;
+}
+
 }  // namespace
 
 PlanWriter::PlanWriter(const Storage& storage, const CostModel* costs) : costs_(costs) {
@@ -51,8 +73,8 @@ int PlanWriter::add_tensor(const std::string& name, const TensorType& type, uint
   return static_cast<int>(plan_.tensors.size() - 1);
 }
 
-void PlanWriter::add_program(fb::ProgramKind kind, const Graph& graph) {
-  const planner::Placement placement = planner::plan_memory(memory_problem(graph));
+void PlanWriter::add_program(fb::ProgramKind kind, const Graph& graph, uint64_t spare) {
+  const planner::Placement placement = place(graph, spare);
   const std::vector<bool> saved = saved_values(graph);
   const auto first_buffer = static_cast<uint32_t>(plan_.buffers.size());
   for (size_t i = 0; i < placement.buffers.size(); ++i) {

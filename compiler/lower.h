@@ -17,8 +17,10 @@ class PlanWriter {
   /// `costs`, where given, outlives the writer and predicts what each instruction takes.
   explicit PlanWriter(const Storage& storage, const CostModel* costs = nullptr);
 
-  /// Appends a program: one instruction per node, activations placed by the planner.
-  void add_program(fb::ProgramKind kind, const Graph& graph);
+  /// Appends a program: one instruction per node, activations placed by the planner. Where the arena grows by
+  /// at most `spare` bytes, what small gradients of parameters read stays in place for some nodes more, so
+  /// that a device can compute them beside the chain of the other gradients.
+  void add_program(fb::ProgramKind kind, const Graph& graph, uint64_t spare = 0);
 
   /// Id of the tensor that views persistent memory as programs find it, -1 when there is no such name.
   int tensor_id(const std::string& name) const;

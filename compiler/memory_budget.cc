@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "compiler/builder.h"
 #include "compiler/memory_problem.h"
 #include "compiler/op.h"
 #include "compiler/recompute.h"
@@ -26,6 +27,11 @@ uint64_t persistent_bytes(const Storage& storage) {
   uint64_t bytes = 0;
   for (const auto& [kind, size] : arenas) bytes += size;
   return bytes;
+}
+
+uint64_t window_bytes(const Storage& storage) {
+  const auto window = std::ranges::find(storage.slots, kWindowName, &StorageSlot::name);
+  return window == storage.slots.end() ? 0 : static_cast<uint64_t>(window->type.bytes());
 }
 
 /// Bytes of the activation arena that the programs besides accumulate need.
@@ -87,7 +93,11 @@ Shortage Ways::shortage(uint64_t budget) const {
     if (way.point.bytes < least.point.bytes) least = std::move(way);
     return false;
   });
-  return {budget, least.point.bytes, persistent_, live_at_peak(least.accumulate)};
+  return {.budget = budget,
+          .least = least.point.bytes,
+          .persistent = persistent_,
+          .window = window_bytes(programs_.storage),
+          .at_peak = live_at_peak(least.accumulate)};
 }
 
 Way Ways::make(Graph accumulate, double extra_seconds) const {

@@ -1,23 +1,72 @@
 #include "kernels/catalog.h"
 
+#include <algorithm>
+#include <map>
 #include <sstream>
+#include <stdexcept>
+#include <utility>
 
 #include "kernels/workspace.h"
 
 namespace moec {
 namespace {
 
+constexpr std::string_view kPrevious = "_prev";
+
+OperandType type_named(std::string_view name) {
+  constexpr std::pair<std::string_view, OperandType> kTypes[] = {{"wide", OperandType::wide},
+                                                                 {"accumulator", OperandType::accumulator}};
+  for (const auto& [word, type] : kTypes)
+    if (word == name) return type;
+  throw std::logic_error("catalog.def: unknown type of an operand");
+}
+
+/// The type of operands of this name that a signature leaves open.
+OperandType usual_type(std::string name) {
+  static const std::map<std::string, OperandType> types = [] {
+    std::map<std::string, OperandType> found;
+    const auto add = [&](OperandType type, const char* names) {
+      std::istringstream words(names);
+      for (std::string word; words >> word;) found[word] = type;
+    };
+#define OPERANDS(type, names) add(OperandType::type, names);
+#include "kernels/operand_types.def"
+#undef OPERANDS
+    return found;
+  }();
+  if (name.ends_with(kPrevious)) name.resize(name.size() - kPrevious.size());
+  const auto it = types.find(name);
+  return it == types.end() ? OperandType::number : it->second;
+}
+
 std::vector<Operand> parse_operands(std::istringstream& words) {
   std::vector<Operand> operands;
   for (std::string word; words >> word && word != "->";) {
     Operand operand;
+    const size_t type = word.find(':');
+    if (type != word.npos) operand.type = type_named(std::string_view(word).substr(type + 1));
+    word.resize(std::min(type, word.size()));
     operand.optional = word.back() == '?';
     operand.variadic = word.back() == '*';
     if (operand.optional || operand.variadic) word.pop_back();
     operand.name = word;
+    if (type == std::string::npos) operand.type = usual_type(word);
     operands.push_back(operand);
   }
   return operands;
+}
+
+/// The names of the kernel's row in variants.def, if it has one.
+std::vector<std::string> variants_of(std::string_view key) {
+  std::vector<std::string> names;
+  const auto add = [&](std::string_view row, const char* text) {
+    std::istringstream words(text);
+    for (std::string word; row == key && words >> word;) names.push_back(word);
+  };
+#define VARIANTS(key, names) add(#key, names);
+#include "kernels/variants.def"
+#undef VARIANTS
+  return names;
 }
 
 int index_of(const std::vector<Operand>& operands, std::string_view name) {
@@ -26,11 +75,51 @@ int index_of(const std::vector<Operand>& operands, std::string_view name) {
   return -1;
 }
 
+/// What the types of a call have in common.
+struct CallTypes {
+  fb::DType number, gradient, moment;
+
+  fb::DType accumulator() const { return number == fb::DType::F64 ? fb::DType::F64 : fb::DType::F32; }
+
+  bool allow(OperandType type, fb::DType dtype) const {
+    switch (type) {
+      case OperandType::number:
+        return dtype == number;
+      case OperandType::accumulator:
+        return dtype == accumulator();
+      case OperandType::wide:
+        return dtype == number || dtype == accumulator();
+      case OperandType::gradient:
+        return dtype == gradient;
+      case OperandType::moment:
+        return dtype == moment;
+      case OperandType::master:
+        return (number == fb::DType::BF16 && dtype == fb::DType::U16) ||
+               (number == fb::DType::F16 && dtype == fb::DType::F32);
+      case OperandType::i32:
+        return dtype == fb::DType::I32;
+      case OperandType::u8:
+        return dtype == fb::DType::U8;
+      case OperandType::f64:
+        return dtype == fb::DType::F64;
+    }
+    return false;
+  }
+
+  bool allow(const std::vector<TensorView>& operands, const std::vector<Operand>& declared) const {
+    for (size_t i = 0; i < operands.size(); ++i)
+      if (operands[i].present() && !allow(declared[std::min(i, declared.size() - 1)].type, operands[i].dtype))
+        return false;
+    return true;
+  }
+};
+
 KernelInfo make_row(std::string_view key, const char* signature, const char* in_place,
                     uint64_t (*workspace_bytes)(const KernelCall&)) {
   KernelInfo info;
   info.key = key;
   info.workspace = workspace_bytes;
+  info.variants = variants_of(key);
   std::istringstream words(signature);
   info.inputs = parse_operands(words);
   info.outputs = parse_operands(words);
@@ -45,6 +134,19 @@ KernelInfo make_row(std::string_view key, const char* signature, const char* in_
 }
 
 }  // namespace
+
+bool KernelInfo::types_fit(const KernelCall& call) const {
+  using enum fb::DType;
+  for (const fb::DType number : {F32, BF16, F16, F64}) {
+    const fb::DType accumulator = CallTypes{number, number, number}.accumulator();
+    for (const fb::DType gradient : {number, accumulator})
+      for (const fb::DType moment : {accumulator, accumulator == F32 ? BF16 : F64}) {
+        const CallTypes types = {number, gradient, moment};
+        if (types.allow(call.inputs, inputs) && types.allow(call.outputs, outputs)) return true;
+      }
+  }
+  return false;
+}
 
 int KernelInfo::input_index(std::string_view name) const { return index_of(inputs, name); }
 int KernelInfo::output_index(std::string_view name) const { return index_of(outputs, name); }

@@ -12,10 +12,14 @@
 
 namespace moec {
 
+/// What an operand holds (operand_types.def).
+enum class OperandType : uint8_t { number, accumulator, wide, gradient, moment, master, i32, u8, f64 };
+
 struct Operand {
   std::string name;
   bool optional = false;
   bool variadic = false;  // stands for any number of operands; the last of its list
+  OperandType type = OperandType::number;
 };
 
 /// An output that may (or, when `required`, must) share its memory with an input.
@@ -30,12 +34,16 @@ struct KernelInfo {
   std::vector<Operand> inputs;
   std::vector<Operand> outputs;
   std::vector<InPlace> in_place;
+  std::vector<std::string> variants;  // names of kernels/variants.def
   /// Bytes of workspace for a call with these operand shapes; data pointers are not read.
   uint64_t (*workspace)(const KernelCall& call) = nullptr;
 
   /// Index of the operand with this name, -1 when there is none.
   int input_index(std::string_view name) const;
   int output_index(std::string_view name) const;
+
+  /// Whether operands of these types can be those of one call; absent ones fit.
+  bool types_fit(const KernelCall& call) const;
 };
 
 /// All kernels, in the order of catalog.def.

@@ -21,7 +21,14 @@ struct Uses {
   std::vector<int> written;
   std::vector<int> last_read;
   std::vector<bool> live_out;
+  std::vector<int> kept;  // the last step beside which one that lags may read it
 };
+
+/// The last step that step s may run beside.
+int lagged(const Problem& problem, int s) {
+  const auto last = static_cast<int64_t>(problem.steps.size()) - 1;
+  return static_cast<int>(std::min(last, s + int64_t{problem.steps[s].lag}));
+}
 
 Uses collect_uses(const Problem& problem) {
   const int values = static_cast<int>(problem.sizes.size());
@@ -29,13 +36,14 @@ Uses collect_uses(const Problem& problem) {
     if (value < 0 || value >= values) reject(step, value, "is out of range");
   };
   Uses uses{std::vector<int>(values, kNever), std::vector<int>(values, kNever),
-            std::vector<bool>(values, false)};
+            std::vector<bool>(values, false), std::vector<int>(values, kNever)};
   const int steps = static_cast<int>(problem.steps.size());
   for (int s = 0; s < steps; ++s) {
     for (int value : problem.steps[s].reads) {
       check(s, value);
       if (uses.written[value] == kNever) reject(s, value, "is read before it is written");
       uses.last_read[value] = s;
+      if (problem.steps[s].lag > 0) uses.kept[value] = std::max(uses.kept[value], lagged(problem, s));
     }
     for (int value : problem.steps[s].writes) {
       check(s, value);
@@ -75,10 +83,13 @@ class Merger {
       int& buffer = result_.buffer_of_value[value];
       if (buffer < 0) buffer = new_buffer(problem_.sizes[value], s);
       extend(buffer, s);
+      if (uses_.kept[value] != kNever) keep(buffer, uses_.kept[value]);
       if (uses_.live_out[value]) extend(buffer, static_cast<int>(problem_.steps.size()) - 1);
       if (uses_.last_read[value] != kNever) extend(buffer, uses_.last_read[value]);
     }
-    if (step.workspace > 0) result_.buffer_of_workspace[s] = new_buffer(step.workspace, s);
+    if (step.workspace == 0) return;
+    result_.buffer_of_workspace[s] = new_buffer(step.workspace, s);
+    keep(result_.buffer_of_workspace[s], lagged(problem_, s));
   }
 
   /// Gives the input's buffer to the output, unless the output has one already or the step may not.
@@ -106,6 +117,7 @@ class Merger {
       return other.output == share.output && other.input == share.input;
     };
     return uses_.last_read[share.input] == s && !uses_.live_out[share.input] &&
+           (share.required || uses_.kept[share.input] < s) &&
            problem_.sizes[share.input] == problem_.sizes[share.output] &&
            std::ranges::count(step.reads, share.input) <= std::ranges::count_if(step.shares, same);
   }
@@ -113,12 +125,19 @@ class Merger {
   int new_buffer(uint64_t size, int s) {
     const uint32_t at = static_cast<uint32_t>(s);
     result_.buffers.push_back({.size = size, .first = at, .last = at});
+    result_.kept.push_back(at);
     return static_cast<int>(result_.buffers.size()) - 1;
   }
 
   void extend(int buffer, int s) {
     uint32_t& last = result_.buffers[buffer].last;
     last = std::max(last, static_cast<uint32_t>(s));
+    keep(buffer, s);
+  }
+
+  void keep(int buffer, int s) {
+    uint32_t& kept = result_.kept[buffer];
+    kept = std::max(kept, static_cast<uint32_t>(s));
   }
 
   const Problem& problem_;

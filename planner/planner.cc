@@ -9,7 +9,9 @@ namespace moec::planner {
 
 Placement plan_memory(const Problem& problem) {
   Lifetimes lifetimes = derive_lifetimes(problem);
-  Offsets placed = place(lifetimes.buffers, kAlignment);
+  std::vector<Lifetime> kept = lifetimes.buffers;
+  for (size_t i = 0; i < kept.size(); ++i) kept[i].last = lifetimes.kept[i];
+  Offsets placed = place(kept, kAlignment);
   Placement result;
   result.lower_bound = live_bytes_lower_bound(lifetimes.buffers, kAlignment);
   result.buffers = std::move(lifetimes.buffers);

@@ -16,12 +16,14 @@ struct Share {
 };
 
 /// One instruction: which values it reads and writes, which of them may share memory, and the scratch bytes
-/// that it needs only while it runs.
+/// that it needs only while it runs. What it reads and its workspace keep their places for `lag` steps more,
+/// so that it can run beside these.
 struct Step {
   std::vector<int> reads;
   std::vector<int> writes;
   std::vector<Share> shares;
   uint64_t workspace = 0;
+  uint32_t lag = 0;
 };
 
 /// Values are indices into `sizes` (bytes). A value is written by one step before it is read. Values in
@@ -48,7 +50,7 @@ struct Placement {
   /// Buffer of each step's workspace, -1 for none.
   std::vector<int> buffer_of_workspace;
   uint64_t peak = 0;         // bytes of the arena
-  uint64_t lower_bound = 0;  // the largest sum of (aligned) live bytes at one step
+  uint64_t lower_bound = 0;  // the largest sum of (aligned) live bytes at one step, if no step lags
   std::string heuristic;     // which one won
 };
 

@@ -1,3 +1,5 @@
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "kernels/catalog.h"
@@ -32,9 +34,10 @@ class Call {
     info_ = find_kernel(instruction_.kernel()->string_view());
     if (!info_) return fault("the kernel is unknown");
     if (!operator_known(instruction_)) return fault("the op has no attributes");
+    check_variant();
     const bool inputs = check_list(instruction_.inputs(), info_->inputs, "input");
     const bool outputs = check_list(instruction_.outputs(), info_->outputs, "output");
-    if (!inputs || !outputs || !check_workspace()) return;
+    if (!inputs || !outputs || !check_types_and_workspace()) return;
     check_outputs();
     check_required_pairs();
   }
@@ -75,14 +78,27 @@ class Call {
     return false;
   }
 
+  void check_variant() {
+    const auto* names = checked_.plan.variants();
+    const uint32_t place = instruction_.variant();
+    if (place == 0) return;
+    if (place > length(names)) return fault("variant {} of the plan's {}", place, length(names));
+    if (length(checked_.plan.tuned_for()) == 0)
+      return fault("a variant of a plan that is tuned for no device");
+    const flatbuffers::String* name = names->Get(place - 1);
+    const auto known = std::ranges::find(info_->variants, name->string_view());
+    if (known == info_->variants.end()) fault("the kernel has no variant {}", quoted(name));
+  }
+
   bool check_id(int id) {
     if (id >= 0 && static_cast<size_t>(id) < checked_.tensors.size()) return true;
     fault("tensor {} does not exist", id);
     return false;
   }
 
-  /// The catalog's demand is a function of shapes; it may read only what the operands are known to have.
-  bool check_workspace() {
+  /// Types and workspace. The catalog's demand is a function of shapes; it may read only what the operands
+  /// are known to have.
+  bool check_types_and_workspace() {
     const int id = instruction_.workspace();
     if (id != -1) {
       if (!check_id(id)) return false;
@@ -94,6 +110,10 @@ class Call {
     KernelCall call;
     call.inputs = views(instruction_.inputs());
     call.outputs = views(instruction_.outputs());
+    if (!info_->types_fit(call)) {
+      fault("the operands' types do not fit the kernel: {}", types_text(call));
+      return false;
+    }
     if (!shapes_fit(call)) {
       fault("the operands' shapes do not fit the kernel");
       return false;
@@ -102,6 +122,17 @@ class Call {
     const uint64_t given = id == -1 ? 0 : facts(id).bytes();
     if (given < needed) fault("{} bytes of workspace where the kernel needs {}", given, needed);
     return given >= needed;
+  }
+
+  /// "BF16, I32 -> F32".
+  static std::string types_text(const KernelCall& call) {
+    const auto list = [](const std::vector<TensorView>& operands) {
+      std::vector<const char*> types;
+      for (const TensorView& view : operands)
+        types.push_back(view.present() ? fb::EnumNameDType(view.dtype) : "-");
+      return fmt::format("{}", fmt::join(types, ", "));
+    };
+    return list(call.inputs) + " -> " + list(call.outputs);
   }
 
   bool shapes_fit(const KernelCall& call) const {

@@ -52,11 +52,20 @@ Status Device::load(std::shared_ptr<const LoadedPlan> plan, MemoryOptions option
   });
 }
 
+std::string_view Device::demanded_variant(const fb::PlanT& plan, const fb::InstructionT& instruction) const {
+  return plan.tuned_for == model() ? variant_of(plan, instruction) : std::string_view();
+}
+
 Status Device::check_kernels(const LoadedPlan& plan) const {
   std::set<std::string> missing;
   for (const auto& program : plan.plan.programs)
-    for (const auto& instruction : program->instructions)
-      if (!has_kernel(instruction->kernel)) missing.insert(instruction->kernel);
+    for (const auto& instruction : program->instructions) {
+      const std::string_view variant = demanded_variant(plan.plan, *instruction);
+      if (!has_kernel(instruction->kernel))
+        missing.insert(instruction->kernel);
+      else if (!variant.empty() && !has_variant(instruction->kernel, variant))
+        missing.insert(fmt::format("{} ({})", instruction->kernel, variant));
+    }
   if (missing.empty()) return {};
   return input_error(
       fmt::format("{}: device '{}' has no kernel for: {}", plan.source, name(), fmt::join(missing, ", ")));
@@ -90,7 +99,7 @@ TensorView Device::view(const LoadedPlan& plan, int tensor) const {
 }
 
 Device::Program Device::link(const LoadedPlan& plan, const fb::ProgramT& program) const {
-  Program linked{.plan = &program, .calls = {}};
+  Program linked{.plan = &program, .calls = {}, .variants = {}};
   for (const auto& instruction : program.instructions) {
     KernelCall call;
     for (const int id : instruction->inputs) call.inputs.push_back(view(plan, id));
@@ -98,6 +107,7 @@ Device::Program Device::link(const LoadedPlan& plan, const fb::ProgramT& program
     call.workspace = view(plan, instruction->workspace);
     call.op = &instruction->op;
     linked.calls.push_back(std::move(call));
+    linked.variants.push_back(demanded_variant(plan.plan, *instruction));
   }
   return linked;
 }
@@ -163,6 +173,12 @@ std::string Device::describe(size_t program, size_t instruction) const {
   const fb::InstructionT& it = *plan.instructions[instruction];
   return fmt::format("{} instruction {} '{}' ({})", fb::EnumNameProgramKind(plan.kind), instruction, it.label,
                      it.kernel);
+}
+
+Result<std::vector<std::string_view>> Device::variants(fb::ProgramKind kind, size_t instruction) const {
+  MOEC_ASSIGN_OR_RETURN(const size_t program, find_program(kind));
+  return variants_for(programs_[program].plan->instructions[instruction]->kernel,
+                      programs_[program].calls[instruction]);
 }
 
 Status Device::run(fb::ProgramKind kind, const Tracer& tracer) {

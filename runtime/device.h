@@ -69,10 +69,15 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   virtual std::string_view name() const = 0;
+  /// What it is, as tuned plans name it: "NVIDIA H200".
+  virtual std::string_view model() const { return name(); }
   virtual bool has_kernel(std::string_view key) const = 0;
+  /// Whether it can be told to compute the kernel in this way (kernels/variants.def).
+  virtual bool has_variant(std::string_view, std::string_view) const { return false; }
 
   /// Resolves every kernel (all that are missing are named at once), allocates the arenas (zero-filled,
-  /// activations optionally poisoned) and gives every instruction its addresses.
+  /// activations optionally poisoned) and gives every instruction its addresses. Variants that the plan
+  /// chooses count where it was tuned for a device of this model.
   Status load(std::shared_ptr<const LoadedPlan> plan, MemoryOptions options = {});
 
   /// The loaded plan.
@@ -105,6 +110,10 @@ class Device {
   /// Runs one instruction of a program and waits for it; returns the seconds it took.
   Result<double> run_instruction(fb::ProgramKind kind, size_t instruction);
 
+  /// The variants of its kernel that compute an instruction of the loaded plan; none where there is but one
+  /// way.
+  Result<std::vector<std::string_view>> variants(fb::ProgramKind kind, size_t instruction) const;
+
   /// Waits until all that was asked for is done.
   virtual Status wait() = 0;
 
@@ -123,7 +132,8 @@ class Device {
 
   struct Program {
     const fb::ProgramT* plan = nullptr;
-    std::vector<KernelCall> calls;  // one per instruction, addresses filled in
+    std::vector<KernelCall> calls;           // one per instruction, addresses filled in
+    std::vector<std::string_view> variants;  // one per instruction, empty where the device chooses
   };
 
   Device() = default;
@@ -141,6 +151,7 @@ class Device {
   virtual Status copy_to_stage(std::span<const std::byte>) { return {}; }
   virtual Status copy_from_stage(void* to) { return copy_in(to, staged_); }
   virtual Result<std::unique_ptr<LateRead>> copy_out_later(const void* from, size_t bytes);
+  virtual std::vector<std::string_view> variants_for(std::string_view, const KernelCall&) const { return {}; }
   /// Called once all programs are ready.
   virtual Status prepare() = 0;
   /// Runs an instruction, waits for it, returns its seconds; both numbers are places in the plan.
@@ -153,6 +164,8 @@ class Device {
 
   Result<size_t> find_program(fb::ProgramKind kind) const;
   Status execute_timed(std::span<const size_t> programs);
+  /// The variant that the instruction demands of this device; empty for none.
+  std::string_view demanded_variant(const fb::PlanT& plan, const fb::InstructionT& instruction) const;
   Status check_kernels(const LoadedPlan& plan) const;
   Status allocate_arenas(const LoadedPlan& plan, MemoryOptions options);
   TensorView view(const LoadedPlan& plan, int tensor) const;

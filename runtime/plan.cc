@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/call_shapes.h"
 #include "planner/validate.h"
 #include "runtime/file_io.h"
 #include "runtime/guard.h"
@@ -44,11 +45,15 @@ Status check_identifier(const std::string& bytes, const std::string& source) {
 /// The attribute table a kernel reads is the one its key is named after, up to "_bwd", but for these.
 constexpr std::pair<std::string_view, fb::Op> kOtherAttributes[] = {
     {"bias_bwd", fb::Op::Linear},
+    {"fused_embedding", fb::Op::Dropout},
     {"grouped_bias_bwd", fb::Op::GroupedLinear},
     {"grouped_linear_swiglu", fb::Op::GroupedLinear},
     {"add_rmsnorm", fb::Op::FusedNorm},
     {"add_layernorm", fb::Op::FusedNorm},
     {"linear_cross_entropy", fb::Op::CrossEntropy},
+    {"cross_entropy_gradient", fb::Op::CrossEntropy},
+    {"norm_bwd_input", fb::Op::FusedNorm},
+    {"norm_bwd_parameters", fb::Op::FusedNorm},
 };
 
 bool attributes_fit(std::string_view kernel, fb::Op op) {
@@ -73,6 +78,16 @@ Status check_attributes(const LoadedPlan& loaded) {
     }
   }
   return {};
+}
+
+TensorView shape_view(const fb::PlanT& plan, int id) {
+  TensorView view;
+  if (id < 0) return view;
+  const fb::TensorT& tensor = *plan.tensors[static_cast<size_t>(id)];
+  view.dtype = tensor.dtype;
+  view.rank = static_cast<int>(tensor.shape.size());
+  std::copy(tensor.shape.begin(), tensor.shape.end(), view.shape.begin());
+  return view;
 }
 
 }  // namespace
@@ -100,6 +115,17 @@ ProgramCost cost_of(const fb::ProgramT& program) {
     cost.bytes += instruction->bytes;
   }
   return cost;
+}
+
+std::string_view variant_of(const fb::PlanT& plan, const fb::InstructionT& instruction) {
+  return instruction.variant == 0 ? std::string_view() : plan.variants[instruction.variant - 1];
+}
+
+std::string call_shapes(const fb::PlanT& plan, const fb::InstructionT& instruction) {
+  KernelCall call;
+  for (const int id : instruction.inputs) call.inputs.push_back(shape_view(plan, id));
+  for (const int id : instruction.outputs) call.outputs.push_back(shape_view(plan, id));
+  return moec::call_shapes(*find_kernel(instruction.kernel), call);
 }
 
 Result<std::shared_ptr<const LoadedPlan>> parse_plan(std::string bytes, const std::string& source) {

@@ -26,13 +26,20 @@ struct LoadedPlan {
   int parameter_index(std::string_view name) const;
 };
 
-/// Floating-point operations and bytes moved by one run of a program, as the compiler counted them. What is computed
-/// again counts as bytes, but not as operations of the model.
+/// Floating-point operations and bytes moved by one run of a program, as the compiler counted them. What is
+/// computed again counts as bytes, but not as operations of the model.
 struct ProgramCost {
   uint64_t flops = 0;
   uint64_t bytes = 0;
 };
 ProgramCost cost_of(const fb::ProgramT& program);
+
+/// The variant of its kernel that an instruction of the plan chooses; empty where it leaves that to the
+/// device.
+std::string_view variant_of(const fb::PlanT& plan, const fb::InstructionT& instruction);
+
+/// Shapes of an instruction of the plan, as call_shapes() of kernels/call_shapes.h shows them.
+std::string call_shapes(const fb::PlanT& plan, const fb::InstructionT& instruction);
 
 /// Reads and checks a plan file: identifier, FlatBuffers verifier, version, the independent validator, and
 /// the kind of attributes each kernel is given. An unsound file is an input error of one line that names it

@@ -75,6 +75,13 @@ void remove_stale(const std::string& dir, const RunConfig& current) {
   }
 }
 
+/// After a checkpoint that could not be written: its files take the room that the disk lacks.
+void remove_unfinished(const std::string& dir) {
+  if (!has_checkpoint(dir)) return remove_stale(dir, {});
+  const Result<RunConfig> previous = read_run_config(dir);
+  if (previous.ok()) remove_stale(dir, *previous);
+}
+
 /// A file name without a directory, so that a config cannot point outside its own.
 Result<std::string> plain_name(const json& config, const char* key) {
   auto name = config.at(key).get<std::string>();
@@ -112,14 +119,16 @@ Status save_run(const std::string& dir, Session& session, const Tokenizer& token
     const json config = {{"version", kConfigVersion},        {"step", current.step},
                          {"model", current.model_file},      {"optimizer", current.optimizer_file},
                          {"tokenizer", tokenizer.to_json()}, {"options", options}};
-    MOEC_RETURN_IF_ERROR(make_directories(dir));
-    MOEC_RETURN_IF_ERROR(write_file(plan_path(dir), session.plan().bytes));
-    MOEC_RETURN_IF_ERROR(save_parameters(dir + "/" + current.model_file, session));
-    MOEC_RETURN_IF_ERROR(save_optimizer(dir + "/" + current.optimizer_file, session));
-    MOEC_RETURN_IF_ERROR(
-        write_file(config_path(dir), config.dump(2, ' ', false, json::error_handler_t::replace) + "\n"));
-    remove_stale(dir, current);
-    return {};
+    const auto write = [&]() -> Status {
+      MOEC_RETURN_IF_ERROR(make_directories(dir));
+      MOEC_RETURN_IF_ERROR(write_file(plan_path(dir), session.plan().bytes));
+      MOEC_RETURN_IF_ERROR(save_parameters(dir + "/" + current.model_file, session));
+      MOEC_RETURN_IF_ERROR(save_optimizer(dir + "/" + current.optimizer_file, session));
+      return write_file(config_path(dir), config.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
+    };
+    const Status written = write();
+    written.ok() ? remove_stale(dir, current) : remove_unfinished(dir);
+    return written;
   });
 }
 

@@ -159,8 +159,9 @@ CLI::Validator one_of(std::vector<std::string> words) {
 
 CLI::Validator byte_size() {
   return {[](const std::string& text) {
-            return parse_bytes(text) ? ""
-                                     : fmt::format("'{}' is not a size such as 139GiB, 512MiB or 4096", text);
+            return parse_bytes(text)
+                       ? ""
+                       : fmt::format("'{}' is not a size such as 139GiB, 512MiB, 80GB or 4096", text);
           },
           ""};
 }

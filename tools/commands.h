@@ -14,6 +14,7 @@ namespace moec::tools {
 Command train_command(CLI::App& app);
 Command eval_command(CLI::App& app);
 Command generate_command(CLI::App& app);
+Command tune_command(CLI::App& app);
 
 /// A session on the device of the flags.
 Result<runtime::Session> open_session(std::shared_ptr<const runtime::LoadedPlan> plan,

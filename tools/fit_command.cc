@@ -7,6 +7,7 @@
 #include "compiler/fit.h"
 #include "tools/recipe_flags.h"
 #include "tools/shortage.h"
+#include "tools/terminal.h"
 #include "tools/units.h"
 
 namespace moec::tools {
@@ -20,25 +21,41 @@ struct FitFlags {
 
 /// One way to use the memory: a row of the table.
 std::string row(const std::string& name, const fb::ModelT& model, uint64_t budget, bool recompute,
-                const CompileOptions& options) {
+                const CompileOptions& options, const std::string& note = "") {
   const auto point = fastest_within(budget, recompute, model, options);
   if (!point) return fmt::format("  {:<34} does not fit\n", name);
   const fb::RecipeT& recipe = *model.recipe;
   const double tokens = double{1} * recipe.batch_size * recipe.seq_len * recipe.grad_accum;
-  return fmt::format("  {:<34} {:>5} x {:<7} {:>10} {:>10} {:>10} tok/s\n", name, recipe.batch_size,
+  return fmt::format("  {:<34} {:>5} x {:<7} {:>10} {:>10} {:>10} tok/s{}\n", name, recipe.batch_size,
                      recipe.seq_len, bytes_text(point->bytes), short_time_text(point->seconds),
-                     with_commas(static_cast<uint64_t>(tokens / point->seconds)));
+                     with_commas(static_cast<uint64_t>(tokens / point->seconds)), note);
 }
 
-std::string rows(const fb::ModelT& model, uint64_t budget, bool recompute, const CompileOptions& options) {
-  const std::string how = recompute ? ", recompute" : "";
+/// The largest steps without recompute, then with it, for which the former are a good guess.
+std::string rows(const fb::ModelT& model, uint64_t budget, const CompileOptions& options) {
+  LiveOutput out(stderr);
   fb::ModelT wide(model), longest(model);
-  wide.recipe->batch_size = largest_batch_size(model, budget, recompute, options);
   longest.recipe->batch_size = 1;
-  longest.recipe->seq_len = largest_seq_len(longest, budget, recompute, options);
+  uint32_t batch_size = model.recipe->batch_size, seq_len = model.recipe->seq_len;
   std::string text;
-  if (wide.recipe->batch_size > 0) text += row("largest micro-batch" + how, wide, budget, recompute, options);
-  if (longest.recipe->seq_len > 0) text += row("longest sequence" + how, longest, budget, recompute, options);
+  for (const bool recompute : {false, true}) {
+    const std::string how = recompute ? ", recompute" : "";
+    const auto show = [&](const fb::RecipeT& recipe) {
+      out.status(fmt::format("trying {} x {}{}", recipe.batch_size, recipe.seq_len, how));
+    };
+    wide.recipe->batch_size = largest_batch_size(model, budget, recompute, options, batch_size, show);
+    longest.recipe->seq_len = largest_seq_len(longest, budget, recompute, options, seq_len, show);
+    if (wide.recipe->batch_size > 0) {
+      batch_size = wide.recipe->batch_size;
+      text += row("largest micro-batch" + how, wide, budget, recompute, options,
+                  batch_size == kMostBatchSize ? "  (no larger one is tried)" : "");
+    }
+    if (longest.recipe->seq_len > 0) {
+      seq_len = longest.recipe->seq_len;
+      text += row("longest sequence" + how, longest, budget, recompute, options,
+                  seq_len == model.context ? "  (the model's context)" : "");
+    }
+  }
   return text;
 }
 
@@ -48,8 +65,7 @@ Status print_fit(const FitFlags& flags) {
   const uint64_t budget = *parse_bytes(flags.memory);
   fmt::print("{} in {}, times predicted for {}\n\n{}", model.name, bytes_text(budget), options.cost_model,
              row("the recipe", model, budget, false, options) +
-                 row("the recipe, recompute", model, budget, true, options) +
-                 rows(model, budget, false, options) + rows(model, budget, true, options));
+                 row("the recipe, recompute", model, budget, true, options) + rows(model, budget, options));
   if (fastest_within(budget, true, model, options)) return {};
   model.recipe->memory_budget = budget;
   try {
@@ -72,7 +88,7 @@ Command fit_command(CLI::App& app) {
       ->required()
       ->check(byte_size())
       ->type_name("BYTES");
-  flags->recipe.add_to(*command);
+  flags->recipe.add_to(*command, MemoryBudgetFlag::kNone);
   return {command, [flags] { return print_fit(*flags); }};
 }
 

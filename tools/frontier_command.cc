@@ -80,7 +80,7 @@ Command frontier_command(CLI::App& app) {
   command->add_option("SPEC", flags->spec, "Model spec")->required();
   command->add_flag("--json", flags->json, "Print JSON: bytes and seconds");
   command->add_flag("--all", flags->all, "Every point, not only some twenty that show the curve");
-  flags->recipe.add_to(*command);
+  flags->recipe.add_to(*command, MemoryBudgetFlag::kNone);
   return {command, [flags] { return print_frontier(*flags); }};
 }
 

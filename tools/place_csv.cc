@@ -8,6 +8,7 @@
 #include <limits>
 #include <map>
 #include <optional>
+#include <set>
 #include <string_view>
 
 namespace moec::tools {
@@ -40,6 +41,8 @@ class Parser {
   explicit Parser(const std::string& path) : path_(path) {}
 
   Result<PlacementProblem> parse(std::string_view text) {
+    if (constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf"; text.starts_with(kByteOrderMark))
+      text.remove_prefix(kByteOrderMark.size());
     for (std::string_view line : split(text, '\n')) {
       ++line_;
       if (line.ends_with('\r')) line.remove_suffix(1);
@@ -84,6 +87,8 @@ class Parser {
       return fault(fmt::format("{} fields, but {} columns", fields.size(), columns_.size()));
     std::array<int64_t, kNames.size()> values{};
     for (size_t i = 0; i < fields.size(); ++i) {
+      if (columns_[i] == kId && !ids_.insert(fields[i]).second)
+        return fault(fmt::format("a second buffer '{}'", fields[i]));
       if (columns_[i] == kId || columns_[i] == kOffset) continue;
       const std::optional<int64_t> value = parse_number(fields[i]);
       if (!value) return fault(fmt::format("{} '{}' is not a whole number", kNames[columns_[i]], fields[i]));
@@ -125,6 +130,7 @@ class Parser {
   size_t line_ = 0;
   std::vector<Column> columns_;
   std::vector<Interval> intervals_;
+  std::set<std::string_view> ids_;
   PlacementProblem problem_;
 };
 

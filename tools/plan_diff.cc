@@ -47,6 +47,7 @@ std::string settings(const fb::PlanT& a, const fb::PlanT& b) {
     both["model"].*member = plan.model->name;
     both["parameters"].*member = with_commas(plan.total_parameters);
     both["times are for"].*member = plan.cost_model;
+    both["tuned for"].*member = plan.tuned_for;
   };
   enter(a, &std::pair<std::string, std::string>::first);
   enter(b, &std::pair<std::string, std::string>::second);

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cctype>
 #include <iterator>
+#include <map>
 #include <span>
 
+#include "runtime/plan.h"
 #include "tools/plan_stats.h"
 #include "tools/units.h"
 
@@ -170,6 +172,21 @@ std::string cost_table(const fb::PlanT& plan) {
   return text;
 }
 
+/// What a tuning run chose, by kernel and shapes.
+std::string tuning_table(const fb::PlanT& plan) {
+  if (plan.tuned_for.empty()) return "";
+  std::map<std::string, uint64_t> calls;  // of a step, by line
+  for (const auto& program : plan.programs)
+    for (const auto& instruction : program->instructions)
+      if (const std::string_view variant = runtime::variant_of(plan, *instruction); !variant.empty())
+        calls[fmt::format("{:<32} {:<13} {}", instruction->kernel, variant,
+                          runtime::call_shapes(plan, *instruction))] += runs_per_step(plan, program->kind);
+  std::string text = title(fmt::format("Chosen for {}", plan.tuned_for));
+  text += fmt::format("  {:>7} {:<32} {:<13} {}\n", "calls", "kernel", "variant", "shapes");
+  for (const auto& [line, count] : calls) text += fmt::format("  {:>7} {}\n", with_commas(count), line);
+  return text;
+}
+
 }  // namespace
 
 std::string recipe_text(const fb::RecipeT& recipe) {
@@ -214,7 +231,7 @@ std::string summary(const fb::PlanT& plan) {
 std::string explanation(const fb::PlanT& plan) {
   std::string text = summary(plan);
   for (size_t i = 0; i < plan.programs.size(); ++i) text += program_section(plan, i);
-  return text + cost_table(plan);
+  return text + cost_table(plan) + tuning_table(plan);
 }
 
 }  // namespace moec::tools

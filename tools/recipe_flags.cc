@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <limits>
+#include <map>
 #include <memory>
 #include <utility>
 
@@ -31,6 +32,18 @@ constexpr const char* type_name() {
 template <class T>
 CLI::Validator not_negative() {
   return number<T>(0, std::numeric_limits<T>::max());
+}
+
+/// What others call the types of numbers; any other word stays.
+CLI::Validator number_type_names() {
+  return {[](std::string& text) -> std::string {
+            static const std::map<std::string, std::string> names = {
+                {"fp16", "f16"}, {"float16", "f16"}, {"half", "f16"},    {"bfloat16", "bf16"},
+                {"fp32", "f32"}, {"float32", "f32"}, {"float64", "f64"}, {"fp64", "f64"}};
+            if (const auto name = names.find(text); name != names.end()) text = name->second;
+            return "";
+          },
+          ""};
 }
 
 fb::LossScaleT& loss_scale(fb::RecipeT& recipe) {
@@ -64,12 +77,13 @@ void RecipeFlags::add_enum(CLI::App& app, const std::string& name, const std::st
       if (word == text) changes_.push_back([set, v = value](fb::RecipeT& recipe) { set(recipe, v); });
   };
   app.add_option_function<std::string>(name, keep, help)
+      ->transform(number_type_names())
       ->check(one_of(choices))
       ->type_name(fmt::format("{}", fmt::join(choices, "|")))
       ->group(kGroup);
 }
 
-void RecipeFlags::add_to(CLI::App& app) {
+void RecipeFlags::add_to(CLI::App& app, MemoryBudgetFlag memory_budget) {
   using R = fb::RecipeT;
   add<uint32_t>(app, "--batch-size", "Sequences per micro-batch", [](R& r, uint32_t v) { r.batch_size = v; });
   add<uint32_t>(app, "--seq-len", "Tokens per sequence", [](R& r, uint32_t v) { r.seq_len = v; });
@@ -129,13 +143,14 @@ void RecipeFlags::add_to(CLI::App& app) {
     if (compile_flag_.empty()) compile_flag_ = "--memory-budget";
     changes_.push_back([bytes = *parse_bytes(text)](R& r) { r.memory_budget = bytes; });
   };
-  app.add_option_function<std::string>(
-         "--memory-budget", keep_budget,
-         "Bytes that all arenas may take together, e.g. 139GiB; what does not fit is\ncomputed again in the "
-         "backward pass")
-      ->check(byte_size())
-      ->type_name("BYTES")
-      ->group(kGroup);
+  if (memory_budget == MemoryBudgetFlag::kOffered)
+    app.add_option_function<std::string>("--memory-budget", keep_budget,
+                                         "Bytes that all arenas may take together, e.g. 139GiB; what does "
+                                         "not fit is\ncomputed again in the "
+                                         "backward pass")
+        ->check(byte_size())
+        ->type_name("BYTES")
+        ->group(kGroup);
   app.add_option("--seed", seed_, "Key of every random stream")
       ->check(not_negative<uint64_t>())
       ->type_name("N")

@@ -23,10 +23,13 @@ class RecipeFlags;
 Result<std::shared_ptr<const runtime::LoadedPlan>> open_plan_or_spec(const std::string& path,
                                                                      const RecipeFlags& flags);
 
+/// Commands that try budgets themselves take none.
+enum class MemoryBudgetFlag : uint8_t { kOffered, kNone };
+
 class RecipeFlags {
  public:
   /// Adds the flags to a command, which keeps pointers to this object.
-  void add_to(CLI::App& app);
+  void add_to(CLI::App& app, MemoryBudgetFlag memory_budget = MemoryBudgetFlag::kOffered);
 
   /// The first flag given that only a compilation can honour (all but --lr and --seed), empty when none.
   const std::string& compile_flag() const { return compile_flag_; }

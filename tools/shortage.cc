@@ -19,10 +19,25 @@ struct Change {
   std::function<void(fb::RecipeT&)> apply;
 };
 
+/// A smaller window of training tokens that leaves what is missing, 0 where there is none.
+int64_t window_that_fits(const fb::ModelT& model, CompileOptions options, const Shortage& shortage) {
+  constexpr uint64_t kTokenBytes = 4, kStep = 1024;
+  const uint64_t short_of = shortage.least - shortage.budget;
+  if (short_of >= shortage.window) return 0;
+  const uint64_t tokens = (shortage.window - short_of) / kTokenBytes / kStep * kStep;
+  if (tokens <= model.recipe->seq_len) return 0;
+  options.window_tokens = static_cast<int64_t>(tokens);
+  return fastest_within(shortage.budget, true, model, options) ? options.window_tokens : 0;
+}
+
 /// Changes from the cheapest to the dearest: first those that train the same model on the same tokens a step,
 /// then those that store numbers in fewer bits, then shorter sequences.
-std::string cheapest_change(const fb::ModelT& model, const CompileOptions& options, uint64_t budget) {
+std::string cheapest_change(const fb::ModelT& model, const CompileOptions& options,
+                            const Shortage& shortage) {
   const fb::RecipeT& recipe = *model.recipe;
+  const uint64_t budget = shortage.budget;
+  if (const int64_t tokens = window_that_fits(model, options, shortage); tokens > 0)
+    return fmt::format("--window-tokens {}", tokens);
   if (uint32_t batch = largest_batch_size(model, budget, true, options);
       batch > 0 && batch < recipe.batch_size) {
     const uint32_t sequences = recipe.batch_size * recipe.grad_accum;
@@ -52,12 +67,14 @@ std::string shortage_text(const fb::ModelT& model, const CompileOptions& options
   for (const LiveBuffer& buffer : shortage.at_peak)
     if (largest.size() < kBuffersShown)
       largest.push_back(fmt::format("{} {} ({})", bytes_text(buffer.bytes), buffer.node, buffer.kernel));
-  const std::string change = cheapest_change(model, options, shortage.budget);
+  const std::string change = cheapest_change(model, options, shortage);
   return fmt::format(
-      "{} short of {}: needs {} at least, {} of it for weights, gradients and optimizer; live at the peak: "
-      "{}{}; {}",
+      "{} short of {}: needs {} at least, {} of it for weights, gradients and optimizer, {} for the window "
+      "of "
+      "training tokens; live at the peak: {}{}; {}",
       bytes_text(shortage.least - shortage.budget), bytes_text(shortage.budget), bytes_text(shortage.least),
-      bytes_text(shortage.persistent), fmt::join(largest, ", "),
+      bytes_text(shortage.persistent - shortage.window), bytes_text(shortage.window),
+      fmt::join(largest, ", "),
       shortage.at_peak.size() > kBuffersShown
           ? fmt::format(" and {} more", shortage.at_peak.size() - kBuffersShown)
           : "",

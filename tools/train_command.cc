@@ -1,7 +1,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -44,9 +46,18 @@ struct TrainFlags {
 std::atomic<bool> stop_asked = false;
 static_assert(std::atomic<bool>::is_always_lock_free);
 
+void ask_to_stop(int signal) {
+  stop_asked = true;
+  if (signal == SIGPIPE) return;
+  constexpr std::string_view kNotice = "\nstopping after the step under way; a second signal stops at once\n";
+  const int before = errno;
+  static_cast<void>(!::write(STDERR_FILENO, kNotice.data(), kNotice.size()));
+  errno = before;
+}
+
 void stop_on_signals() {
   struct sigaction action {};
-  action.sa_handler = [](int) { stop_asked = true; };
+  action.sa_handler = ask_to_stop;
   action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
@@ -131,6 +142,11 @@ Status print_header(LiveOutput& out, runtime::Session& session, const runtime::D
   out.line(fmt::format("device  {}{}, matrix product at best: {}", device,
                        device == "cpu" ? fmt::format(", threads: {}", cpu::threads()) : "",
                        si_text(ceilings.flops, "FLOP/s")));
+  if (!plan.tuned_for.empty())
+    out.line(fmt::format("tuning  for {}{}", plan.tuned_for,
+                         plan.tuned_for == session.device().model()
+                             ? ""
+                             : fmt::format(": not used on {}", session.device().model())));
   MOEC_ASSIGN_OR_RETURN(const std::string taken, memory_text(session.device()));
   out.line(fmt::format("memory  planned: {}; taken: {}", bytes_text(memory), taken));
   return {};

@@ -11,7 +11,9 @@
 namespace moec::tools {
 namespace {
 
-constexpr const char* kByteUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+constexpr std::string_view kByteUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+constexpr std::string_view kDecimalByteUnits[] = {"B", "kB", "MB", "GB", "TB", "PB", "EB"};
+static_assert(std::size(kByteUnits) == std::size(kDecimalByteUnits));
 
 /// Three significant digits: 1.23, 12.3, 123.
 std::string three_digits(double value) {
@@ -41,9 +43,13 @@ std::optional<uint64_t> parse_bytes(const std::string& text) {
   std::string_view unit(end, static_cast<size_t>(text.data() + text.size() - end));
   unit.remove_prefix(std::min(unit.find_first_not_of(' '), unit.size()));
   if (unit.empty()) unit = kByteUnits[0];
-  const auto found = std::ranges::find(kByteUnits, unit);
-  if (found == std::end(kByteUnits)) return {};
-  const double bytes = std::ldexp(value, 10 * static_cast<int>(found - std::begin(kByteUnits)));
+  const auto power_of = [&](const auto& units) {
+    return static_cast<int>(std::ranges::find(units, unit) - std::begin(units));
+  };
+  const int binary = power_of(kByteUnits), decimal = power_of(kDecimalByteUnits);
+  constexpr int kUnits = static_cast<int>(std::size(kByteUnits));
+  if (binary == kUnits && decimal == kUnits) return {};
+  const double bytes = binary < kUnits ? std::ldexp(value, 10 * binary) : value * std::pow(1e3, decimal);
   constexpr double kMost = 1e18;
   if (bytes > kMost) return {};
   return static_cast<uint64_t>(bytes);

@@ -11,7 +11,8 @@ namespace moec::tools {
 std::string with_commas(uint64_t value);
 /// "12 B", "1.50 KiB", "12.8 GiB": three digits in powers of 1024.
 std::string bytes_text(uint64_t bytes);
-/// The reverse of bytes_text: "139GiB", "1.5 MiB", "4096"; nothing for other texts.
+/// The reverse of bytes_text: "139GiB", "1.5 MiB", "4096", and powers of 1000: "5MB"; nothing for other
+/// texts.
 std::optional<uint64_t> parse_bytes(const std::string& text);
 /// "1.23 GFLOP", in powers of 1000; `unit` is FLOP or FLOP/s, for example.
 std::string si_text(double value, const std::string& unit);

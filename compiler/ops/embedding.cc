@@ -57,8 +57,33 @@ void position_embedding_rule(BackwardContext& b) {
   b.emit("position_embedding_bwd", {b.grad(0)}, {1});
 }
 
+void infer_fused_embedding(OpCall& call) {
+  const TensorType &tokens = call.input(0), &weight = call.input(1), &positions = call.input(2);
+  call.require(tokens.dtype == fb::DType::I32 && tokens.shape.size() == 2, "tokens must be i32[B,S], not {}",
+               tokens.to_string());
+  call.require(positions.cols() == weight.cols() && tokens.cols() <= positions.rows(),
+               "positions {} do not fit tokens {} and weight {}", positions.to_string(), tokens.to_string(),
+               weight.to_string());
+  call.set_output(0, {call.precision().compute, {tokens.rows(), tokens.cols(), weight.cols()}});
+}
+
 void infer_position_embedding_bwd(OpCall& call) {
   set_gradient(call, 0, {call.attrs<fb::PositionEmbeddingT>().context, call.input(0).cols()});
+}
+
+std::vector<Sample> fused_embedding_samples() {
+  const auto sample = [](const char* name, int dim, const char* after) {
+    return Sample{name,
+                  {{"t", {2, 5}, Fill::kTokens, 7}},
+                  fmt::format(R"([
+    {{name: "e", inputs: ["t"], op_type: "Embedding", op: {{vocab_size: 9, dim: {}, init_std: 1}}}},
+    {{name: "p", inputs: ["e"], op_type: "PositionEmbedding", op: {{context: 6, init_std: 1}}}}{}])",
+                              dim, after)};
+  };
+  constexpr const char* kDropout = R"(,
+    {name: "y", inputs: ["p"], op_type: "Dropout", op: {p: 0.3}})";
+  return {sample("without dropout", 8, ""), sample("dropout", 8, kDropout),
+          sample("dropout, ragged", 11, kDropout)};
 }
 
 std::vector<Sample> position_embedding_samples() {
@@ -87,6 +112,12 @@ const OpDef position_embedding = {.key = "position_embedding",
                                   .parameters = position_embedding_parameters,
                                   .backward = position_embedding_rule,
                                   .samples = position_embedding_samples};
+/// Made by the fuse pass of an Embedding, the PositionEmbedding behind it and the Dropout of their sum.
+const OpDef fused_embedding = {.key = "fused_embedding",
+                               .attrs = fb::Op::Dropout,
+                               .infer = infer_fused_embedding,
+                               .bytes = embedding_bytes,
+                               .samples = fused_embedding_samples};
 const OpDef position_embedding_bwd = {.key = "position_embedding_bwd",
                                       .attrs = fb::Op::PositionEmbedding,
                                       .infer = infer_position_embedding_bwd};

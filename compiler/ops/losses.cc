@@ -31,6 +31,11 @@ void cross_entropy_rule(BackwardContext& b) {
   b.emit("cross_entropy_bwd", {b.grad(0), b.input(0), b.input(1), b.output(1)}, {0});
 }
 
+void infer_cross_entropy_gradient(OpCall& call) {
+  call.set_output(0, scalar_type(call));
+  call.set_output(1, call.input(0));
+}
+
 /// Products of all rows with the weight: for the logits, and with gradients twice more.
 double linear_cross_entropy_flops(const OpCall& call) {
   const TensorType &x = call.input(0), &weight = call.input(1);
@@ -110,6 +115,13 @@ const OpDef cross_entropy = {.key = "cross_entropy",
                              .samples = cross_entropy_samples};
 const OpDef cross_entropy_bwd = {
     .key = "cross_entropy_bwd", .attrs = fb::Op::CrossEntropy, .infer = infer_second, .flops = input_flops};
+
+/// Made by the fuse pass of a CrossEntropy and its gradient.
+const OpDef cross_entropy_gradient = {.key = "cross_entropy_gradient",
+                                      .attrs = fb::Op::CrossEntropy,
+                                      .infer = infer_cross_entropy_gradient,
+                                      .flops = input_flops,
+                                      .samples = cross_entropy_samples};
 
 /// Made by the fuse pass of a Linear and the CrossEntropy of its output; with `dloss` also of their
 /// gradients.

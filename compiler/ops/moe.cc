@@ -158,6 +158,7 @@ std::vector<Sample> router_samples() {
        {{"x", {4, 6}}},
        R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 3, renormalise: false}}])"},
       {"all of them", {{"x", {4, 3}}}, R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 3}}])"},
+      {"top 2 of 40", {{"x", {5, 40}}}, R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 2}}])"},
       {"one", {{"x", {4, 3}}}, R"([{name: "y", inputs: ["x"], op_type: "Router", op: {top_k: 1}}])"}};
 }
 

@@ -73,12 +73,30 @@ void infer_layernorm_bwd(OpCall& call) {
   if (call.attrs<fb::LayerNormT>().bias) set_gradient(call, 2, call.input(2).shape);
 }
 
+/// dx, and dropout of it.
+void infer_norm_bwd_input(OpCall& call) {
+  infer_like_first(call);
+  call.set_output(1, call.input(0));
+}
+
+void infer_norm_bwd_parameters(OpCall& call) {
+  set_gradient(call, 0, {call.input(0).cols()});
+  set_gradient(call, 1, {call.input(0).cols()});
+}
+
+double norm_bwd_parameters_flops(const OpCall& call) {
+  return 4 * static_cast<double>(call.input(0).elements());
+}
+
 std::vector<Sample> rmsnorm_samples() {
   return {
       {"rows", {{"x", {2, 3, 8}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {eps: 0.001}}])"},
       {"ragged, one row", {{"x", {1, 1, 37}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
       {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
-      {"long rows", {{"x", {1, 150}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"}};
+      {"long rows", {{"x", {1, 150}}}, R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {}}])"},
+      {"rows for one pass backward",
+       {{"x", {2049, 2}}},
+       R"([{name: "y", inputs: ["x"], op_type: "RmsNorm", op: {eps: 0.1}}])"}};
 }
 
 std::vector<Sample> layernorm_samples() {
@@ -87,7 +105,24 @@ std::vector<Sample> layernorm_samples() {
            {{"x", {3, 19}}},
            R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {bias: false, eps: 0.01}}])"},
           {"many rows", {{"x", {131, 5}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
-          {"long rows", {{"x", {1, 150}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"}};
+          {"long rows", {{"x", {1, 150}}}, R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {}}])"},
+          {"rows for one pass backward",
+           {{"x", {2049, 2}}},
+           R"([{name: "y", inputs: ["x"], op_type: "LayerNorm", op: {eps: 0.1}}])"}};
+}
+
+/// Norms whose gradient goes on through a dropout, alone or as what goes around that, too.
+std::vector<Sample> norm_bwd_input_samples() {
+  constexpr const char* kAlone = R"([{name: "d", inputs: ["x"], op_type: "Dropout", op: {p: 0.3}},
+                      {name: "y", inputs: ["d"], op_type: "LayerNorm", op: {}}])";
+  constexpr const char* kAround = R"([{name: "d", inputs: ["b"], op_type: "Dropout", op: {p: 0.3}},
+                      {name: "sum", inputs: ["a", "d"], op_type: "Add", op: {}},
+                      {name: "norm", inputs: ["sum"], op_type: "RmsNorm", op: {}},
+                      {name: "y", inputs: ["sum", "norm"], op_type: "Mul", op: {}}])";
+  return {{"of a dropout", {{"x", {6, 24}}}, kAlone},
+          {"of a dropout, ragged", {{"x", {3, 19}}}, kAlone},
+          {"of a sum with a dropout", {{"a", {2, 3, 16}}, {"b", {2, 3, 16}}}, kAround},
+          {"of a sum with a dropout, ragged", {{"a", {5, 37}}, {"b", {5, 37}}}, kAround}};
 }
 
 /// A pre-norm block without its branch, so that the gradient of the sum is one of the norm and one around it.
@@ -146,5 +181,15 @@ const OpDef layernorm_bwd = {.key = "layernorm_bwd",
                              .attrs = fb::Op::LayerNorm,
                              .infer = infer_layernorm_bwd,
                              .flops = flops_per_element<12>};
+
+const OpDef norm_bwd_input = {.key = "norm_bwd_input",
+                              .attrs = fb::Op::FusedNorm,
+                              .infer = infer_norm_bwd_input,
+                              .flops = flops_per_element<8>,
+                              .samples = norm_bwd_input_samples};
+const OpDef norm_bwd_parameters = {.key = "norm_bwd_parameters",
+                                   .attrs = fb::Op::FusedNorm,
+                                   .infer = infer_norm_bwd_parameters,
+                                   .flops = norm_bwd_parameters_flops};
 
 }  // namespace moec::ops

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "kernels/kernel.h"
 
@@ -20,5 +22,13 @@ int threads();
 #define KERNEL(key, signature, in_place, workspace) void key(const KernelCall& call);
 #include "kernels/catalog.def"
 #undef KERNEL
+
+/// Runs a kernel of another row of the catalog as a part of one.
+template <class Attrs>
+void run(CpuKernel kernel, std::vector<TensorView> inputs, TensorView output, Attrs attrs) {
+  fb::OpUnion op;
+  op.Set(std::move(attrs));
+  kernel({.inputs = std::move(inputs), .outputs = {output}, .workspace = {}, .op = &op});
+}
 
 }  // namespace moec::cpu

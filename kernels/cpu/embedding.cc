@@ -113,4 +113,12 @@ void position_embedding_bwd(const KernelCall& call) {
   });
 }
 
+/// One step after the other.
+void fused_embedding(const KernelCall& call) {
+  const TensorView &state = call.inputs[3], &y = call.outputs[0];
+  run(embedding, {call.inputs[0], call.inputs[1]}, y, fb::EmbeddingT());
+  run(position_embedding, {y, call.inputs[2]}, y, fb::PositionEmbeddingT());
+  if (state.present()) run(dropout, {y, state}, y, call.attrs<fb::DropoutT>());
+}
+
 }  // namespace moec::cpu

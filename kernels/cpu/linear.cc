@@ -11,14 +11,6 @@
 namespace moec::cpu {
 namespace {
 
-/// Runs a kernel of another row of the catalog as a part of one.
-template <class Attrs>
-void run(CpuKernel kernel, std::vector<TensorView> inputs, TensorView output, Attrs attrs) {
-  fb::OpUnion op;
-  op.Set(std::move(attrs));
-  kernel({.inputs = std::move(inputs), .outputs = {output}, .workspace = {}, .op = &op});
-}
-
 fb::GeluT gelu_attrs(fb::Activation activation) {
   fb::GeluT attrs;
   attrs.tanh = activation == fb::Activation::GeluTanh;

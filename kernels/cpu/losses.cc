@@ -85,6 +85,24 @@ void cross_entropy_bwd(const KernelCall& call) {
   });
 }
 
+/// One after the other; the workspace holds the losses of rows, then lse.
+void cross_entropy_gradient(const KernelCall& call) {
+  const TensorView &logits = call.inputs[0], &targets = call.inputs[1];
+  TensorView lse;
+  lse.data = call.workspace.as<double>() + logits.rows();
+  lse.dtype = logits.dtype == fb::DType::F64 ? fb::DType::F64 : fb::DType::F32;
+  lse.rank = 1;
+  lse.shape[0] = logits.rows();
+  cross_entropy({.inputs = {logits, targets},
+                 .outputs = {call.outputs[0], lse},
+                 .workspace = call.workspace,
+                 .op = call.op});
+  cross_entropy_bwd({.inputs = {call.inputs[2], logits, targets, lse},
+                     .outputs = {call.outputs[1]},
+                     .workspace = {},
+                     .op = call.op});
+}
+
 void aux_loss(const KernelCall& call) {
   const TensorView &probs = call.inputs[0], &loss = call.outputs[0];
   const int32_t* offsets = call.inputs[1].as<const int32_t>();

@@ -30,10 +30,17 @@ Acc rmsnorm_row(const T* x, const T* weight, T* y, int64_t n, Acc eps) {
   return rstd;
 }
 
-/// Writes dx, which may be dy or dresidual, and adds the row's share to dweight. dresidual may be null.
+/// Adds the row's share to dweight.
 template <class T, class Acc = Accumulator<T>>
-void rmsnorm_bwd_row(const T* dy, const T* x, const T* weight, Acc rstd, const T* dresidual, T* dx,
-                     Acc* dweight, int64_t n) {
+void rmsnorm_bwd_parameters_row(const T* dy, const T* x, Acc rstd, Acc* dweight, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) dweight[i] += static_cast<Acc>(dy[i]) * static_cast<Acc>(x[i]) * rstd;
+}
+
+/// Writes dx, which may be dy or dresidual. dresidual may be null.
+template <class T, class Acc = Accumulator<T>>
+void rmsnorm_bwd_input_row(const T* dy, const T* x, const T* weight, Acc rstd, const T* dresidual, T* dx,
+                           int64_t n) {
   Acc dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (int64_t i = 0; i < n; ++i)
@@ -42,7 +49,6 @@ void rmsnorm_bwd_row(const T* dy, const T* x, const T* weight, Acc rstd, const T
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const Acc g = dy[i], v = x[i];
-    dweight[i] += g * v * rstd;
     const Acc around = dresidual ? static_cast<Acc>(dresidual[i]) : Acc{0};
     dx[i] = static_cast<T>(around + rstd * (g * static_cast<Acc>(weight[i]) - v * along));
   }
@@ -74,11 +80,23 @@ Moments<Acc> layernorm_row(const T* x, const T* weight, const T* bias, T* y, int
   return {mean, rstd};
 }
 
-/// Writes dx, which may be dy or dresidual, and adds the row's shares to dweight and dbias. dresidual may be
-/// null.
+/// Adds the row's shares to dweight and dbias.
 template <class T, class Acc = Accumulator<T>>
-void layernorm_bwd_row(const T* dy, const T* x, const T* weight, Moments<Acc> moments, const T* dresidual,
-                       T* dx, Acc* dweight, Acc* dbias, int64_t n) {
+void layernorm_bwd_parameters_row(const T* dy, const T* x, Moments<Acc> moments, Acc* dweight, Acc* dbias,
+                                  int64_t n) {
+  const Acc mean = moments.mean, rstd = moments.rstd;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc g = dy[i], normal = (static_cast<Acc>(x[i]) - mean) * rstd;
+    dweight[i] += g * normal;
+    dbias[i] += g;
+  }
+}
+
+/// Writes dx, which may be dy or dresidual. dresidual may be null.
+template <class T, class Acc = Accumulator<T>>
+void layernorm_bwd_input_row(const T* dy, const T* x, const T* weight, Moments<Acc> moments,
+                             const T* dresidual, T* dx, int64_t n) {
   const Acc mean = moments.mean, rstd = moments.rstd;
   Acc sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
@@ -91,8 +109,6 @@ void layernorm_bwd_row(const T* dy, const T* x, const T* weight, Moments<Acc> mo
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const Acc g = dy[i], normal = (static_cast<Acc>(x[i]) - mean) * rstd;
-    dweight[i] += g * normal;
-    dbias[i] += g;
     const Acc around = dresidual ? static_cast<Acc>(dresidual[i]) : Acc{0};
     dx[i] = static_cast<T>(around + rstd * (g * static_cast<Acc>(weight[i]) - constant - normal * along));
   }
@@ -146,9 +162,12 @@ void rmsnorm_bwd(const KernelCall& call) {
     const int64_t pieces = for_column_partials(x.rows(), [&](int64_t piece, int64_t begin, int64_t end) {
       Acc* dweight = partials + piece * n;
       std::fill_n(dweight, n, Acc{0});
-      for (int64_t row = begin; row < end; ++row)
-        rmsnorm_bwd_row(dy.as<const T>() + row * n, x.as<const T>() + row * n, weight.as<const T>(),
-                        rstd[row], row_of<T>(dresidual, row), dx + row * n, dweight, n);
+      for (int64_t row = begin; row < end; ++row) {
+        const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
+        rmsnorm_bwd_parameters_row(dy_row, x_row, rstd[row], dweight, n);
+        rmsnorm_bwd_input_row(dy_row, x_row, weight.as<const T>(), rstd[row], row_of<T>(dresidual, row),
+                              dx + row * n, n);
+      }
     });
     sum_column_partials(partials, pieces, call.outputs[1], call.inputs[4].present());
   });
@@ -199,14 +218,72 @@ void layernorm_bwd(const KernelCall& call) {
     const int64_t pieces = for_column_partials(x.rows(), [&](int64_t piece, int64_t begin, int64_t end) {
       std::fill_n(weight_partials + piece * n, n, Acc{0});
       std::fill_n(bias_partials + piece * n, n, Acc{0});
-      for (int64_t row = begin; row < end; ++row)
-        layernorm_bwd_row<T>(dy.as<const T>() + row * n, x.as<const T>() + row * n, weight.as<const T>(),
-                             {mean.as<const Acc>()[row], rstd.as<const Acc>()[row]},
-                             row_of<T>(dresidual, row), call.outputs[0].as<T>() + row * n,
-                             weight_partials + piece * n, bias_partials + piece * n, n);
+      for (int64_t row = begin; row < end; ++row) {
+        const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
+        const Moments<Acc> moments{mean.as<const Acc>()[row], rstd.as<const Acc>()[row]};
+        layernorm_bwd_parameters_row(dy_row, x_row, moments, weight_partials + piece * n,
+                                     bias_partials + piece * n, n);
+        layernorm_bwd_input_row(dy_row, x_row, weight.as<const T>(), moments, row_of<T>(dresidual, row),
+                                call.outputs[0].as<T>() + row * n, n);
+      }
     });
     sum_column_partials(weight_partials, pieces, call.outputs[1], call.inputs[5].present());
     if (dbias.present()) sum_column_partials(bias_partials, pieces, dbias, call.inputs[6].present());
+  });
+}
+
+void norm_bwd_input(const KernelCall& call) {
+  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2];
+  const TensorView &mean = call.inputs[3], &rstd = call.inputs[4], &dresidual = call.inputs[5];
+  const TensorView &state = call.inputs[6], &dropped = call.outputs[1];
+  const TensorView& dx = call.outputs[0].present() ? call.outputs[0] : dropped;
+  const int64_t n = x.cols();
+  dispatch(x.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    parallel_rows(x.rows(), n, [&](int64_t row) {
+      const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
+      const T* around = row_of<T>(dresidual, row);
+      T* dx_row = dx.as<T>() + row * n;
+      const Acc row_rstd = rstd.as<const Acc>()[row];
+      if (mean.present())
+        layernorm_bwd_input_row(dy_row, x_row, weight.as<const T>(),
+                                Moments<Acc>{mean.as<const Acc>()[row], row_rstd}, around, dx_row, n);
+      else
+        rmsnorm_bwd_input_row(dy_row, x_row, weight.as<const T>(), row_rstd, around, dx_row, n);
+    });
+  });
+  if (!dropped.present()) return;
+  const auto& attrs = call.attrs<fb::FusedNormT>();
+  fb::DropoutT dropout_attrs;
+  dropout_attrs.p = attrs.dropout_p;
+  dropout_attrs.stream = attrs.dropout_stream;
+  run(dropout, {dx, state}, dropped, dropout_attrs);
+}
+
+void norm_bwd_parameters(const KernelCall& call) {
+  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &mean = call.inputs[2], &rstd = call.inputs[3];
+  const TensorView& dbias = call.outputs[1];
+  const int64_t n = x.cols();
+  dispatch(x.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    Acc* weight_partials = call.workspace.as<Acc>();
+    Acc* bias_partials = weight_partials + kColumnPartials * n;
+    const int64_t pieces = for_column_partials(x.rows(), [&](int64_t piece, int64_t begin, int64_t end) {
+      Acc *dweight = weight_partials + piece * n, *bias_sums = bias_partials + piece * n;
+      std::fill_n(dweight, n, Acc{0});
+      std::fill_n(bias_sums, n, Acc{0});
+      for (int64_t row = begin; row < end; ++row) {
+        const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
+        const Acc row_rstd = rstd.as<const Acc>()[row];
+        if (mean.present())
+          layernorm_bwd_parameters_row(dy_row, x_row, Moments<Acc>{mean.as<const Acc>()[row], row_rstd},
+                                       dweight, bias_sums, n);
+        else
+          rmsnorm_bwd_parameters_row(dy_row, x_row, row_rstd, dweight, n);
+      }
+    });
+    sum_column_partials(weight_partials, pieces, call.outputs[0], call.inputs[4].present());
+    if (dbias.present()) sum_column_partials(bias_partials, pieces, dbias, call.inputs[5].present());
   });
 }
 

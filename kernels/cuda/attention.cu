@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/hopper/attention.h"
+#include "kernels/cuda/variants.h"
 
 namespace moec::cuda {
 namespace {
@@ -299,12 +300,31 @@ cudaError_t launch_attention(const KernelCall& call, const CudaContext& context)
   });
 }
 
+bool fits_short(const KernelCall& call, const CudaContext& context) {
+  return fits_short_attention(call, call.inputs[0], context);
+}
+
+bool fits_hopper(const KernelCall& call, const CudaContext&) {
+  return hopper_attention_supported(call, call.inputs[0]);
+}
+
+cudaError_t attention_portable(const KernelCall& call, const CudaContext& context) {
+  return with_type(call.inputs[0].dtype, [&]<class T>() { return launch_attention<T>(call, context); });
+}
+
 }  // namespace
 
 cudaError_t attention(const KernelCall& call, const CudaContext& context) {
-  if (fits_short_attention(call, call.inputs[0], context)) return attention_short(call, context);
-  if (hopper_attention_supported(call, call.inputs[0])) return attention_hopper(call, context);
-  return with_type(call.inputs[0].dtype, [&]<class T>() { return launch_attention<T>(call, context); });
+  if (fits_short(call, context)) return attention_short(call, context);
+  if (fits_hopper(call, context)) return attention_hopper(call, context);
+  return attention_portable(call, context);
+}
+
+std::span<const CudaVariant> attention_variants() {
+  static constexpr CudaVariant kVariants[] = {{"attention", "short", fits_short, attention_short},
+                                              {"attention", "hopper", fits_hopper, attention_hopper},
+                                              {"attention", "portable", always_computes, attention_portable}};
+  return kVariants;
 }
 
 }  // namespace moec::cuda

@@ -47,9 +47,10 @@ struct MmaBackward {
     }
   }
 
-  /// Turns scores and dweights of the warp's rows from `row` on into weights and dscores.
-  __device__ static void differentiate(const Shared& shared, int row, int own_first, int other_first,
-                                       float scale, float (&scores)[kOther / 8][4],
+  /// Turns scores and dweights of the warp's rows from `row` on into weights and dscores; lse and delta are
+  /// of the tile's queries.
+  __device__ static void differentiate(const float* lse, const float* delta, int row, int own_first,
+                                       int other_first, float scale, float (&scores)[kOther / 8][4],
                                        float (&dweights)[kOther / 8][4]) {
     constexpr float kLog2E = 1.4426950408889634f;
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -61,9 +62,9 @@ struct MmaBackward {
         const int query = kOwnsKeys ? other : own;
         const bool visible =
             kOwnsKeys ? own_first + own <= other_first + other : other_first + other <= own_first + own;
-        const float weight = visible ? exp2f(scores[t][i] * (scale * kLog2E) - shared.lse[query]) : 0.0f;
+        const float weight = visible ? exp2f(scores[t][i] * (scale * kLog2E) - lse[query]) : 0.0f;
         scores[t][i] = weight;
-        dweights[t][i] = weight * (dweights[t][i] - shared.delta[query]) * scale;
+        dweights[t][i] = weight * (dweights[t][i] - delta[query]) * scale;
       }
     }
   }
@@ -96,7 +97,7 @@ struct MmaBackward {
       float scores[kOther / 8][4], dweights[kOther / 8][4];
       Products::multiply_rows(shared.own[0], row, shared.other[0], scores);
       Products::multiply_rows(shared.own[1], row, shared.other[1], dweights);
-      differentiate(shared, row, own.first, first, scale, scores, dweights);
+      differentiate(shared.lse, shared.delta, row, own.first, first, scale, scores, dweights);
       Products::add_weighted(dweights, shared.other[0], col, dfirst);
       if constexpr (kOwnsKeys) Products::add_weighted(scores, shared.other[1], col, dvalues);
     });
@@ -148,10 +149,114 @@ cudaError_t launch_side(const AttentionGradient<bf16>& g, const CudaContext& con
                      sizeof(typename Backward::Shared), g);
 }
 
+/// Sequences so short that one tile holds all positions of a head.
+template <int kDim>
+struct ShortMmaBackward {
+  using Keys = MmaBackward<kDim, true>;
+  using Queries = MmaBackward<kDim, false>;
+  static constexpr int kPositions = 64, kBlockThreads = Keys::kBlockThreads + Queries::kBlockThreads;
+  static_assert(Keys::kOwn == kPositions && Keys::kOther == kPositions && Keys::kSplits == 1);
+  using Tile = HeadTile<bf16, kPositions, kDim>;
+
+  struct Shared {
+    alignas(16) bf16 queries[Tile::kElements], keys[Tile::kElements], values[Tile::kElements],
+        dy[Tile::kElements];
+    float lse[kPositions];  // times log2(e)
+    float delta[kPositions];
+  };
+
+  /// lse and delta of a query head; neighbouring threads share a position. 0 for those past the end.
+  __device__ static void load_statistics(const AttentionGradient<bf16>& g, int batch, int head,
+                                         Shared& shared) {
+    constexpr float kLog2E = 1.4426950408889634f;
+    constexpr int kLanes = kBlockThreads / kPositions;
+    const int position = static_cast<int>(threadIdx.x) / kLanes,
+              lane = static_cast<int>(threadIdx.x) % kLanes;
+    const auto dy = g.output(g.dy, batch, head), y = g.output(g.y, batch, head);
+    const float lse = position < g.shape.seq ? g.lse[g.statistics(batch, head) + position] * kLog2E : 0.0f;
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kDim; i += 4 * kLanes) {
+      const auto a = dy.load4(position, i + lane * 4), b = y.load4(position, i + lane * 4);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum += a.value[j] * b.value[j];
+    }
+    sum = lanes_reduce<kLanes>(sum, Sum());
+    if (lane > 0) return;
+    shared.delta[position] = sum;
+    shared.lse[position] = lse;
+  }
+};
+
+/// A block per key/value head of a sequence, which visits the query heads of its group in order. Half of the
+/// warps own its keys and values, the others the queries.
+template <int kDim>
+__global__ void __launch_bounds__(ShortMmaBackward<kDim>::kBlockThreads)
+    differentiate_short_mma(AttentionGradient<bf16> g) {
+  begin_kernel();
+  using Backward = ShortMmaBackward<kDim>;
+  using Keys = typename Backward::Keys;
+  using Products = MmaAttention<kDim>;
+  using Tile = typename Backward::Tile;
+  constexpr int kBlockThreads = Backward::kBlockThreads, kTiles = Backward::kPositions / 8;
+  auto& shared = *static_cast<typename Backward::Shared*>(dynamic_shared());
+  const AttentionShape& shape = g.shape;
+  const int batch = static_cast<int>(blockIdx.x) / shape.kv_heads,
+            kv_head = static_cast<int>(blockIdx.x) % shape.kv_heads;
+  const int warp = static_cast<int>(threadIdx.x) / 32, row = warp % Keys::kWarps * 16;
+  const bool owns_keys = warp < Keys::kWarps;
+  const auto scale = static_cast<float>(shape.scale());
+  Tile::template copy_async<kBlockThreads>(g.packed(batch, g.key_head(kv_head)), 0, shared.keys);
+  Tile::template copy_async<kBlockThreads>(g.packed(batch, g.value_head(kv_head)), 0, shared.values);
+  float dfirst[kDim / 8][4] = {};  // of keys, or of the queries of one head
+  float dvalues[kDim / 8][4] = {};
+  for (int head = kv_head * shape.group(); head < (kv_head + 1) * shape.group(); ++head) {
+    __syncthreads();  // the tiles of the previous head are no longer needed
+    Tile::template copy_async<kBlockThreads>(g.packed(batch, head), 0, shared.queries);
+    Tile::template copy_async<kBlockThreads>(g.output(g.dy, batch, head), 0, shared.dy);
+    commit_copies();
+    Backward::load_statistics(g, batch, head, shared);
+    wait_copies<0>();
+    __syncthreads();
+    float scores[kTiles][4], dweights[kTiles][4];
+    if (owns_keys) {
+      Products::multiply_rows(shared.keys, row, shared.queries, scores);
+      Products::multiply_rows(shared.values, row, shared.dy, dweights);
+      Keys::differentiate(shared.lse, shared.delta, row, 0, 0, scale, scores, dweights);
+      Products::add_weighted(dweights, shared.queries, 0, dfirst);
+      Products::add_weighted(scores, shared.dy, 0, dvalues);
+    } else {
+      Products::multiply_rows(shared.queries, row, shared.keys, scores);
+      Products::multiply_rows(shared.dy, row, shared.values, dweights);
+      Backward::Queries::differentiate(shared.lse, shared.delta, row, 0, 0, scale, scores, dweights);
+#pragma unroll
+      for (int t = 0; t < kDim / 8; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) dfirst[t][i] = 0;
+      }
+      Products::add_weighted(dweights, shared.keys, 0, dfirst);
+      Products::store(g.dpacked(batch, head), row, 0, dfirst, 1, 1);
+    }
+  }
+  if (!owns_keys) return;
+  Products::store(g.dpacked(batch, g.key_head(kv_head)), row, 0, dfirst, 1, 1);
+  Products::store(g.dpacked(batch, g.value_head(kv_head)), row, 0, dvalues, 1, 1);
+}
+
+template <int kDim>
+cudaError_t launch_short(const AttentionGradient<bf16>& g, const CudaContext& context) {
+  using Backward = ShortMmaBackward<kDim>;
+  const dim3 grid(static_cast<unsigned>(g.shape.batch * g.shape.kv_heads));
+  return launch_grid(context, differentiate_short_mma<kDim>, grid, Backward::kBlockThreads,
+                     sizeof(typename Backward::Shared), g);
+}
+
 }  // namespace
 
 cudaError_t attention_bwd_mma(const KernelCall& call, const CudaContext& context) {
   const AttentionGradient<bf16> g = attention_gradient<bf16>(call);
+  if (g.shape.seq <= ShortMmaBackward<32>::kPositions && g.shape.dim <= 64)
+    return g.shape.dim <= 32 ? launch_short<32>(g, context) : launch_short<64>(g, context);
   const int64_t rows = int64_t{g.shape.batch} * g.shape.seq * g.shape.heads;
   const cudaError_t error = launch(context, sum_rows, group_blocks<kWarp>(rows), kThreads, g);
   if (error != cudaSuccess) return error;

@@ -96,6 +96,36 @@ cublasStatus_t init_preference(cublasLtMatmulPreferenceOpaque_t& preference, con
       .status();
 }
 
+constexpr int kMostAlgorithms = 4;
+
+/// A product as cuBLASLt sees it.
+struct Problem {
+  cublasLtMatmulDescOpaque_t desc;
+  cublasLtMatrixLayoutOpaque_t a, b, c;
+  cublasLtMatmulHeuristicResult_t algorithms[kMostAlgorithms];  // the best first
+  int found = 0;
+
+  /// Asks for up to `most` algorithms.
+  cublasStatus_t init(const Product& product, int most, const CudaContext& context) {
+    cublasLtMatmulPreferenceOpaque_t preference;
+    return Steps()
+        .then([&] { return init_desc(desc, product); })
+        .then([&] { return init_layout(a, product.a); })
+        .then([&] { return init_layout(b, product.b); })
+        .then([&] { return init_layout(c, product.c); })
+        .then([&] { return init_preference(preference, product, context); })
+        .then([&] {
+          return cublasLtMatmulAlgoGetHeuristic(context.cublas_lt, &desc, &b, &a, &c, &c, &preference,
+                                                std::min(most, kMostAlgorithms), algorithms, &found);
+        })
+        .status();
+  }
+
+  bool has(int algorithm) const {
+    return algorithm < found && algorithms[algorithm].state == CUBLAS_STATUS_SUCCESS;
+  }
+};
+
 }  // namespace
 
 bool cublas_supports(const Product& product) {
@@ -107,34 +137,31 @@ bool cublas_supports(const Product& product) {
          (half && (result == factors || result == fb::DType::F32));
 }
 
-cudaError_t multiply_cublas(const Product& product, const CudaContext& context) {
+int cublas_algorithms(const Product& product, int most, const CudaContext& context) {
+  Problem problem;
+  if (!cublas_supports(product) || problem.init(product, most, context) != CUBLAS_STATUS_SUCCESS) return 0;
+  int count = 0;
+  while (problem.has(count)) ++count;
+  return count;
+}
+
+cudaError_t multiply_cublas(const Product& product, const CudaContext& context, int algorithm) {
   if (!cublas_supports(product)) return cudaErrorNotSupported;
   if (product.m() == 0 || product.n() == 0) return cudaSuccess;
-  cublasLtMatmulDescOpaque_t desc;
-  cublasLtMatrixLayoutOpaque_t a, b, c;
-  cublasLtMatmulPreferenceOpaque_t preference;
-  cublasLtMatmulHeuristicResult_t chosen;
-  int found = 0;
+  Problem problem;
   const float alpha = 1, beta = product.accumulate ? 1.0f : 0.0f;
   void* out = const_cast<void*>(product.c.data);
-  return to_cuda_error(Steps()
-                           .then([&] { return init_desc(desc, product); })
-                           .then([&] { return init_layout(a, product.a); })
-                           .then([&] { return init_layout(b, product.b); })
-                           .then([&] { return init_layout(c, product.c); })
-                           .then([&] { return init_preference(preference, product, context); })
-                           .then([&] {
-                             return cublasLtMatmulAlgoGetHeuristic(context.cublas_lt, &desc, &b, &a, &c, &c,
-                                                                   &preference, 1, &chosen, &found);
-                           })
-                           .then([&] { return found > 0 ? chosen.state : CUBLAS_STATUS_NOT_SUPPORTED; })
-                           .then([&] {
-                             return cublasLtMatmul(context.cublas_lt, &desc, &alpha, product.b.data, &b,
-                                                   product.a.data, &a, &beta, out, &c, out, &c, &chosen.algo,
-                                                   context.cublas_workspace, context.cublas_workspace_bytes,
-                                                   context.stream);
-                           })
-                           .status());
+  return to_cuda_error(
+      Steps()
+          .then([&] { return problem.init(product, algorithm + 1, context); })
+          .then([&] { return problem.has(algorithm) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED; })
+          .then([&] {
+            return cublasLtMatmul(context.cublas_lt, &problem.desc, &alpha, product.b.data, &problem.b,
+                                  product.a.data, &problem.a, &beta, out, &problem.c, out, &problem.c,
+                                  &problem.algorithms[algorithm].algo, context.cublas_workspace,
+                                  context.cublas_workspace_bytes, context.stream);
+          })
+          .status());
 }
 
 }  // namespace moec::cuda

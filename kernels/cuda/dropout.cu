@@ -24,7 +24,7 @@ __global__ void dropout_kernel(const T* x, T* y, int64_t n, bool aligned, Dropou
   Acc values[kDropoutRun];
 #pragma unroll
   for (int j = 0; j < kDropoutRun; ++j) values[j] = static_cast<Acc>(v.value[j]);
-  dropout.apply_run(first, values);
+  dropout.apply(dropout.kept(first), values);
 #pragma unroll
   for (int j = 0; j < kDropoutRun; ++j) v.value[j] = to_storage<T>(values[j]);
   if (whole) {

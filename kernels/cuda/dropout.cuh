@@ -25,27 +25,30 @@ struct Dropout {
         p(probability),
         threshold(dropout_threshold(probability)) {}
 
-  /// Applies to the elements number `first` on of a tensor, `first` a multiple of kDropoutRun.
-  template <class Acc>
-  __device__ void apply_run(int64_t first, Acc (&values)[kDropoutRun]) const {
-    const RandomBlock random = block(first);
-#pragma unroll
-    for (int j = 0; j < kDropoutRun; ++j) values[j] = mask(random, j, values[j]);
+  /// Which of the elements number `first` on of a tensor are kept: element j by bit j.
+  __device__ uint32_t kept(int64_t first) const {
+    const auto offset = static_cast<int>(first % kDropoutRun);
+    uint32_t bits = kept_of_block(first / kDropoutRun);
+    if (offset > 0) bits = (bits | kept_of_block(first / kDropoutRun + 1) << kDropoutRun) >> offset;
+    return bits & ((1u << kDropoutRun) - 1);
   }
 
-  /// Applies to element number `i`.
+  /// Applies to elements of which these are kept.
   template <class Acc>
-  __device__ Acc apply(int64_t i, Acc value) const {
-    return mask(block(i), static_cast<int>(i % kDropoutRun), value);
+  __device__ void apply(uint32_t bits, Acc (&values)[kDropoutRun]) const {
+#pragma unroll
+    for (int j = 0; j < kDropoutRun; ++j)
+      values[j] = bits >> j & 1 ? values[j] * (1 / (1 - static_cast<Acc>(p))) : Acc{0};
   }
 
  private:
-  __device__ RandomBlock block(int64_t i) const {
-    return dropout_block(state->seed, stream, state->micro_batch, static_cast<uint64_t>(i / kDropoutRun));
-  }
-  template <class Acc>
-  __device__ Acc mask(const RandomBlock& random, int word, Acc value) const {
-    return random.word[word] >= threshold ? value * (1 / (1 - static_cast<Acc>(p))) : Acc{0};
+  __device__ uint32_t kept_of_block(int64_t number) const {
+    const RandomBlock random =
+        dropout_block(state->seed, stream, state->micro_batch, static_cast<uint64_t>(number));
+    uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < kDropoutRun; ++j) bits |= (random.word[j] >= threshold ? 1u : 0u) << j;
+    return bits;
   }
 };
 

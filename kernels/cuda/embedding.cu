@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/copy_rows.cuh"
 #include "kernels/cuda/counting_sort.cuh"
+#include "kernels/cuda/dropout_vector.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/workspace.h"
 
@@ -27,8 +28,8 @@ __device__ void store_sums(const Acc (&sums)[kWidth], Out* y, int i, bool accumu
 template <class T, class Grad>
 struct EmbeddingBwd {
   const T* dy;
-  const int32_t* order;    // [tokens] positions, sorted by token
-  const int2* key_ranges;  // [vocabulary] as counting_sort writes them
+  const int32_t* order;    // [tokens] positions, sorted by token; null where they are not
+  const int2* key_ranges;  // [vocabulary] as counting_sort writes them; likewise
   Grad* dweight;
   int tokens;
   int vocabulary;
@@ -91,6 +92,55 @@ __global__ void __launch_bounds__(kThreads) embedding_bwd_kernel(const Embedding
   }
 }
 
+/// Where few tokens make up a small table, every block looks for its row among all of them.
+constexpr int64_t kFewTokens = 2048, kSmallTable = 4096;
+
+/// A block per row of dweight. Each warp adds up what it finds in its piece of the tokens, in order, and then
+/// the first one what all have found.
+template <class T, class Grad, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    embedding_bwd_few_kernel(const int32_t* tokens, const EmbeddingBwd<T, Grad> bwd) {
+  begin_kernel();
+  using Acc = Accumulator<T>;
+  constexpr int kWarps = kThreads / kWarp;
+  __shared__ int found[kWarps][kFewTokens / kWarps];
+  __shared__ Acc shared[kWarps][kWarp][kWidth];
+  const int row = static_cast<int>(blockIdx.x), vectors = bwd.cols / kWidth;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int piece = (bwd.tokens + kWarps - 1) / kWarps, end = min(bwd.tokens, (warp + 1) * piece);
+  int count = 0;
+#pragma unroll 4
+  for (int first = warp * piece; first < end; first += kWarp) {
+    const bool mine = first + lane < end && tokens[first + lane] == row;
+    const unsigned lanes = __ballot_sync(kAllLanes, mine);
+    if (mine) found[warp][count + __popc(lanes & ((1u << lane) - 1))] = first + lane;
+    count += __popc(lanes);
+  }
+  if (!__syncthreads_or(count) && bwd.accumulate) return;
+  for (int first = 0; first < vectors; first += kWarp) {
+    const int i = first + lane;
+    Acc sums[kWidth] = {};
+    if (i < vectors) {
+#pragma unroll 8
+      for (int k = 0; k < count; ++k) {
+        const auto v = load<kWidth>(bwd.dy + int64_t{found[warp][k]} * bwd.cols, i);
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) sums[j] += static_cast<Acc>(v.value[j]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) shared[warp][lane][j] = sums[j];
+    __syncthreads();
+    if (warp == 0 && i < vectors) {
+      for (int other = 1; other < kWarps; ++other)
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) sums[j] += shared[other][lane][j];
+      store_sums(sums, bwd.dweight + int64_t{row} * bwd.cols, i, bwd.accumulate);
+    }
+    __syncthreads();  // the sums have been read
+  }
+}
+
 /// The positions of every token, in order: a radix sort of the tokens from the last digit to the first.
 struct TokenOrder {
   const int32_t* order;
@@ -145,6 +195,44 @@ __global__ void position_embedding_kernel(const T* x, const T* weight, T* y, int
   }
 }
 
+template <class T>
+struct FusedEmbedding {
+  const int32_t* tokens;
+  const T* weight;
+  const T* position_weight;
+  T* y;
+  int64_t rows;
+  int seq_len;
+  int cols;
+  Dropout dropout;
+};
+
+/// y = dropout(weight[token] + position_weight[position]), the sum rounded to storage. A warp per row.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads) fused_embedding_kernel(const FusedEmbedding<T> fused) {
+  begin_kernel();
+  using Acc = Accumulator<T>;
+  const int64_t row = group_row<kWarp>();
+  if (row >= fused.rows) return;
+  const bool drops = fused.dropout.state != nullptr;
+  const T* position_weight = fused.position_weight + row % fused.seq_len * fused.cols;
+  const T* weight = fused.weight + int64_t{fused.tokens[row]} * fused.cols;
+  for (int i = group_lane<kWarp>(); i < fused.cols / kWidth; i += kWarp) {
+    Acc sums[kWidth], position[kWidth];
+    unpack(load_packed<kWidth>(weight, i), sums);
+    unpack(load_packed<kWidth>(position_weight, i), position);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sums[j] += position[j];
+    Packed<T, kWidth> stored = pack<T>(sums);
+    if (drops) {
+      unpack(stored, sums);
+      drop(fused.dropout, kept_elements<kWidth>(fused.dropout, row * fused.cols + i * kWidth), sums);
+      stored = pack<T>(sums);
+    }
+    store(fused.y + row * fused.cols, i, stored);
+  }
+}
+
 /// A warp sums one position over the batch; positions beyond the sequence get zeros, or keep what they have.
 template <class T, class Grad, int kWidth>
 __global__ void position_embedding_bwd_kernel(const T* dy, Grad* dweight, int64_t positions, int64_t batch,
@@ -174,11 +262,13 @@ cudaError_t embedding(const KernelCall& call, const CudaContext& context) {
                    TokenRow{tokens.as<const int32_t>()});
 }
 
-/// Sorts the positions by token, so that every row of dweight is a sum over neighbours in a fixed order.
+/// Rows of dweight are sums in a fixed order: of few tokens each block finds its own, more are sorted first.
 cudaError_t embedding_bwd(const KernelCall& call, const CudaContext& context) {
   const TensorView &tokens = call.inputs[0], &dy = call.inputs[1], &dweight = call.outputs[0];
-  TokenOrder sorted;
-  if (const cudaError_t status = sort_tokens(call, context, sorted); status != cudaSuccess) return status;
+  const bool few = tokens.elements() <= kFewTokens && dweight.rows() <= kSmallTable;
+  TokenOrder sorted = {};
+  if (!few)
+    if (const cudaError_t status = sort_tokens(call, context, sorted); status != cudaSuccess) return status;
   return with_type(dy.dtype, [&]<class T>() {
     return with_gradient_type<T>(dweight.dtype, [&]<class Grad>() {
       const EmbeddingBwd<T, Grad> bwd = {dy.as<const T>(),
@@ -190,6 +280,9 @@ cudaError_t embedding_bwd(const KernelCall& call, const CudaContext& context) {
                                          static_cast<int>(dweight.cols()),
                                          call.inputs[2].present()};
       return with_width<T>(dy.cols(), {&dy, &dweight}, [&]<int kWidth>() {
+        if (few)
+          return launch(context, embedding_bwd_few_kernel<T, Grad, kWidth>, dweight.rows(), kThreads,
+                        tokens.as<const int32_t>(), bwd);
         const int64_t column_blocks = ceil_div(dy.cols() / kWidth, kWarp);
         const int64_t row_blocks = ceil_div(dweight.rows(), kThreads / kWarp);
         return launch(context, embedding_bwd_kernel<T, Grad, kWidth>, row_blocks * column_blocks, kThreads,
@@ -206,6 +299,27 @@ cudaError_t position_embedding(const KernelCall& call, const CudaContext& contex
       return launch(context, position_embedding_kernel<T, kWidth>, group_blocks<kWarp>(x.rows()), kThreads,
                     x.as<const T>(), weight.as<const T>(), y.as<T>(), x.rows(), static_cast<int>(x.dim(1)),
                     static_cast<int>(x.cols()));
+    });
+  });
+}
+
+cudaError_t fused_embedding(const KernelCall& call, const CudaContext& context) {
+  const TensorView &tokens = call.inputs[0], &weight = call.inputs[1], &position_weight = call.inputs[2];
+  const TensorView& y = call.outputs[0];
+  const auto& attrs = call.attrs<fb::DropoutT>();
+  const Dropout dropout(call.inputs[3].as<const TrainState>(), attrs.stream, attrs.p);
+  return with_type(y.dtype, [&]<class T>() {
+    const FusedEmbedding<T> fused = {.tokens = tokens.as<const int32_t>(),
+                                     .weight = weight.as<const T>(),
+                                     .position_weight = position_weight.as<const T>(),
+                                     .y = y.as<T>(),
+                                     .rows = tokens.elements(),
+                                     .seq_len = static_cast<int>(tokens.cols()),
+                                     .cols = static_cast<int>(y.cols()),
+                                     .dropout = dropout};
+    return with_width<T>(y.cols(), {&weight, &position_weight, &y}, [&]<int kWidth>() {
+      return launch(context, fused_embedding_kernel<T, kWidth>, group_blocks<kWarp>(fused.rows), kThreads,
+                    fused);
     });
   });
 }

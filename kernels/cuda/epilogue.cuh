@@ -7,6 +7,8 @@
 
 namespace moec::cuda {
 
+enum class EpilogueKind { kNone, kForward, kBackward };
+
 /// Of sums z, forward: y = residual + dropout(activation(z)), and z itself to `preactivation` if there is
 /// one. Backward: y = z activation'(preactivation). Null pointers are left out; all matrices have the type
 /// and the shape of y.
@@ -17,28 +19,24 @@ struct Epilogue {
   const void* residual = nullptr;
   Dropout dropout = {};
 
-  __host__ __device__ bool empty() const { return !backward && !changes() && !preactivation; }
-  /// Whether a forward y differs from z.
-  __host__ __device__ bool changes() const {
-    return activation != fb::Activation::None || residual || dropout.state;
+  EpilogueKind kind() const {
+    if (backward) return EpilogueKind::kBackward;
+    const bool forward = activation != fb::Activation::None || preactivation || residual || dropout.state;
+    return forward ? EpilogueKind::kForward : EpilogueKind::kNone;
   }
+  bool empty() const { return kind() == EpilogueKind::kNone; }
 };
 
-/// Four neighbours, or the first `count` of them, at `from`, a place in a matrix of type T.
+/// Four neighbours, or the first `count` of them, at `from`, a place in a matrix of type T; `whole`: all
+/// four, aligned.
 template <class T>
-__device__ inline Vector<Accumulator<T>, 4> load_run(const T* from, int count, bool whole) {
-  Vector<T, 4> stored = {};
-  if (whole) {
-    stored = *reinterpret_cast<const Vector<T, 4>*>(from);
-  } else {
+__device__ inline Packed<T, 4> load_run(const T* from, int count, bool whole) {
+  if (whole) return load_packed<4>(from, 0);
+  Vector<T, 4> out = {};
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (j < count) stored.value[j] = from[j];
-  }
-  Vector<Accumulator<T>, 4> out;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) out.value[j] = widen(stored.value[j]);
-  return out;
+  for (int j = 0; j < 4; ++j)
+    if (j < count) out.value[j] = from[j];
+  return __builtin_bit_cast(Packed<T, 4>, out);
 }
 
 template <class T>
@@ -55,66 +53,88 @@ __device__ inline void store_run(T* to, int count, bool whole, const Vector<Accu
   }
 }
 
+/// values = activation(values).
 template <class T, class Acc = Accumulator<T>>
-__device__ Acc activate(fb::Activation activation, Acc z) {
+__device__ void activate(fb::Activation activation, Acc (&values)[4]) {
+  const auto apply = [&](auto function) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) values[j] = function.template operator()<T>(values[j]);
+  };
   switch (activation) {
     case fb::Activation::Silu:
-      return Silu().template operator()<T>(z);
+      return apply(Silu());
     case fb::Activation::Gelu:
-      return Gelu().template operator()<T>(z);
+      return apply(Gelu());
     case fb::Activation::GeluTanh:
-      return GeluTanh().template operator()<T>(z);
+      return apply(GeluTanh());
     default:
-      return z;
+      return;
   }
 }
 
-/// dy times the derivative at z.
+/// dy *= the derivative of the activation at z.
 template <class T, class Acc = Accumulator<T>>
-__device__ Acc differentiate(fb::Activation activation, Acc dy, Acc z) {
+__device__ void differentiate(fb::Activation activation, Acc (&dy)[4], const Acc (&z)[4]) {
+  const auto apply = [&](auto function) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) dy[j] = function.template operator()<T>(dy[j], z[j]);
+  };
   switch (activation) {
     case fb::Activation::Silu:
-      return SiluBwd().template operator()<T>(dy, z);
+      return apply(SiluBwd());
     case fb::Activation::Gelu:
-      return GeluBwd().template operator()<T>(dy, z);
+      return apply(GeluBwd());
     case fb::Activation::GeluTanh:
-      return GeluTanhBwd().template operator()<T>(dy, z);
+      return apply(GeluTanhBwd());
     default:
-      return dy;
+      return;
   }
 }
 
-/// Applies the epilogue to the `count` sums that go to the places from `place` on; `whole` are four in a row
-/// of 16-byte runs in all matrices. z is rounded to storage first, so that the result does not depend on
-/// whether it was stored.
+/// What an epilogue needs for a run of four sums beside them. It may be fetched long before they are there.
 template <class T>
-__device__ void apply_epilogue(const Epilogue& epilogue, int64_t place, int count, bool whole,
-                               Vector<Accumulator<T>, 4>& sums) {
-  if (epilogue.backward) {
-    const auto z = load_run(static_cast<const T*>(epilogue.preactivation) + place, count, whole);
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      sums.value[j] = differentiate<T>(epilogue.activation, sums.value[j], z.value[j]);
-    return;
+struct EpilogueRun {
+  Packed<T, 4> operand = {};
+  uint32_t kept = 0;
+};
+
+/// For the `count` sums that go to the places from `place` on; `whole` are four in a row of runs that are
+/// aligned in all matrices.
+template <EpilogueKind kKind, class T>
+__device__ EpilogueRun<T> fetch_run(const Epilogue& epilogue, int64_t place, int count, bool whole) {
+  EpilogueRun<T> run;
+  if constexpr (kKind == EpilogueKind::kForward) {
+    if (epilogue.residual)
+      run.operand = load_run(static_cast<const T*>(epilogue.residual) + place, count, whole);
+    if (epilogue.dropout.state) run.kept = epilogue.dropout.kept(place);
+  } else if constexpr (kKind == EpilogueKind::kBackward) {
+    run.operand = load_run(static_cast<const T*>(epilogue.preactivation) + place, count, whole);
   }
-  if (epilogue.preactivation) store_run(static_cast<T*>(epilogue.preactivation) + place, count, whole, sums);
-  if (epilogue.activation != fb::Activation::None) {
+  return run;
+}
+
+/// Applies the epilogue to such sums. z is rounded to storage first, so that the result does not depend on
+/// whether it was stored.
+template <EpilogueKind kKind, class T>
+__device__ void apply_epilogue(const Epilogue& epilogue, const EpilogueRun<T>& run, int64_t place, int count,
+                               bool whole, Vector<Accumulator<T>, 4>& sums) {
+  Accumulator<T> operand[4];
+  unpack(run.operand, operand);
+  if constexpr (kKind == EpilogueKind::kForward) {
+    if (epilogue.preactivation)
+      store_run(static_cast<T*>(epilogue.preactivation) + place, count, whole, sums);
+    if (epilogue.activation != fb::Activation::None) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      sums.value[j] = activate<T>(epilogue.activation, widen(to_storage<T>(sums.value[j])));
-  }
-  if (epilogue.dropout.state) {
-    if (place % kDropoutRun == 0) {
-      epilogue.dropout.apply_run(place, sums.value);
-    } else {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums.value[j] = epilogue.dropout.apply(place + j, sums.value[j]);
+      for (int j = 0; j < 4; ++j) sums.value[j] = widen(to_storage<T>(sums.value[j]));
+      activate<T>(epilogue.activation, sums.value);
     }
-  }
-  if (epilogue.residual) {
-    const auto residual = load_run(static_cast<const T*>(epilogue.residual) + place, count, whole);
+    if (epilogue.dropout.state) epilogue.dropout.apply(run.kept, sums.value);
+    if (epilogue.residual) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) sums.value[j] += residual.value[j];
+      for (int j = 0; j < 4; ++j) sums.value[j] += operand[j];
+    }
+  } else if constexpr (kKind == EpilogueKind::kBackward) {
+    differentiate<T>(epilogue.activation, sums.value, operand);
   }
 }
 

@@ -37,10 +37,16 @@ __device__ inline int cluster_blocks() {
 #endif
 }
 
-/// Waits for all threads of the cluster; what they wrote to shared memory is there to be read.
-__device__ inline void sync_cluster() {
+/// The two halves of a barrier for all threads of the cluster: what they wrote to shared memory before they
+/// arrived is there to be read after they have waited.
+__device__ inline void arrive_at_cluster() {
 #if __CUDA_ARCH__ >= 900
-  cooperative_groups::this_cluster().sync();
+  cooperative_groups::this_cluster().barrier_arrive();
+#endif
+}
+__device__ inline void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+  cooperative_groups::this_cluster().barrier_wait();
 #else
   __syncthreads();
 #endif
@@ -48,9 +54,9 @@ __device__ inline void sync_cluster() {
 
 /// Where the shared memory at `local` lies in block `rank` of the cluster.
 template <class T>
-__device__ const T* cluster_shared(const T* local, int rank) {
+__device__ T* cluster_shared(T* local, int rank) {
 #if __CUDA_ARCH__ >= 900
-  return cooperative_groups::this_cluster().map_shared_rank(const_cast<T*>(local), rank);
+  return cooperative_groups::this_cluster().map_shared_rank(local, rank);
 #else
   return local;
 #endif

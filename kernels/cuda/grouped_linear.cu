@@ -9,6 +9,7 @@
 #include "kernels/cuda/hopper/grouped_linear.h"
 #include "kernels/cuda/mma_tile.cuh"
 #include "kernels/cuda/simt_tile.cuh"
+#include "kernels/cuda/variants.h"
 
 namespace moec::cuda {
 namespace {
@@ -91,42 +92,83 @@ cudaError_t launch_rows(const A& a, const B& b, const C& c, const TensorView& of
                      offsets.as<const int32_t>(), static_cast<int>(experts));
 }
 
-/// Chooses the engine by type and the tile by the most tiles there can be.
+/// Chooses the engine by type.
 template <class T, class A, class B, class C>
-cudaError_t launch_product(const A& a, const B& b, const C& c, const TensorView& offsets,
+cudaError_t launch_product(bool large, const A& a, const B& b, const C& c, const TensorView& offsets,
                            const CudaContext& context) {
-  const auto tiles = [&](int64_t size) { return ceil_div(c.rows, size) * ceil_div(c.cols, size); };
   if constexpr (std::is_same_v<T, bf16>) {
-    return tiles(MmaLarge::kM) >= kEnoughTiles
-               ? launch_rows<MmaTile<MmaLarge, A, B, C>>(a, b, c, offsets, context)
-               : launch_rows<MmaTile<MmaSmall, A, B, C>>(a, b, c, offsets, context);
+    return large ? launch_rows<MmaTile<MmaLarge, A, B, C>>(a, b, c, offsets, context)
+                 : launch_rows<MmaTile<MmaSmall, A, B, C>>(a, b, c, offsets, context);
   } else {
     if constexpr (std::is_same_v<T, float>) {
-      if (tiles(SimtMedium::kM) >= kEnoughTiles)
-        return launch_rows<SimtTile<SimtMedium, A, B, C>>(a, b, c, offsets, context);
+      if (large) return launch_rows<SimtTile<SimtMedium, A, B>>(a, b, c, offsets, context);
     }
-    return launch_rows<SimtTile<SimtSmall, A, B, C>>(a, b, c, offsets, context);
+    return launch_rows<SimtTile<SimtSmall, A, B>>(a, b, c, offsets, context);
   }
 }
 
-/// y = rows b (+ bias), b being the weight, or its transpose along kAlong = kDepth.
+/// y = rows times the weight of their expert, or its transpose along kRows (+ bias).
+struct ExpertProduct {
+  const TensorView& rows;
+  const TensorView& offsets;
+  const TensorView& weight;
+  const TensorView* bias;
+  const TensorView& y;
+  Along along;
+};
+
 template <class T, Along kAlong>
-cudaError_t multiply_experts(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
-                             const TensorView& bias, const TensorView& y, const CudaContext& context) {
+cudaError_t multiply_portable(bool large, const ExpertProduct& product, const CudaContext& context) {
+  const TensorView &rows = product.rows, &weight = product.weight, &y = product.y;
   const auto capacity = static_cast<int>(rows.rows()), in = static_cast<int>(rows.cols());
   const auto out = static_cast<int>(y.cols());
   const T *from = rows.as<const T>(), *weights = weight.as<const T>();
+  const T* bias = product.bias == nullptr ? nullptr : product.bias->as<const T>();
   T* to = y.as<T>();
   const Factor<T, Along::kDepth> a{from, in, capacity, in, runs_aligned(from, in)};
   const Factor<T, kAlong> b{weights, weight.cols(), out, in, runs_aligned(weights, weight.cols())};
-  const Result<T> c{to, out, capacity, out, bias.as<const T>(), false, runs_aligned(to, out)};
-  return launch_product<T>(a, b, c, offsets, context);
+  const Result<T> c{to, out, capacity, out, bias, false, runs_aligned(to, out)};
+  return launch_product<T>(large, a, b, c, product.offsets, context);
 }
 
-/// Whether the kernels for Hopper are to compute the rows `result`.
-bool suits_hopper(const TensorView& result, std::initializer_list<const TensorView*> factors) {
-  return hopper::can_map(factors) && hopper::can_map({&result}) &&
-         hopper::suits(hopper::tile_count(result.rows(), result.cols()));
+/// The ways to compute products of experts. An activation is part of kHopper's, and a pass of its own else.
+enum class Way { kHopper, kHopperSplit, kLarge, kSmall };
+
+bool computes(Way way, const ExpertProduct& product) {
+  switch (way) {
+    case Way::kHopper:
+    case Way::kHopperSplit:
+      return (product.bias == nullptr || !product.bias->present()) &&
+             hopper::can_map({&product.rows, &product.weight, &product.y}) && hopper::available();
+    case Way::kLarge:
+      return product.y.dtype == fb::DType::BF16 || product.y.dtype == fb::DType::F32;
+    case Way::kSmall:
+      return true;
+  }
+  return false;
+}
+
+/// By type, shape and the most tiles there can be.
+Way choose(const ExpertProduct& product) {
+  const TensorView& y = product.y;
+  if (computes(Way::kHopper, product) && hopper::suits(hopper::tile_count(y.rows(), y.cols())))
+    return Way::kHopper;
+  const int64_t size = y.dtype == fb::DType::BF16 ? int64_t{MmaLarge::kM} : int64_t{SimtMedium::kM};
+  const bool large = ceil_div(y.rows(), size) * ceil_div(y.cols(), size) >= kEnoughTiles;
+  return large && computes(Way::kLarge, product) ? Way::kLarge : Way::kSmall;
+}
+
+cudaError_t multiply(Way way, const ExpertProduct& product, const CudaContext& context) {
+  if (way == Way::kHopper || way == Way::kHopperSplit)
+    return product.along == Along::kDepth
+               ? hopper::grouped_linear(product.rows, product.offsets, product.weight, product.y, context)
+               : hopper::grouped_linear_bwd_input(product.rows, product.offsets, product.weight, product.y,
+                                                  context);
+  const bool large = way == Way::kLarge;
+  return with_type(product.y.dtype, [&]<class T>() {
+    return product.along == Along::kDepth ? multiply_portable<T, Along::kDepth>(large, product, context)
+                                          : multiply_portable<T, Along::kRows>(large, product, context);
+  });
 }
 
 /// A call of another kernel that does part of the work of `call`; neither needs a workspace.
@@ -147,45 +189,94 @@ __global__ void __launch_bounds__(kSumThreads)
   *to = to_storage<TOut>(sum);
 }
 
+ExpertProduct forward(const KernelCall& call) {
+  return {call.inputs[0], call.inputs[1], call.inputs[2], &call.inputs[3], call.outputs[0], Along::kDepth};
+}
+
+ExpertProduct input_gradient(const KernelCall& call) {
+  return {call.inputs[0], call.inputs[1], call.inputs[2], nullptr, call.outputs[0], Along::kRows};
+}
+
+/// Of what SwiGLU made of h; in place of y, until y takes it.
+ExpertProduct activation_gradient(const KernelCall& call) {
+  return {call.inputs[0], call.inputs[1], call.inputs[2], nullptr, call.outputs[1], Along::kRows};
+}
+
+/// One of the products above, alone.
+template <ExpertProduct (*kProduct)(const KernelCall&)>
+struct Alone {
+  static bool computes(Way way, const KernelCall& call) { return cuda::computes(way, kProduct(call)); }
+  static Way choose(const KernelCall& call) { return cuda::choose(kProduct(call)); }
+  static cudaError_t run(Way way, const KernelCall& call, const CudaContext& context) {
+    return multiply(way, kProduct(call), context);
+  }
+};
+
+struct WithSwiglu {
+  static bool computes(Way way, const KernelCall& call) {
+    return cuda::computes(way, forward(call)) && (way != Way::kHopper || hopper::can_map({&call.outputs[1]}));
+  }
+  static Way choose(const KernelCall& call) {
+    const Way way = cuda::choose(forward(call));
+    return computes(way, call) ? way : Way::kHopperSplit;
+  }
+  static cudaError_t run(Way way, const KernelCall& call, const CudaContext& context) {
+    const TensorView &h = call.outputs[0], &y = call.outputs[1];
+    if (way == Way::kHopper)
+      return hopper::grouped_linear_swiglu(call.inputs[0], call.inputs[1], call.inputs[2], h, y, context);
+    const cudaError_t error = multiply(way, forward(call), context);
+    return error == cudaSuccess ? swiglu(part_of(call, {h}, {y}), context) : error;
+  }
+};
+
+struct WithSwigluBwd {
+  static bool computes(Way way, const KernelCall& call) {
+    return cuda::computes(way, activation_gradient(call)) &&
+           (way != Way::kHopper || hopper::can_map({&call.inputs[3], &call.outputs[0]}));
+  }
+  static Way choose(const KernelCall& call) {
+    const Way way = cuda::choose(activation_gradient(call));
+    return computes(way, call) ? way : Way::kHopperSplit;
+  }
+  static cudaError_t run(Way way, const KernelCall& call, const CudaContext& context) {
+    const TensorView &h = call.inputs[3], &dh = call.outputs[0], &y = call.outputs[1];
+    if (way == Way::kHopper)
+      return hopper::grouped_linear_bwd_input_swiglu(call.inputs[0], call.inputs[1], call.inputs[2], h, dh, y,
+                                                     context);
+    const ExpertProduct product = activation_gradient(call);
+    const cudaError_t error = multiply(way, product, context);
+    return error == cudaSuccess ? swiglu_bwd(part_of(call, {product.y, h}, {dh, y}), context) : error;
+  }
+};
+
+template <class Kernel>
+cudaError_t run_chosen(const KernelCall& call, const CudaContext& context) {
+  return Kernel::run(Kernel::choose(call), call, context);
+}
+
+template <class Kernel, Way kWay>
+constexpr CudaVariant variant(std::string_view kernel, std::string_view name) {
+  return {
+      kernel, name, [](const KernelCall& call, const CudaContext&) { return Kernel::computes(kWay, call); },
+      [](const KernelCall& call, const CudaContext& context) { return Kernel::run(kWay, call, context); }};
+}
+
 }  // namespace
 
 cudaError_t grouped_linear(const KernelCall& call, const CudaContext& context) {
-  const TensorView &rows = call.inputs[0], &weight = call.inputs[2], &bias = call.inputs[3],
-                   &y = call.outputs[0];
-  if (!bias.present() && suits_hopper(y, {&rows, &weight}))
-    return hopper::grouped_linear(rows, call.inputs[1], weight, y, context);
-  return with_type(call.inputs[0].dtype, [&]<class T>() {
-    return multiply_experts<T, Along::kDepth>(rows, call.inputs[1], weight, bias, y, context);
-  });
+  return run_chosen<Alone<forward>>(call, context);
 }
 
 cudaError_t grouped_linear_bwd_input(const KernelCall& call, const CudaContext& context) {
-  const TensorView &dy = call.inputs[0], &weight = call.inputs[2], &drows = call.outputs[0];
-  if (suits_hopper(drows, {&dy, &weight}))
-    return hopper::grouped_linear_bwd_input(dy, call.inputs[1], weight, drows, context);
-  return with_type(call.inputs[0].dtype, [&]<class T>() {
-    return multiply_experts<T, Along::kRows>(dy, call.inputs[1], weight, {}, drows, context);
-  });
+  return run_chosen<Alone<input_gradient>>(call, context);
 }
 
 cudaError_t grouped_linear_swiglu(const KernelCall& call, const CudaContext& context) {
-  const TensorView &rows = call.inputs[0], &offsets = call.inputs[1], &weight = call.inputs[2],
-                   &bias = call.inputs[3], &h = call.outputs[0], &y = call.outputs[1];
-  if (!bias.present() && hopper::can_map({&y}) && suits_hopper(h, {&rows, &weight}))
-    return hopper::grouped_linear_swiglu(rows, offsets, weight, h, y, context);
-  const cudaError_t error = grouped_linear(part_of(call, call.inputs, {h}), context);
-  return error == cudaSuccess ? swiglu(part_of(call, {h}, {y}), context) : error;
+  return run_chosen<WithSwiglu>(call, context);
 }
 
 cudaError_t grouped_linear_bwd_input_swiglu(const KernelCall& call, const CudaContext& context) {
-  const TensorView &dy = call.inputs[0], &offsets = call.inputs[1], &weight = call.inputs[2],
-                   &h = call.inputs[3], &dh = call.outputs[0], &y = call.outputs[1];
-  if (hopper::can_map({&h, &dh}) && suits_hopper(y, {&dy, &weight}))
-    return hopper::grouped_linear_bwd_input_swiglu(dy, offsets, weight, h, dh, y, context);
-  const TensorView& activation_gradient = y;  // until y takes its place
-  const cudaError_t error =
-      grouped_linear_bwd_input(part_of(call, {dy, offsets, weight}, {activation_gradient}), context);
-  return error == cudaSuccess ? swiglu_bwd(part_of(call, {activation_gradient, h}, {dh, y}), context) : error;
+  return run_chosen<WithSwigluBwd>(call, context);
 }
 
 cudaError_t grouped_bias_bwd(const KernelCall& call, const CudaContext& context) {
@@ -198,6 +289,27 @@ cudaError_t grouped_bias_bwd(const KernelCall& call, const CudaContext& context)
                          offsets.as<const int32_t>(), dy.cols(), dbias.as<G>(), call.inputs[2].present());
     });
   });
+}
+
+std::span<const CudaVariant> grouped_linear_variants() {
+  using Forward = Alone<forward>;
+  using InputGradient = Alone<input_gradient>;
+  static constexpr CudaVariant kVariants[] = {
+      variant<Forward, Way::kHopper>("grouped_linear", "hopper"),
+      variant<Forward, Way::kLarge>("grouped_linear", "large"),
+      variant<Forward, Way::kSmall>("grouped_linear", "small"),
+      variant<InputGradient, Way::kHopper>("grouped_linear_bwd_input", "hopper"),
+      variant<InputGradient, Way::kLarge>("grouped_linear_bwd_input", "large"),
+      variant<InputGradient, Way::kSmall>("grouped_linear_bwd_input", "small"),
+      variant<WithSwiglu, Way::kHopper>("grouped_linear_swiglu", "hopper"),
+      variant<WithSwiglu, Way::kHopperSplit>("grouped_linear_swiglu", "hopper.split"),
+      variant<WithSwiglu, Way::kLarge>("grouped_linear_swiglu", "large"),
+      variant<WithSwiglu, Way::kSmall>("grouped_linear_swiglu", "small"),
+      variant<WithSwigluBwd, Way::kHopper>("grouped_linear_bwd_input_swiglu", "hopper"),
+      variant<WithSwigluBwd, Way::kHopperSplit>("grouped_linear_bwd_input_swiglu", "hopper.split"),
+      variant<WithSwigluBwd, Way::kLarge>("grouped_linear_bwd_input_swiglu", "large"),
+      variant<WithSwigluBwd, Way::kSmall>("grouped_linear_bwd_input_swiglu", "small")};
+  return kVariants;
 }
 
 }  // namespace moec::cuda

@@ -4,6 +4,7 @@
 #include "kernels/cuda/hopper/grouped_linear.h"
 #include "kernels/cuda/mma_tile.cuh"
 #include "kernels/cuda/simt_tile.cuh"
+#include "kernels/cuda/variants.h"
 
 namespace moec::cuda {
 namespace {
@@ -39,35 +40,45 @@ cudaError_t launch_depths(const A& a, const B& b, const C& c, const TensorView& 
 }
 
 template <class T, class A, class B, class C>
-cudaError_t launch_product(const A& a, const B& b, const C& c, const TensorView& offsets,
+cudaError_t launch_product(bool large, const A& a, const B& b, const C& c, const TensorView& offsets,
                            const CudaContext& context) {
-  const auto tiles = [&](int64_t size) {
-    return (offsets.elements() - 1) * ceil_div(c.rows, size) * ceil_div(c.cols, size);
-  };
   if constexpr (std::is_same_v<T, bf16>) {
-    return tiles(MmaLarge::kM) >= kEnoughTiles
-               ? launch_depths<MmaTile<MmaLarge, A, B, C>>(a, b, c, offsets, context)
-               : launch_depths<MmaTile<MmaSmall, A, B, C>>(a, b, c, offsets, context);
+    return large ? launch_depths<MmaTile<MmaLarge, A, B, C>>(a, b, c, offsets, context)
+                 : launch_depths<MmaTile<MmaSmall, A, B, C>>(a, b, c, offsets, context);
   } else {
     if constexpr (std::is_same_v<T, float>) {
-      if (tiles(SimtMedium::kM) >= kEnoughTiles)
-        return launch_depths<SimtTile<SimtMedium, A, B, C>>(a, b, c, offsets, context);
+      if (large) return launch_depths<SimtTile<SimtMedium, A, B>>(a, b, c, offsets, context);
     }
-    return launch_depths<SimtTile<SimtSmall, A, B, C>>(a, b, c, offsets, context);
+    return launch_depths<SimtTile<SimtSmall, A, B>>(a, b, c, offsets, context);
   }
 }
 
-}  // namespace
+enum class Way { kHopper, kLarge, kSmall };
 
-cudaError_t grouped_linear_bwd_weight(const KernelCall& call, const CudaContext& context) {
+template <Way kWay>
+bool computes(const KernelCall& call, const CudaContext&) {
+  const TensorView &dy = call.inputs[0], &rows = call.inputs[1], &dweight = call.outputs[0];
+  switch (kWay) {
+    case Way::kHopper:
+      return hopper::can_map({&dy, &rows}) && reinterpret_cast<uintptr_t>(dweight.data) % 16 == 0 &&
+             hopper::available();
+    case Way::kLarge:
+      return dy.dtype == fb::DType::BF16 || dy.dtype == fb::DType::F32;
+    case Way::kSmall:
+      return true;
+  }
+  return false;
+}
+
+template <Way kWay>
+cudaError_t run(const KernelCall& call, const CudaContext& context) {
   const TensorView &dy = call.inputs[0], &rows = call.inputs[1], &offsets = call.inputs[2],
                    &dweight = call.outputs[0];
+  const bool accumulate = call.inputs[3].present();
+  if (kWay == Way::kHopper)
+    return hopper::grouped_linear_bwd_weight(dy, rows, offsets, dweight, accumulate, context);
   const auto capacity = static_cast<int>(rows.rows()), in = static_cast<int>(rows.cols());
   const auto out = static_cast<int>(dy.cols());
-  const bool accumulate = call.inputs[3].present();
-  if (hopper::can_map({&dy, &rows}) && reinterpret_cast<uintptr_t>(dweight.data) % 16 == 0 &&
-      hopper::suits((offsets.elements() - 1) * hopper::tile_count(out, in)))
-    return hopper::grouped_linear_bwd_weight(dy, rows, offsets, dweight, accumulate, context);
   return with_type(dy.dtype, [&]<class T>() {
     return with_gradient_type<T>(dweight.dtype, [&]<class G>() {
       const T *left = dy.as<const T>(), *right = rows.as<const T>();
@@ -75,9 +86,31 @@ cudaError_t grouped_linear_bwd_weight(const KernelCall& call, const CudaContext&
       const Factor<T, Along::kRows> a{left, out, out, capacity, runs_aligned(left, out)};
       const Factor<T, Along::kRows> b{right, in, in, capacity, runs_aligned(right, in)};
       const Result<G> c{to, in, out, in, nullptr, accumulate, runs_aligned(to, in)};
-      return launch_product<T>(a, b, c, offsets, context);
+      return launch_product<T>(kWay == Way::kLarge, a, b, c, offsets, context);
     });
   });
+}
+
+}  // namespace
+
+cudaError_t grouped_linear_bwd_weight(const KernelCall& call, const CudaContext& context) {
+  const int64_t experts = call.inputs[2].elements() - 1;
+  const int64_t out = call.inputs[0].cols(), in = call.inputs[1].cols();
+  if (computes<Way::kHopper>(call, context) && hopper::suits(experts * hopper::tile_count(out, in)))
+    return run<Way::kHopper>(call, context);
+  const int64_t size =
+      call.inputs[0].dtype == fb::DType::BF16 ? int64_t{MmaLarge::kM} : int64_t{SimtMedium::kM};
+  const bool large = experts * ceil_div(out, size) * ceil_div(in, size) >= kEnoughTiles;
+  return large && computes<Way::kLarge>(call, context) ? run<Way::kLarge>(call, context)
+                                                       : run<Way::kSmall>(call, context);
+}
+
+std::span<const CudaVariant> grouped_linear_bwd_weight_variants() {
+  static constexpr CudaVariant kVariants[] = {
+      {"grouped_linear_bwd_weight", "hopper", computes<Way::kHopper>, run<Way::kHopper>},
+      {"grouped_linear_bwd_weight", "large", computes<Way::kLarge>, run<Way::kLarge>},
+      {"grouped_linear_bwd_weight", "small", computes<Way::kSmall>, run<Way::kSmall>}};
+  return kVariants;
 }
 
 }  // namespace moec::cuda

@@ -6,12 +6,13 @@
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/product.h"
+#include "kernels/cuda/variants.h"
 #include "kernels/workspace.h"
 
 namespace moec::cuda {
 namespace {
 
-/// Multiply-adds up to which an f32 product is small: cuBLAS would leave most of the device idle.
+/// Multiply-adds up to which a product is small.
 constexpr int64_t kSmallProduct = int64_t{1} << 27;
 /// Rows up to which columns are summed in one pass.
 constexpr int64_t kSinglePassRows = 2048;
@@ -70,20 +71,34 @@ cudaError_t bias_gradient(const TensorView& dy, const TensorView& dbias, bool ac
 }
 
 /// Applies the epilogue to the sums at z, where y may lie; a thread per run of four.
-template <class T>
+template <EpilogueKind kKind, class T>
 __global__ void epilogue_kernel(const T* z, T* y, int64_t n, bool aligned, Epilogue epilogue) {
   begin_kernel();
   const int64_t place = global_thread() * 4;
   if (place >= n) return;
   const int count = static_cast<int>(min(int64_t{4}, n - place));
   const bool whole = aligned && count == 4;
-  auto sums = load_run(z + place, count, whole);
-  apply_epilogue<T>(epilogue, place, count, whole, sums);
+  const EpilogueRun<T> run = fetch_run<kKind, T>(epilogue, place, count, whole);
+  Vector<Accumulator<T>, 4> sums;
+  unpack(load_run(z + place, count, whole), sums.value);
+  apply_epilogue<kKind>(epilogue, run, place, count, whole, sums);
   store_run(y + place, count, whole, sums);
 }
 
-/// The product, and then its epilogue in a pass of its own.
-cudaError_t multiply_in_two_passes(const Product& product, const CudaContext& context) {
+/// The ways to compute products: by our tiles, or by cuBLASLt's best algorithms, of which kCublas is the
+/// first.
+enum class Way { kTiled, kCublas, kCublas1, kCublas2, kCublas3 };
+
+/// How many algorithms of cuBLASLt are better than that of `way`.
+int algorithm_of(Way way) { return static_cast<int>(way) - static_cast<int>(Way::kCublas); }
+
+cudaError_t multiply_alone(Way way, const Product& product, const CudaContext& context) {
+  return way == Way::kTiled ? multiply_tiled(product, context)
+                            : multiply_cublas(product, context, algorithm_of(way));
+}
+
+/// The product by cuBLASLt, and then its epilogue in a pass of its own.
+cudaError_t multiply_in_two_passes(Way way, const Product& product, const CudaContext& context) {
   Product sums = product;
   sums.epilogue = {};
   Epilogue epilogue = product.epilogue;
@@ -91,7 +106,7 @@ cudaError_t multiply_in_two_passes(const Product& product, const CudaContext& co
     sums.c.data = epilogue.preactivation;
     epilogue.preactivation = nullptr;
   }
-  const cudaError_t error = multiply(sums, context);
+  const cudaError_t error = multiply_alone(way, sums, context);
   if (error != cudaSuccess) return error;
   const int64_t n = product.m() * product.n();
   return with_type(product.c.dtype, [&]<class T>() {
@@ -100,99 +115,175 @@ cudaError_t multiply_in_two_passes(const Product& product, const CudaContext& co
     const bool aligned = runs_aligned(z, 0) && runs_aligned(y, 0) &&
                          runs_aligned(static_cast<const T*>(epilogue.preactivation), 0) &&
                          runs_aligned(static_cast<const T*>(epilogue.residual), 0);
-    return launch(context, epilogue_kernel<T>, ceil_div(ceil_div(n, 4), kThreads), kThreads, z, y, n, aligned,
-                  epilogue);
+    const auto kernel = epilogue.backward ? epilogue_kernel<EpilogueKind::kBackward, T>
+                                          : epilogue_kernel<EpilogueKind::kForward, T>;
+    return launch(context, kernel, ceil_div(ceil_div(n, 4), kThreads), kThreads, z, y, n, aligned, epilogue);
   });
 }
 
-Product input_gradient(const TensorView& dy, const TensorView& weight, const TensorView& dx) {
-  return {.form = ProductForm::kInput, .a = as_matrix(dy), .b = as_matrix(weight), .c = as_matrix(dx)};
+Product forward(const KernelCall& call) {
+  return {.form = ProductForm::kForward,
+          .a = as_matrix(call.inputs[0]),
+          .b = as_matrix(call.inputs[1]),
+          .c = as_matrix(call.outputs[0]),
+          .bias = call.inputs[2].data};
 }
 
-Product weight_gradient(const TensorView& dy, const TensorView& x, const TensorView& dweight,
-                        bool accumulate) {
+Product fused_forward(const KernelCall& call) {
+  const auto& attrs = call.attrs<fb::FusedLinearT>();
+  const TensorView& state = call.inputs[4];
+  const bool drops = state.present() && attrs.dropout_p > 0;
+  Product product = forward(call);
+  product.epilogue = {
+      .activation = attrs.activation,
+      .preactivation = call.outputs[1].data,
+      .residual = call.inputs[3].data,
+      .dropout =
+          drops ? Dropout(state.as<const TrainState>(), attrs.dropout_stream, attrs.dropout_p) : Dropout()};
+  return product;
+}
+
+Product input_gradient(const KernelCall& call) {
+  return {.form = ProductForm::kInput,
+          .a = as_matrix(call.inputs[0]),
+          .b = as_matrix(call.inputs[1]),
+          .c = as_matrix(call.outputs[0])};
+}
+
+Product fused_input_gradient(const KernelCall& call) {
+  Product product = input_gradient(call);
+  product.epilogue = {.activation = call.attrs<fb::FusedLinearT>().activation,
+                      .backward = true,
+                      .preactivation = call.inputs[2].data};
+  return product;
+}
+
+Product weight_gradient(const KernelCall& call) {
   return {.form = ProductForm::kWeight,
-          .a = as_matrix(dy),
-          .b = as_matrix(x),
-          .c = as_matrix(dweight),
-          .accumulate = accumulate};
+          .a = as_matrix(call.inputs[0]),
+          .b = as_matrix(call.inputs[1]),
+          .c = as_matrix(call.outputs[0]),
+          .accumulate = call.inputs[2].present()};
 }
 
-bool is_f32(const Product& product) {
-  return product.a.dtype == fb::DType::F32 && product.b.dtype == fb::DType::F32 &&
-         product.c.dtype == fb::DType::F32;
-}
-
-/// f32 products up to kSmallProduct: cuBLAS would leave most of the device idle.
+/// Whether cuBLASLt would leave most of the device idle.
 bool is_small(const Product& product) {
-  return product.b.dtype == fb::DType::F32 && product.m() * product.n() * product.k() <= kSmallProduct;
+  return product.a.dtype == product.b.dtype &&
+         (product.a.dtype == fb::DType::F32 || product.a.dtype == fb::DType::BF16) &&
+         product.m() * product.n() * product.k() <= kSmallProduct;
+}
+
+bool computes(Way way, const Product& product, const CudaContext& context) {
+  if (way == Way::kTiled) return tiled_supports(product);
+  return algorithm_of(way) < cublas_algorithms(product, algorithm_of(way) + 1, context);
+}
+
+/// Small products in bf16 are as fast by cuBLASLt, but for those that would take a second pass.
+Way choose(const Product& product) {
+  const bool saves_pass = product.a.dtype == fb::DType::F32 || !product.epilogue.empty();
+  return (is_small(product) && saves_pass) || !cublas_supports(product) ? Way::kTiled : Way::kCublas;
+}
+
+cudaError_t multiply(Way way, const Product& product, const CudaContext& context) {
+  return product.epilogue.empty() || way == Way::kTiled ? multiply_alone(way, product, context)
+                                                        : multiply_in_two_passes(way, product, context);
+}
+
+/// Whether the gradients of weight and bias take a single pass by our tiles.
+bool differentiates_at_once(const KernelCall& call, const CudaContext& context) {
+  return call.outputs[0].dtype == call.outputs[1].dtype &&
+         can_multiply_parameters(weight_gradient(call), context);
+}
+
+/// The gradients of weight and bias.
+cudaError_t differentiate_parameters(Way way, const KernelCall& call, const CudaContext& context) {
+  const TensorView &dy = call.inputs[0], &dbias = call.outputs[1];
+  const bool accumulate = call.inputs[3].present();
+  const Product product = weight_gradient(call);
+  if (way == Way::kTiled && differentiates_at_once(call, context))
+    return multiply_parameters(product, {dbias.data, accumulate}, context);
+  const cudaError_t error = multiply(way, product, context);
+  return error == cudaSuccess ? bias_gradient(dy, dbias, accumulate, call.workspace, context) : error;
+}
+
+template <Product (*kProduct)(const KernelCall&), Way kWay>
+bool computes_as(const KernelCall& call, const CudaContext& context) {
+  return computes(kWay, kProduct(call), context);
+}
+
+template <Product (*kProduct)(const KernelCall&), Way kWay>
+cudaError_t multiply_as(const KernelCall& call, const CudaContext& context) {
+  return multiply(kWay, kProduct(call), context);
+}
+
+template <Way kWay>
+cudaError_t differentiate_parameters_as(const KernelCall& call, const CudaContext& context) {
+  return differentiate_parameters(kWay, call, context);
+}
+
+/// A variant of every kernel.
+template <Way kWay>
+void add_variants(std::string_view name, std::vector<CudaVariant>& to) {
+  to.insert(
+      to.end(),
+      {{"linear", name, computes_as<forward, kWay>, multiply_as<forward, kWay>},
+       {"fused_linear", name, computes_as<fused_forward, kWay>, multiply_as<fused_forward, kWay>},
+       {"linear_bwd_input", name, computes_as<input_gradient, kWay>, multiply_as<input_gradient, kWay>},
+       {"fused_linear_bwd_input", name, computes_as<fused_input_gradient, kWay>,
+        multiply_as<fused_input_gradient, kWay>},
+       {"linear_bwd_weight", name, computes_as<weight_gradient, kWay>, multiply_as<weight_gradient, kWay>},
+       {"linear_bwd_parameters", name, computes_as<weight_gradient, kWay>,
+        differentiate_parameters_as<kWay>}});
 }
 
 }  // namespace
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
-  const bool tiled = is_small(product) || !cublas_supports(product);
-  if (!product.epilogue.empty() && !(tiled && tiled_applies_epilogue(product)))
-    return multiply_in_two_passes(product, context);
-  return tiled ? multiply_tiled(product, context) : multiply_cublas(product, context);
+  if (is_narrow(product)) return multiply_narrow(product, context);
+  return multiply(choose(product), product, context);
 }
 
 cudaError_t linear(const KernelCall& call, const CudaContext& context) {
-  return multiply({.form = ProductForm::kForward,
-                   .a = as_matrix(call.inputs[0]),
-                   .b = as_matrix(call.inputs[1]),
-                   .c = as_matrix(call.outputs[0]),
-                   .bias = call.inputs[2].data},
-                  context);
+  return multiply(forward(call), context);
 }
 
 cudaError_t fused_linear(const KernelCall& call, const CudaContext& context) {
-  const auto& attrs = call.attrs<fb::FusedLinearT>();
-  const TensorView& state = call.inputs[4];
-  const bool drops = state.present() && attrs.dropout_p > 0;
-  return multiply({.form = ProductForm::kForward,
-                   .a = as_matrix(call.inputs[0]),
-                   .b = as_matrix(call.inputs[1]),
-                   .c = as_matrix(call.outputs[0]),
-                   .bias = call.inputs[2].data,
-                   .epilogue = {.activation = attrs.activation,
-                                .preactivation = call.outputs[1].data,
-                                .residual = call.inputs[3].data,
-                                .dropout = drops ? Dropout(state.as<const TrainState>(), attrs.dropout_stream,
-                                                           attrs.dropout_p)
-                                                 : Dropout()}},
-                  context);
+  return multiply(fused_forward(call), context);
 }
 
 cudaError_t linear_bwd_input(const KernelCall& call, const CudaContext& context) {
-  return multiply(input_gradient(call.inputs[0], call.inputs[1], call.outputs[0]), context);
+  return multiply(input_gradient(call), context);
+}
+
+cudaError_t fused_linear_bwd_input(const KernelCall& call, const CudaContext& context) {
+  return multiply(fused_input_gradient(call), context);
 }
 
 cudaError_t linear_bwd_weight(const KernelCall& call, const CudaContext& context) {
-  return multiply(weight_gradient(call.inputs[0], call.inputs[1], call.outputs[0], call.inputs[2].present()),
-                  context);
+  return multiply(weight_gradient(call), context);
+}
+
+cudaError_t linear_bwd_parameters(const KernelCall& call, const CudaContext& context) {
+  const Product product = weight_gradient(call);
+  const bool at_once = is_small(product) && differentiates_at_once(call, context);
+  return differentiate_parameters(at_once ? Way::kTiled : choose(product), call, context);
 }
 
 cudaError_t bias_bwd(const KernelCall& call, const CudaContext& context) {
   return bias_gradient(call.inputs[0], call.outputs[0], call.inputs[1].present(), call.workspace, context);
 }
 
-cudaError_t fused_linear_bwd_input(const KernelCall& call, const CudaContext& context) {
-  Product product = input_gradient(call.inputs[0], call.inputs[1], call.outputs[0]);
-  product.epilogue = {.activation = call.attrs<fb::FusedLinearT>().activation,
-                      .backward = true,
-                      .preactivation = call.inputs[2].data};
-  return multiply(product, context);
-}
-
-cudaError_t linear_bwd_parameters(const KernelCall& call, const CudaContext& context) {
-  const TensorView &dy = call.inputs[0], &dweight = call.outputs[0], &dbias = call.outputs[1];
-  const bool accumulate_bias = call.inputs[3].present();
-  const Product product = weight_gradient(dy, call.inputs[1], dweight, call.inputs[2].present());
-  if (is_f32(product) && is_small(product) && dy.rows() <= kSinglePassRows)
-    return multiply_parameters(product, dbias.as<float>(), accumulate_bias, context);
-  const cudaError_t error = multiply(product, context);
-  return error == cudaSuccess ? bias_gradient(dy, dbias, accumulate_bias, call.workspace, context) : error;
+std::span<const CudaVariant> linear_variants() {
+  static const std::vector<CudaVariant> variants = [] {
+    std::vector<CudaVariant> all;
+    add_variants<Way::kCublas>("cublas", all);
+    add_variants<Way::kCublas1>("cublas.1", all);
+    add_variants<Way::kCublas2>("cublas.2", all);
+    add_variants<Way::kCublas3>("cublas.3", all);
+    add_variants<Way::kTiled>("tiled", all);
+    return all;
+  }();
+  return variants;
 }
 
 }  // namespace moec::cuda

@@ -52,11 +52,25 @@ struct CrossEntropyBwd {
   Scalar dloss;
   const T* logits;
   const int32_t* targets;
-  const Accumulator<T>* lse;
-  T* dlogits;  // may be the logits
+  const Accumulator<T>* lse;  // null where it is not known yet
+  T* dlogits;                 // may be the logits
   int64_t rows;
   int cols;
 };
+
+/// factor * (softmax - one at the target) of a row's vector number `i`.
+template <int kWidth, class T, class Acc = Accumulator<T>>
+__device__ Vector<T, kWidth> gradient_of(const Vector<T, kWidth>& logits, int i, int32_t target, Acc lse,
+                                         Acc factor) {
+  Vector<T, kWidth> out;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    const Acc distance = static_cast<Acc>(logits.value[j]) - lse;
+    const Acc gradient = i * kWidth + j == target ? std::expm1(distance) : exponential<T>(distance);
+    out.value[j] = to_storage<T>(factor * gradient);
+  }
+  return out;
+}
 
 /// dlogits = dloss / valid targets * (softmax - one at the target); rows without a target get zeros. Reads
 /// and writes every element once. Each block counts the targets for itself.
@@ -74,20 +88,42 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_bwd_kernel(const Cross
     T* dx = bwd.dlogits + row * bwd.cols;
     for (int i = group_lane<kGroup>(); i < bwd.cols / kWidth; i += kGroup) {
       Vector<T, kWidth> out = {};
-      if (target >= 0) {
-        const auto v = load<kWidth>(x, i);
-        Acc gradient[kWidth];
-#pragma unroll
-        for (int j = 0; j < kWidth; ++j) {
-          const Acc distance = static_cast<Acc>(v.value[j]) - lse;
-          gradient[j] = exponential<T>(distance);
-          if (i * kWidth + j == target) gradient[j] = std::expm1(distance);
-        }
-#pragma unroll
-        for (int j = 0; j < kWidth; ++j) out.value[j] = to_storage<T>(factor * gradient[j]);
-      }
+      if (target >= 0) out = gradient_of(load<kWidth>(x, i), i, target, lse, factor);
       store(dx, i, out);
     }
+  }
+}
+
+/// The same with the losses of rows, from logits alone: what of a row is not held is read again from the
+/// cache. The thread that has a row's target writes its loss.
+template <class T, int kWidth, int kGroup>
+__global__ void __launch_bounds__(kThreads)
+    cross_entropy_gradient_kernel(const CrossEntropyBwd<T> bwd, double* row_losses) {
+  begin_kernel();
+  using Acc = Accumulator<T>;
+  const int valid = count_valid(bwd.targets, bwd.rows);
+  const auto factor = static_cast<Acc>(bwd.dloss.read() / max(1, valid));
+  const int64_t groups = int64_t{gridDim.x} * (kThreads / kGroup);
+  for (int64_t row = group_row<kGroup>(); row < bwd.rows; row += groups) {
+    const int32_t target = bwd.targets[row];
+    const T* x = bwd.logits + row * bwd.cols;
+    T* dx = bwd.dlogits + row * bwd.cols;
+    const auto held = hold_places<kGroup>(bwd.cols / kWidth, [x](int64_t i) { return load<kWidth>(x, i); });
+    SoftmaxStats<Acc> stats = {std::numeric_limits<Acc>::lowest(), 0};
+    held.for_each([&](int64_t, const Vector<T, kWidth>& v) { add_to_stats(stats, v); });
+    stats = group_reduce<kGroup>(stats, MergeStats<T>{});
+    const Acc lse = stats.max + std::log(stats.sum);
+    if (target < 0 && group_lane<kGroup>() == 0) row_losses[row] = 0;
+    held.for_each([&](int64_t place, const Vector<T, kWidth>& v) {
+      const int i = static_cast<int>(place);
+      if (target >= 0 && target / kWidth == i) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j)
+          if (i * kWidth + j == target)
+            row_losses[row] = static_cast<double>(lse - static_cast<Acc>(v.value[j]));
+      }
+      store(dx, i, target >= 0 ? gradient_of(v, i, target, lse, factor) : Vector<T, kWidth>{});
+    });
   }
 }
 
@@ -215,6 +251,28 @@ cudaError_t cross_entropy_bwd(const KernelCall& call, const CudaContext& context
                     std::min(most_blocks, group_blocks<kGroup>(bwd.rows)), kThreads, bwd);
     });
   });
+}
+
+cudaError_t cross_entropy_gradient(const KernelCall& call, const CudaContext& context) {
+  const TensorView &logits = call.inputs[0], &targets = call.inputs[1], &dlogits = call.outputs[1];
+  const int64_t most_blocks = int64_t{8} * context.sm_count;  // as above
+  auto* row_losses = call.workspace.as<double>();
+  const cudaError_t status = with_type(logits.dtype, [&]<class T>() {
+    const CrossEntropyBwd<T> bwd = {.dloss = Scalar(call.inputs[2]),
+                                    .logits = logits.as<const T>(),
+                                    .targets = targets.as<const int32_t>(),
+                                    .lse = nullptr,
+                                    .dlogits = dlogits.as<T>(),
+                                    .rows = logits.rows(),
+                                    .cols = static_cast<int>(logits.cols())};
+    return with_row_layout<T>(bwd.cols, {&logits, &dlogits}, [&]<int kWidth, int kGroup>() {
+      return launch(context, cross_entropy_gradient_kernel<T, kWidth, kGroup>,
+                    std::min(most_blocks, group_blocks<kGroup>(bwd.rows)), kThreads, bwd, row_losses);
+    });
+  });
+  if (status != cudaSuccess) return status;
+  return launch(context, mean_kernel, 1, kThreads, row_losses, targets.as<const int32_t>(), logits.rows(),
+                1.0, Scalar(call.outputs[0]));
 }
 
 cudaError_t aux_loss(const KernelCall& call, const CudaContext& context) {

@@ -35,10 +35,15 @@ __device__ inline Acc sigmoid(Acc x) {
   }
 }
 
-/// Distribution function of N(0, 1), (1 + erf(x / sqrt 2)) / 2.
+/// Distribution function of N(0, 1), (1 + erf(x / sqrt 2)) / 2; in f32 by erf, which takes a third of the
+/// instructions of erfc.
 template <class Acc>
 __device__ inline Acc normal_cdf(Acc x) {
-  return static_cast<Acc>(0.5) * std::erfc(x * static_cast<Acc>(-0.7071067811865476));
+  constexpr auto kHalf = static_cast<Acc>(0.5), kRootHalf = static_cast<Acc>(0.7071067811865476);
+  if constexpr (std::is_same_v<Acc, float>)
+    return kHalf + kHalf * std::erf(x * kRootHalf);
+  else
+    return kHalf * std::erfc(-x * kRootHalf);
 }
 
 }  // namespace moec::cuda

@@ -21,15 +21,14 @@ struct MmaShape {
 using MmaLarge = MmaShape<128, 128, 64, 32, 2>;
 using MmaSmall = MmaShape<64, 64, 32, 32, 4>;
 
-/// A step of a factor in shared memory, laid out as in device memory. Runs along memory are padded so that
-/// what a warp reads at once lies in different banks: by 16 bytes for eight runs of 16 bytes (ldmatrix), by
-/// 32 bytes for four runs of eight floats.
+/// A step of a factor in shared memory, laid out as in device memory. Runs along memory are padded by 16
+/// bytes, so that the eight that ldmatrix reads at once lie in different banks.
 template <class F, int kRows, int kDepth, int kThreads>
 struct MmaStep {
   using T = typename F::Element;
   static constexpr int kRun = F::kDepthMajor ? kRows : kDepth;
   static constexpr int kRuns = F::kDepthMajor ? kDepth : kRows;
-  static constexpr int kStride = kRun + (F::kDepthMajor ? 8 : 16 / sizeof(T));
+  static constexpr int kStride = kRun + 8;
   static constexpr int kElements = kRuns * kStride;
 
   /// Starts to copy the elements from (i, k) on. Each thread copies the same place of some runs.

@@ -51,6 +51,13 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
       return load_packed<kWidth>(x, i);
   });
   const auto cols = static_cast<Acc>(norm.cols);
+  // Of the first place, so that a short row waits for memory once.
+  const int64_t first = group_lane<kGroup>();
+  Packed<T, kWidth> first_weight = {}, first_bias = {};
+  if (first < norm.cols / kWidth) {
+    first_weight = load_packed<kWidth>(norm.weight, first);
+    if (kCentred && norm.bias) first_bias = load_packed<kWidth>(norm.bias, first);
+  }
 
   Acc mean = 0;
   if constexpr (kCentred) {
@@ -76,8 +83,8 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
     if constexpr (kSum) store(norm.sum + row * norm.cols, i, v);
     Acc values[kWidth], weights[kWidth], biases[kWidth] = {};
     unpack(v, values);
-    unpack(load_packed<kWidth>(norm.weight, i), weights);
-    if (kCentred && norm.bias) unpack(load_packed<kWidth>(norm.bias, i), biases);
+    unpack(i == first ? first_weight : load_packed<kWidth>(norm.weight, i), weights);
+    if (kCentred && norm.bias) unpack(i == first ? first_bias : load_packed<kWidth>(norm.bias, i), biases);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) values[j] = (values[j] - mean) * rstd * weights[j] + biases[j];
     store(norm.y + row * norm.cols, i, pack<T>(values));

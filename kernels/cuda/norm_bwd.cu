@@ -10,11 +10,11 @@ template <class T, class Acc = Accumulator<T>>
 struct NormBwd {
   const T* dy;
   const T* x;
-  const T* weight;
+  const T* weight;  // null where dx is
   const Acc* mean;  // read for LayerNorm only
   const Acc* rstd;
   const T* dresidual;    // null where there is none
-  T* dx;                 // may be dy or dresidual
+  T* dx;                 // may be dy or dresidual; null where only parameters want gradients
   Acc* weight_partials;  // [pieces, cols]
   Acc* bias_partials;    // likewise, for LayerNorm only
   int64_t rows;
@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<
   Packed<T, kWidth> weight[kVectors] = {};
 #pragma unroll
   for (int v = 0; v < kVectors; ++v)
-    if (lane + v * kGroup < vectors) weight[v] = load_packed<kWidth>(norm.weight, lane + v * kGroup);
+    if (norm.weight && lane + v * kGroup < vectors)
+      weight[v] = load_packed<kWidth>(norm.weight, lane + v * kGroup);
   Acc dweight[kVectors][kWidth] = {}, dbias[kVectors][kWidth] = {};
   const int64_t first = begin + threadIdx.x / kGroup;
   RowOperands<T, kWidth, kVectors> next;
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<
         dx[j] += rstd * (d[j] * w[j] - constant - n[j] * along);
       }
       const int i = lane + v * kGroup;
-      if (i < vectors) store(norm.dx + row * norm.cols, i, pack<T>(dx));
+      if (norm.dx && i < vectors) store(norm.dx + row * norm.cols, i, pack<T>(dx));
     }
   }
   store_column_sums<Layout, kWidth>(dweight, norm.weight_partials + int64_t{blockIdx.x} * norm.cols,
@@ -244,6 +245,23 @@ cudaError_t layernorm_bwd(const KernelCall& call, const CudaContext& context) {
                                       .dweight = call.outputs[1],
                                       .dbias = call.outputs[2],
                                       .workspace = call.workspace});
+}
+
+cudaError_t norm_bwd_parameters(const KernelCall& call, const CudaContext& context) {
+  const TensorView absent;
+  const NormBwdViews views = {.dy = call.inputs[0],
+                              .x = call.inputs[1],
+                              .weight = absent,
+                              .mean = call.inputs[2],
+                              .rstd = call.inputs[3],
+                              .dweight_prev = call.inputs[4],
+                              .dbias_prev = call.inputs[5],
+                              .dresidual = absent,
+                              .dx = absent,
+                              .dweight = call.outputs[0],
+                              .dbias = call.outputs[1],
+                              .workspace = call.workspace};
+  return views.mean.present() ? run_norm_bwd<true>(context, views) : run_norm_bwd<false>(context, views);
 }
 
 }  // namespace moec::cuda

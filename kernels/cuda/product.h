@@ -1,4 +1,4 @@
-// Dense matrix products of the CUDA device and the two ways to compute them.
+// Dense matrix products of the CUDA device and the ways to compute them.
 #pragma once
 
 #include "kernels/cuda/cuda_kernels.h"
@@ -47,19 +47,35 @@ cudaError_t multiply(const Product& product, const CudaContext& context);
 /// Whether multiply_cublas() computes products of these types. It knows no epilogue.
 bool cublas_supports(const Product& product);
 
-/// Any supported product, by cuBLASLt.
-cudaError_t multiply_cublas(const Product& product, const CudaContext& context);
+/// How many algorithms cuBLASLt knows for a product, up to `most`.
+int cublas_algorithms(const Product& product, int most, const CudaContext& context);
 
-/// Whether multiply_tiled() applies the product's epilogue.
-bool tiled_applies_epilogue(const Product& product);
+/// Any supported product, by cuBLASLt's algorithm number `algorithm`; 0 is the one it holds to be the best.
+cudaError_t multiply_cublas(const Product& product, const CudaContext& context, int algorithm = 0);
 
-/// Any product but those of 16-bit factors to a 16-bit result, by our own kernels: good for small f32
-/// products, for f64, and for factors of different types.
+/// Whether multiply_narrow() computes the product: a is f32 and has few columns, b is bf16; the product is
+/// the gradient of a linear layer's input or weight.
+bool is_narrow(const Product& product);
+
+/// A product that is_narrow(), as exact as sums in f32.
+cudaError_t multiply_narrow(const Product& product, const CudaContext& context);
+
+/// Whether multiply_tiled() computes products of these types.
+bool tiled_supports(const Product& product);
+
+/// Any product but those of f16 factors to an f16 result, by our own kernels, its epilogue included: good for
+/// small products, for f64, and for factors of different types.
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context);
 
-/// A small f32 weight gradient, and in the same launch dbias[m], the sums of the columns of its factor a,
-/// plus the old dbias if `accumulate_bias`.
-cudaError_t multiply_parameters(const Product& weight, float* dbias, bool accumulate_bias,
-                                const CudaContext& context);
+/// The gradient of a bias, of the type of its weight's, in which the old one may be `accumulate`d.
+struct BiasGradient {
+  void* data = nullptr;
+  bool accumulate = false;
+};
+
+/// A weight gradient by multiply_tiled(), and in the same launch the gradient [m] of the bias, the sums of
+/// the columns of its factor a.
+cudaError_t multiply_parameters(const Product& weight, const BiasGradient& bias, const CudaContext& context);
+bool can_multiply_parameters(const Product& weight, const CudaContext& context);
 
 }  // namespace moec::cuda

@@ -14,8 +14,8 @@ namespace moec::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-/// A row is the work of a group of threads: a warp, or a block of kThreads. The row and the place in the
-/// group of this thread.
+/// A row is the work of a group of threads: a part of a warp, a warp, or a block of kThreads. The row and the
+/// place in the group of this thread.
 template <int kGroup>
 __device__ inline int64_t group_row() {
   return global_thread() / kGroup;
@@ -106,12 +106,13 @@ __device__ inline T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kAllLanes, value, mask);
 }
 
-/// op over the values of a group, for all its threads. op is associative up to rounding and commutative; a
-/// group larger than a warp is the whole block.
+/// op over the values of a group, for all its threads, with all threads of its warps. op is associative up to
+/// rounding and commutative; a group larger than a warp is the whole block.
 template <int kGroup, class T, class Op = Sum>
 __device__ T group_reduce(T value, Op op = {}) {
 #pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value = op(value, shuffle_xor(value, mask));
+  for (int mask = (kGroup < kWarp ? kGroup : kWarp) / 2; mask > 0; mask /= 2)
+    value = op(value, shuffle_xor(value, mask));
   if constexpr (kGroup > kWarp) {
     __shared__ T warps[kGroup / kWarp];
     __syncthreads();  // the results of an earlier reduction have been read

@@ -68,21 +68,25 @@ class Staged {
   Vector<Acc, 4> packs_[kPacks];
 };
 
-/// Computes tiles of the product of two factors A and B into a result C, with all threads of a block.
-template <class TileShape, class A, class B, class C>
+/// Computes tiles of the product of two factors A and B, with all threads of a block.
+template <class TileShape, class A, class B>
 class SimtTile {
   static constexpr int kStep = TileShape::kK * (TileShape::kM + TileShape::kN);
 
  public:
   using Shape = TileShape;
-  using Acc = typename C::Acc;
+  using Acc = Accumulator<typename A::Element>;
   static constexpr int kThreads = Shape::kThreads;
   static constexpr int kBlocksPerSm = sizeof(Acc) == 4 ? 2 : 1;  // at least, as far as registers go
   static constexpr size_t kSharedBytes =
       sizeof(Acc) * std::max(2 * kStep, Shape::kSlices* Shape::kM* Shape::kN);
+  /// Runs of four neighbouring sums that a thread gets, as run_row() and run_col() tell.
+  static constexpr int kRuns = Shape::kM * Shape::kN / 4 / kThreads;
+  static_assert(kRuns * 4 * kThreads == Shape::kM * Shape::kN);
 
-  /// The tile from (row, col) on; `shared` is free before and after.
-  __device__ static void run(const A& a, const B& b, const C& c, int row, int col, void* shared) {
+  /// The sums of the tile from (row, col) on. `shared` is free before, and after the next __syncthreads().
+  __device__ static void multiply(const A& a, const B& b, int row, int col, void* shared,
+                                  Vector<Acc, 4> (&runs)[kRuns]) {
     auto* memory = static_cast<Acc*>(shared);
     Acc sums[Shape::kThreadM][Shape::kThreadN] = {};
     __syncthreads();
@@ -110,11 +114,21 @@ class SimtTile {
       current = other;
       other = swap;
     }
-    add_slices(sums, memory,
-               [&](int i, int j, const Vector<Acc, 4>& pack) { c.store(row + i, col + j, pack); });
+    add_slices(sums, memory, runs);
+  }
+
+  /// Puts the tile from (row, col) on into c; `shared` is free before and after.
+  template <class C>
+  __device__ static void run(const A& a, const B& b, const C& c, int row, int col, void* shared) {
+    Vector<Acc, 4> runs[kRuns];
+    multiply(a, b, row, col, shared, runs);
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) c.store(row + run_row<Shape>(r), col + run_col<Shape>(r), runs[r]);
   }
 
  private:
+  __device__ static int run_index(int r) { return static_cast<int>(threadIdx.x) + r * kThreads; }
+
   static constexpr int kColThreads = Shape::kN / Shape::kThreadN;
 
   __device__ static int slice() { return static_cast<int>(threadIdx.x) / Shape::kSliceThreads; }
@@ -165,24 +179,23 @@ class SimtTile {
     }
   }
 
-  /// Adds the sums of all slices, in order, and calls put(row, col, four sums).
-  template <class Put>
+  /// Adds the sums of all slices, in order.
   __device__ static void add_slices(const Acc (&sums)[Shape::kThreadM][Shape::kThreadN], Acc* memory,
-                                    Put&& put) {
+                                    Vector<Acc, 4> (&runs)[kRuns]) {
     constexpr int kPacks = Shape::kM * Shape::kN / 4;
     auto* partial = reinterpret_cast<Vector<Acc, 4>*>(memory);
     store_own(sums, [&](int i, int j, const Vector<Acc, 4>& pack) {
       partial[slice() * kPacks + (i * Shape::kN + j) / 4] = pack;
     });
     __syncthreads();
-    for (int index = static_cast<int>(threadIdx.x); index < kPacks; index += kThreads) {
-      Vector<Acc, 4> total = partial[index];
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      runs[r] = partial[run_index(r)];
 #pragma unroll
       for (int s = 1; s < Shape::kSlices; ++s) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) total.value[j] += partial[s * kPacks + index].value[j];
+        for (int j = 0; j < 4; ++j) runs[r].value[j] += partial[s * kPacks + run_index(r)].value[j];
       }
-      put(index * 4 / Shape::kN, index * 4 % Shape::kN, total);
     }
   }
 };

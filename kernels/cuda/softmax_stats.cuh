@@ -53,22 +53,25 @@ __device__ SoftmaxStats<Acc> softmax_stats_of_first(const T* x, int cols) {
   return group_reduce<kGroup>(stats, MergeStats<T>{});
 }
 
+/// Takes in a vector of a row.
+template <int kWidth, class T, class Acc>
+__device__ void add_to_stats(SoftmaxStats<Acc>& stats, const Vector<T, kWidth>& v) {
+  Acc max = stats.max;
+#pragma unroll
+  for (const T value : v.value) max = std::fmax(max, static_cast<Acc>(value));
+  Acc sum = stats.sum * exponential<T>(stats.max - max);
+#pragma unroll
+  for (const T value : v.value) sum += exponential<T>(static_cast<Acc>(value) - max);
+  stats = {max, sum};
+}
+
 /// Of a row of `vectors` vectors, for all threads of the group. -inf counts as probability zero; a NaN or
 /// +inf makes the sum NaN.
 template <int kWidth, int kGroup, class T, class Acc = Accumulator<T>>
 __device__ SoftmaxStats<Acc> softmax_stats(const T* x, int vectors) {
   SoftmaxStats<Acc> stats = {std::numeric_limits<Acc>::lowest(), 0};
 #pragma unroll 4
-  for (int i = group_lane<kGroup>(); i < vectors; i += kGroup) {
-    const auto v = load<kWidth>(x, i);
-    Acc max = stats.max;
-#pragma unroll
-    for (const T value : v.value) max = std::fmax(max, static_cast<Acc>(value));
-    Acc sum = stats.sum * exponential<T>(stats.max - max);
-#pragma unroll
-    for (const T value : v.value) sum += exponential<T>(static_cast<Acc>(value) - max);
-    stats = {max, sum};
-  }
+  for (int i = group_lane<kGroup>(); i < vectors; i += kGroup) add_to_stats(stats, load<kWidth>(x, i));
   return group_reduce<kGroup>(stats, MergeStats<T>{});
 }
 

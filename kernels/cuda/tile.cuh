@@ -21,6 +21,17 @@ __host__ __device__ bool runs_aligned(const T* data, int64_t stride) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
 }
 
+/// The place in a tile of the run number r of four neighbours that a thread gets: those of a warp lie next to
+/// each other.
+template <class Shape>
+__device__ int run_row(int r) {
+  return (static_cast<int>(threadIdx.x) + r * Shape::kThreads) * 4 / Shape::kN;
+}
+template <class Shape>
+__device__ int run_col(int r) {
+  return (static_cast<int>(threadIdx.x) + r * Shape::kThreads) * 4 % Shape::kN;
+}
+
 /// The index of a factor that runs along memory.
 enum class Along { kDepth, kRows };
 

@@ -1,9 +1,8 @@
-// Matrix products by our own tiles: of two f32 factors on the tensor cores, of others without them. Where the
-// tiles are few, the blocks of a cluster share one and add up their sums in order.
+// Matrix products by our own tiles: of two f32 or two bf16 factors on the tensor cores, of others without
+// them. Where the tiles are few, the blocks of a cluster share one and add up their sums in order.
 #include <algorithm>
 #include <bit>
 
-#include "kernels/cuda/bias_gradient.cuh"
 #include "kernels/cuda/tiled_product.cuh"
 
 namespace moec::cuda {
@@ -11,140 +10,135 @@ namespace {
 
 /// A device is busy with this many blocks. A constant, so that sums are split the same way on every device.
 constexpr int64_t kEnoughBlocks = 128;
-/// Medium tiles from which they beat four times as many small ones.
-constexpr int64_t kEnoughMediumTiles = 96;
+/// Blocks of medium tiles from which they beat more small ones.
+constexpr int64_t kEnoughMediumBlocks = 96;
 /// Depths that a split has at least, and a multiple of which it starts at.
 constexpr int64_t kMinSplitDepth = 128, kSplitDepthStep = 32;
 
-/// Medium tiles are not split: to add up their parts takes longer than small ones.
 template <class Tiles>
 TileCut cut_tiles(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context) {
-  const int64_t row_tiles = ceil_div(rows, Tiles::kM), tiles = row_tiles * ceil_div(cols, Tiles::kN);
-  const int64_t most = Tiles::kSplits && has_clusters(context) ? kMostClusterBlocks : 1;
+  const int64_t row_tiles = ceil_div(rows, Tiles::kM), col_tiles = ceil_div(cols, Tiles::kN);
+  const int64_t most = has_clusters(context) ? kMostClusterBlocks : 1;
   const int64_t wanted =
-      std::clamp<int64_t>(std::min(kEnoughBlocks / tiles, depth / kMinSplitDepth), 1, most);
+      std::clamp<int64_t>(std::min(kEnoughBlocks / (row_tiles * col_tiles), depth / kMinSplitDepth), 1, most);
   const auto splits = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(wanted)));
   const int64_t split_depth = ceil_div(ceil_div(depth, splits), kSplitDepthStep) * kSplitDepthStep;
-  return {static_cast<int>(row_tiles), static_cast<int>(tiles), static_cast<int>(splits),
+  return {static_cast<int>(row_tiles), static_cast<int>(col_tiles), static_cast<int>(splits),
           static_cast<int>(split_depth)};
-}
-
-bool prefers_medium(int64_t rows, int64_t cols) {
-  return ceil_div(rows, MediumTiles::kM) * ceil_div(cols, MediumTiles::kN) >= kEnoughMediumTiles;
 }
 
 template <class T, Along kAlong>
 Factor<T, kAlong> as_factor(const ProductMatrix& matrix) {
   const auto* data = static_cast<const T*>(matrix.data);
   const bool along_depth = kAlong == Along::kDepth;
-  return {data, matrix.cols, static_cast<int>(along_depth ? matrix.rows : matrix.cols),
-          static_cast<int>(along_depth ? matrix.cols : matrix.rows), runs_aligned(data, matrix.cols)};
+  return {data, matrix.stride(), static_cast<int>(along_depth ? matrix.rows : matrix.cols),
+          static_cast<int>(along_depth ? matrix.cols : matrix.rows),
+          runs_aligned(data, matrix.stride()) && runs_aligned(data, matrix.cols)};
 }
 
-template <class T, class TBias>
-auto as_result(const Product& product) {
+template <class T, class TBias, EpilogueKind kEpilogue>
+ProductResult<T, TBias, kEpilogue> as_result(const Product& product) {
   auto* data = static_cast<T*>(const_cast<void*>(product.c.data));
   const auto* bias = static_cast<const TBias*>(product.bias);
-  const auto rows = static_cast<int>(product.m()), cols = static_cast<int>(product.n());
-  bool aligned = runs_aligned(data, cols);
-  if constexpr (std::is_same_v<T, float> && std::is_same_v<TBias, float>) {
-    const Epilogue& epilogue = product.epilogue;
-    for (const void* matrix : {static_cast<const void*>(epilogue.preactivation), epilogue.residual})
-      aligned = aligned && runs_aligned(static_cast<const T*>(matrix), cols);
-    return FusedResult{{data, cols, rows, cols, nullptr, product.accumulate, aligned}, bias, epilogue};
-  } else {
-    return Result<T, TBias>{data, cols, rows, cols, bias, product.accumulate, aligned};
-  }
-}
-
-template <class Tiles, class A, class B, class C>
-CutProduct<Tiles, A, B, C> cut_product(const A& a, const B& b, const C& c, const CudaContext& context) {
-  return {a, b, c, cut_tiles<Tiles>(a.rows, b.rows, a.depth, context)};
+  const int64_t stride = product.c.stride();
+  bool aligned = runs_aligned(data, stride) && runs_aligned(bias, 0);
+  for (const void* matrix :
+       {static_cast<const void*>(product.epilogue.preactivation), product.epilogue.residual})
+    aligned = aligned && runs_aligned(static_cast<const T*>(matrix), stride);
+  return {data,
+          stride,
+          static_cast<int>(product.m()),
+          static_cast<int>(product.n()),
+          bias,
+          product.accumulate,
+          aligned,
+          product.epilogue};
 }
 
 template <class CutProduct>
 __global__ void __launch_bounds__(CutProduct::kThreads, CutProduct::Engine::kBlocksPerSm)
     multiply_tiles(const CutProduct product) {
   begin_kernel();
-  product.run(static_cast<int>(blockIdx.x), dynamic_shared());
+  product.run(dynamic_shared());
 }
 
-template <class Tiles, class A, class B, class C>
-cudaError_t launch_tiles(const A& a, const B& b, const C& c, const CudaContext& context) {
-  const auto product = cut_product<Tiles>(a, b, c, context);
-  return launch_clusters(context, multiply_tiles<decltype(product)>, dim3(product.cut.blocks()),
-                         product.cut.splits, product.kThreads, product.kSharedBytes, product);
+/// Calls launch(tiles, cut) with the kind of tiles that suits a product of factors of type T.
+template <class T, class Launch>
+cudaError_t with_tiles(int64_t rows, int64_t cols, int64_t depth, const CudaContext& context,
+                       Launch&& launch) {
+  const TileCut small = cut_tiles<SmallTiles>(rows, cols, depth, context);
+  if constexpr (!std::is_same_v<T, double>) {
+    // Of f32 factors they take more shared memory than blocks of many devices without clusters have.
+    const TileCut medium = cut_tiles<MediumTiles>(rows, cols, depth, context);
+    if (has_clusters(context) && medium.splits == 1 && medium.blocks() >= kEnoughMediumBlocks)
+      return launch(MediumTiles(), medium);
+  }
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (small.depth > SmallTiles::kDepth) return launch(DeepTiles(), small);
+  }
+  return launch(SmallTiles(), small);
+}
+
+template <class CutProduct>
+cudaError_t launch_cut(const CutProduct& product, const CudaContext& context) {
+  return launch_clusters(context, multiply_tiles<CutProduct>, product.cut.grid(), product.cut.splits,
+                         product.kThreads, product.shared_bytes(), product);
 }
 
 template <class A, class B, class C>
 cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext& context) {
-  if constexpr (std::is_same_v<typename C::Acc, float>)
-    if (prefers_medium(a.rows, b.rows)) return launch_tiles<MediumTiles>(a, b, c, context);
-  return launch_tiles<SmallTiles>(a, b, c, context);
+  using T = std::conditional_t<std::is_same_v<typename A::Element, typename B::Element>, typename A::Element,
+                               float>;
+  return with_tiles<T>(a.rows, b.rows, a.depth, context, [&]<class Tiles>(Tiles, const TileCut& cut) {
+    return launch_cut(CutProduct<Tiles, A, B, C>{a, b, c, cut}, context);
+  });
 }
 
 template <class TA, class TB, class TC>
 cudaError_t launch_form(const Product& product, const CudaContext& context) {
-  const auto c = as_result<TC, TB>(product);
+  using enum EpilogueKind;
   constexpr Along kDepth = Along::kDepth, kRows = Along::kRows;
+  const auto launch = [&]<Along kA, Along kB, EpilogueKind kEpilogue>() {
+    return launch_product(as_factor<TA, kA>(product.a), as_factor<TB, kB>(product.b),
+                          as_result<TC, TB, kEpilogue>(product), context);
+  };
+  const EpilogueKind epilogue = product.epilogue.kind();
   switch (product.form) {
     case ProductForm::kForward:
-      return launch_product(as_factor<TA, kDepth>(product.a), as_factor<TB, kDepth>(product.b), c, context);
+      if (epilogue == kNone) return launch.template operator()<kDepth, kDepth, kNone>();
+      if (epilogue == kForward) return launch.template operator()<kDepth, kDepth, kForward>();
+      break;
     case ProductForm::kInput:
-      return launch_product(as_factor<TA, kDepth>(product.a), as_factor<TB, kRows>(product.b), c, context);
+      if (epilogue == kNone) return launch.template operator()<kDepth, kRows, kNone>();
+      if (epilogue == kBackward) return launch.template operator()<kDepth, kRows, kBackward>();
+      break;
     case ProductForm::kWeight:
-      return launch_product(as_factor<TA, kRows>(product.a), as_factor<TB, kRows>(product.b), c, context);
+      if (epilogue == kNone) return launch.template operator()<kRows, kRows, kNone>();
+      break;
   }
-  return cudaErrorInvalidValue;
+  return cudaErrorNotSupported;
 }
 
-/// The sums of the columns of in[rows, cols], kSumCols of them per block.
-struct ColumnSums {
-  const float* in;
-  int64_t rows;
-  int64_t cols;
-  float* out;
-  bool accumulate;
-
-  int blocks() const { return static_cast<int>(ceil_div(cols, kSumCols)); }
-
-  template <int kBlockThreads>
-  __device__ void run(int block) const {
-    const int64_t first = int64_t{block} * kSumCols, col = first + threadIdx.x;
-    const float sum = column_sum<kBlockThreads / kSumCols>(in, 0, rows, cols, first);
-    if (threadIdx.x < kSumCols && col < cols) out[col] = accumulate ? out[col] + sum : sum;
-  }
-};
-
-/// The first `weight_blocks` blocks, whole clusters, work on the weight's gradient, the others on the bias's.
-template <class Weight>
-__global__ void __launch_bounds__(Weight::kThreads, Weight::Engine::kBlocksPerSm)
-    multiply_parameter_tiles(const Weight weight, const ColumnSums bias, int weight_blocks) {
-  begin_kernel();
-  const int block = static_cast<int>(blockIdx.x);
-  if (block < weight_blocks) {
-    weight.run(block, dynamic_shared());
-  } else {
-    bias.template run<Weight::kThreads>(block - weight_blocks);
-  }
-}
-
-template <class Tiles>
-cudaError_t launch_parameters(const Product& product, const ColumnSums& bias, const CudaContext& context) {
-  const auto weight =
-      cut_product<Tiles>(as_factor<float, Along::kRows>(product.a), as_factor<float, Along::kRows>(product.b),
-                         as_result<float, float>(product), context);
-  const int cluster = weight.cut.splits, weight_blocks = weight.cut.blocks();
-  const int bias_blocks = static_cast<int>(ceil_div(bias.blocks(), cluster)) * cluster;
-  return launch_clusters(context, multiply_parameter_tiles<decltype(weight)>,
-                         dim3(weight_blocks + bias_blocks), cluster, weight.kThreads, weight.kSharedBytes,
-                         weight, bias, weight_blocks);
+template <class T, class TGrad>
+cudaError_t launch_parameters(const Product& weight, const BiasGradient& bias, const CudaContext& context) {
+  using F = Factor<T, Along::kRows>;
+  using C = ProductResult<TGrad, TGrad, EpilogueKind::kNone>;
+  const F a = as_factor<T, Along::kRows>(weight.a), b = as_factor<T, Along::kRows>(weight.b);
+  const C c = as_result<TGrad, TGrad, EpilogueKind::kNone>(weight);
+  const DepthSums<TGrad> sums = {static_cast<TGrad*>(bias.data), bias.accumulate};
+  return with_tiles<T>(a.rows, b.rows, a.depth, context, [&]<class Tiles>(Tiles, const TileCut& cut) {
+    return launch_cut(CutProduct<Tiles, F, F, C, true>{a, b, c, cut, sums}, context);
+  });
 }
 
 }  // namespace
 
-bool tiled_applies_epilogue(const Product& product) {
-  return product.a.dtype == fb::DType::F32 && product.b.dtype == fb::DType::F32;
+bool tiled_supports(const Product& product) {
+  using enum fb::DType;
+  const fb::DType a = product.a.dtype, b = product.b.dtype, c = product.c.dtype;
+  if (b == F32 || b == F64) return a == b && c == b;
+  if (b == BF16) return (a == b || a == F32) && (c == F32 || c == b);
+  return b == F16 && ((a == b && c == F32) || (a == F32 && (c == F32 || c == b)));
 }
 
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context) {
@@ -155,6 +149,7 @@ cudaError_t multiply_tiled(const Product& product, const CudaContext& context) {
   if (product.m() == 0 || product.n() == 0) return cudaSuccess;
   if (types(F32, F32, F32)) return launch_form<float, float, float>(product, context);
   if (types(F64, F64, F64)) return launch_form<double, double, double>(product, context);
+  if (types(BF16, BF16, BF16)) return launch_form<bf16, bf16, bf16>(product, context);
   if (types(BF16, BF16, F32)) return launch_form<bf16, bf16, float>(product, context);
   if (types(F32, BF16, F32)) return launch_form<float, bf16, float>(product, context);
   if (types(F32, BF16, BF16)) return launch_form<float, bf16, bf16>(product, context);
@@ -164,12 +159,19 @@ cudaError_t multiply_tiled(const Product& product, const CudaContext& context) {
   return cudaErrorNotSupported;
 }
 
-cudaError_t multiply_parameters(const Product& weight, float* dbias, bool accumulate_bias,
-                                const CudaContext& context) {
-  const ProductMatrix& dy = weight.a;
-  const ColumnSums bias = {static_cast<const float*>(dy.data), dy.rows, dy.cols, dbias, accumulate_bias};
-  return prefers_medium(weight.m(), weight.n()) ? launch_parameters<MediumTiles>(weight, bias, context)
-                                                : launch_parameters<SmallTiles>(weight, bias, context);
+bool can_multiply_parameters(const Product& weight, const CudaContext& context) {
+  using enum fb::DType;
+  const fb::DType factors = weight.a.dtype, gradient = weight.c.dtype;
+  return has_clusters(context) && weight.b.dtype == factors &&
+         ((factors == F32 && gradient == F32) || (factors == BF16 && (gradient == BF16 || gradient == F32)));
+}
+
+cudaError_t multiply_parameters(const Product& weight, const BiasGradient& bias, const CudaContext& context) {
+  if (!can_multiply_parameters(weight, context)) return cudaErrorNotSupported;
+  if (weight.m() == 0) return cudaSuccess;
+  if (weight.a.dtype == fb::DType::F32) return launch_parameters<float, float>(weight, bias, context);
+  return weight.c.dtype == fb::DType::F32 ? launch_parameters<bf16, float>(weight, bias, context)
+                                          : launch_parameters<bf16, bf16>(weight, bias, context);
 }
 
 }  // namespace moec::cuda

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/variants.h"
 #include "runtime/cuda/activity.h"
 #include "runtime/cuda/cuda_check.h"
 #include "runtime/cuda/cuda_handles.h"
@@ -64,6 +65,9 @@ class CudaDevice final : public Device {
     MOEC_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
     MOEC_RETURN_IF_CUDA_ERROR(
         cudaDeviceGetAttribute(&context_.sm_count, cudaDevAttrMultiProcessorCount, device));
+    cudaDeviceProp properties = {};
+    MOEC_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, device));
+    model_ = properties.name;
     context_.kernels_overlap = cuda::kernels_can_overlap();
     for (CudaStream* owner : {&stream_, &beside_stream_}) {
       cudaStream_t stream = nullptr;
@@ -85,7 +89,11 @@ class CudaDevice final : public Device {
   }
 
   std::string_view name() const override { return "cuda"; }
+  std::string_view model() const override { return model_; }
   bool has_kernel(std::string_view key) const override { return cuda::find_kernel(key) != nullptr; }
+  bool has_variant(std::string_view key, std::string_view variant) const override {
+    return cuda::find_variant(key, variant) != nullptr;
+  }
 
   Status wait() override {
     MOEC_RETURN_IF_ERROR(checked(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize"));
@@ -189,12 +197,35 @@ class CudaDevice final : public Device {
     for (const Program& program : programs()) {
       first_number_.push_back(instructions_ + 1);
       std::vector<cuda::CudaKernel>& kernels = kernels_.emplace_back();
-      for (const auto& instruction : program.plan->instructions)
-        kernels.push_back(cuda::find_kernel(instruction->kernel));
+      for (size_t i = 0; i < program.calls.size(); ++i) MOEC_RETURN_IF_ERROR(resolve(program, i, kernels));
       instructions_ += static_cast<uint32_t>(kernels.size());
     }
     has_run_.resize(programs().size());
     return progress_.create(instructions_);
+  }
+
+  std::vector<std::string_view> variants_for(std::string_view kernel, const KernelCall& call) const override {
+    std::vector<std::string_view> names;
+    for (const cuda::CudaVariant* variant : cuda::variants_for(kernel, call, context_))
+      names.push_back(variant->name);
+    return names;
+  }
+
+  /// Adds what computes instruction `i`: its variant, or the kernel.
+  Status resolve(const Program& program, size_t i, std::vector<cuda::CudaKernel>& to) const {
+    const fb::InstructionT& instruction = *program.plan->instructions[i];
+    if (program.variants[i].empty()) {
+      to.push_back(cuda::find_kernel(instruction.kernel));
+      return {};
+    }
+    const cuda::CudaVariant& variant = *cuda::find_variant(instruction.kernel, program.variants[i]);
+    if (!variant.computes(program.calls[i], context_))
+      return input_error(
+          fmt::format("{} instruction {} '{}': variant '{}' of {} does not compute this call here",
+                      fb::EnumNameProgramKind(program.plan->kind), i, instruction.label, variant.name,
+                      instruction.kernel));
+    to.push_back(variant.run);
+    return {};
   }
 
   Result<double> execute_one(size_t program, size_t instruction) override {
@@ -391,6 +422,7 @@ class CudaDevice final : public Device {
   }
 
   Execution execution_;
+  std::string model_;
   CudaStream stream_, beside_stream_;
   CudaEvent start_, stop_;
   CublasLtHandle cublas_lt_;

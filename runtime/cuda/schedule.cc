@@ -7,7 +7,7 @@ namespace moec::runtime {
 namespace {
 
 /// Calls between one that runs beside the others and the first that needs its results.
-constexpr size_t kDistance = 6;
+constexpr size_t kDistance = 2;
 
 struct Range {
   uintptr_t begin, end;

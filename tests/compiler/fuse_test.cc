@@ -74,9 +74,10 @@ TEST_CASE("a norm's gradient takes in the gradient that goes around it") {
   const ValueId dx = p.norm_bwd(p.input("dy"), p.input("x"));
   const ValueId total = p.add(around, dx);
   p.silu(total);
-  CHECK(p.fused() == Keys{"silu", "rmsnorm_bwd", "silu"});
-  CHECK(p.graph.nodes()[1].inputs.back() == around);
-  CHECK(p.graph.nodes()[1].outputs[0] == total);
+  CHECK(p.fused() == Keys{"silu", "norm_bwd_parameters", "norm_bwd_input", "silu"});
+  const Node& node = p.graph.nodes()[2];
+  CHECK(node.inputs[static_cast<size_t>(node.def->kernel().input_index("dresidual"))] == around);
+  CHECK(node.outputs[0] == total);
 }
 
 TEST_CASE("a gradient that has another reader, or comes before the one around it, is not taken in") {
@@ -85,17 +86,57 @@ TEST_CASE("a gradient that has another reader, or comes before the one around it
   SUBCASE("another reader") {
     p.add(p.input("g"), dx);
     p.silu(dx);
-    CHECK(p.fused() == Keys{"rmsnorm_bwd", "add", "silu"});
+    CHECK(p.fused() == Keys{"norm_bwd_parameters", "norm_bwd_input", "add", "silu"});
   }
   SUBCASE("added to itself") {
     p.add(dx, dx);
-    CHECK(p.fused() == Keys{"rmsnorm_bwd", "add"});
+    CHECK(p.fused() == Keys{"norm_bwd_parameters", "norm_bwd_input", "add"});
   }
   SUBCASE("too early") {
     const ValueId around = p.silu(p.input("g"));
     p.add(around, dx);
-    CHECK(p.fused() == Keys{"rmsnorm_bwd", "silu", "add"});
+    CHECK(p.fused() == Keys{"norm_bwd_parameters", "norm_bwd_input", "silu", "add"});
   }
+}
+
+TEST_CASE("a norm's gradient over many rows stays one pass") {
+  Program p;
+  const TensorType type{fb::DType::F32, {2048, 8}};
+  const ValueId dy = p.graph.persistent("dy", type, Role::kIo), x = p.graph.persistent("x", type, Role::kIo);
+  const ValueId rstd = p.graph.persistent("rstd", {fb::DType::F32, {2048}}, Role::kIo);
+  p.call("rmsnorm_bwd", fb::RmsNormT{}, {dy, x, p.weight(), rstd});
+  CHECK(p.fused() == Keys{"rmsnorm_bwd"});
+}
+
+TEST_CASE("a norm's gradient drops what goes on through a dropout") {
+  Program p;
+  const ValueId dx = p.norm_bwd(p.input("dy"), p.input("x"));
+  fb::DropoutT attrs;
+  attrs.p = 0.25f;
+  const ValueId dropped = p.call("dropout", attrs, {dx, p.input("state")})[0];
+  SUBCASE("and nothing else") {
+    CHECK(p.fused() == Keys{"norm_bwd_parameters", "norm_bwd_input"});
+    CHECK(p.graph.nodes()[1].outputs == std::vector<ValueId>{kNoValue, dropped});
+    CHECK(p.graph.nodes()[1].attrs.AsFusedNorm()->dropout_p == attrs.p);
+  }
+  SUBCASE("and what goes around it") {
+    p.silu(dx);
+    CHECK(p.fused() == Keys{"norm_bwd_parameters", "norm_bwd_input", "silu"});
+    CHECK(p.graph.nodes()[1].outputs == std::vector<ValueId>{dx, dropped});
+  }
+}
+
+TEST_CASE("a loss and its gradient become one op where nothing else reads the statistics") {
+  Program p;
+  const ValueId logits = p.input("logits"),
+                targets = p.graph.persistent("targets", {fb::DType::I32, {4}}, Role::kIo),
+                dloss = p.graph.persistent("dloss", {fb::DType::F32, {}}, Role::kIo);
+  const std::vector<ValueId> made = p.call("cross_entropy", fb::CrossEntropyT{}, {logits, targets});
+  const ValueId dlogits =
+      p.call("cross_entropy_bwd", fb::CrossEntropyT{}, {dloss, logits, targets, made[1]})[0];
+  CHECK(p.fused() == Keys{"cross_entropy_gradient"});
+  CHECK(p.graph.nodes()[0].inputs == std::vector<ValueId>{logits, targets, dloss});
+  CHECK(p.graph.nodes()[0].outputs == std::vector<ValueId>{made[0], dlogits});
 }
 
 TEST_CASE("a pass that breaks the order of the nodes is found out") {

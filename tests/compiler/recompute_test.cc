@@ -93,7 +93,9 @@ TEST_CASE("a smaller budget never yields a larger peak, and every plan under a b
     const fb::ModelT model = example_model(name);
     const std::vector<FrontierPoint> points = frontier(model);
     const uint64_t most = points.front().bytes, least = points.back().bytes;
-    CHECK(all_arenas(compile(model)) == most);
+    // Without a budget small calls may run beside others, which takes a little more.
+    CHECK(all_arenas(compile(model)) >= most);
+    CHECK(all_arenas(compile(model)) <= most + most / 5);
     uint64_t before = most;
     constexpr int kBudgets = 5;
     for (int i = 0; i <= kBudgets; ++i) {

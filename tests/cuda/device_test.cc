@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
+#include <limits>
 #include <vector>
 
 #include "tests/cuda/gpu.h"
@@ -157,23 +158,23 @@ TEST_CASE("device fault" * doctest::skip()) {
   }
   runtime::Session session = must(host_batch_session(model, cuda_device(execution)));
   runtime::Device& device = session.device();
-  for (int run = 0; run < 2; ++run) must(device.run(fb::ProgramKind::Accumulate));  // eager, then a graph
+  for (int run = 0; run < 2; ++run) must(device.run(fb::ProgramKind::Evaluate));  // eager, then a graph
   must(device.wait());
-  const int32_t far = 1 << 30;
+  const int32_t far = std::numeric_limits<int32_t>::max();
   must(device.write(session.plan().plan.io->targets, 0, std::as_bytes(std::span(&far, 1))));
-  Status status = device.run(fb::ProgramKind::Accumulate);
+  Status status = device.run(fb::ProgramKind::Evaluate);
   if (status.ok()) status = device.wait();
   REQUIRE_FALSE(status.ok());
   std::printf("%s\n", status.error().message.c_str());
   CHECK(device.wait().error().message == status.error().message);
-  CHECK(device.run(fb::ProgramKind::Accumulate).error().message == status.error().message);
+  CHECK(device.run(fb::ProgramKind::Evaluate).error().message == status.error().message);
 }
 
 TEST_CASE("a device fault ends the run within seconds and says how far the device came") {
   const std::pair<const char*, const char*> expected[] = {
-      {"eager", "the last completed instruction is Accumulate instruction"},
+      {"eager", "the last completed instruction is Evaluate instruction"},
       {"graph", "eager execution names the last completed instruction"},
-      {"long graph", "the last completed instruction that the graph marks is Accumulate instruction"}};
+      {"long graph", "the last completed instruction that the graph marks is Evaluate instruction"}};
   for (const auto& [mode, message] : expected) {
     const auto start = std::chrono::steady_clock::now();
     const Outcome outcome =

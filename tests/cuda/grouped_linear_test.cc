@@ -146,7 +146,7 @@ void finish(cudaError_t launched) {
 }
 
 bool without_hopper() {
-  if (hopper::suits(INT32_MAX)) return false;
+  if (hopper::available()) return false;
   MESSAGE("no kernels for Hopper in this build, or no such GPU");
   return true;
 }

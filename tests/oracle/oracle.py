@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
@@ -27,12 +26,14 @@ def f32(value):
 
 
 class Spec:
-    """A model spec: the attributes of its nodes by name, and its recipe."""
+    """A model spec: the attributes of its nodes by name, and its recipe. Of schema/model.fbs' defaults, those of a recipe
+    that a spec of this project leaves out."""
 
-    def __init__(self, name):
-        model = json.loads((HERE / "specs" / f"{name}.json").read_text())
+    def __init__(self, name, folder=HERE / "specs"):
+        model = json.loads((folder / f"{name}.json").read_text())
         self.name = model["name"]
-        self.recipe = model["recipe"]
+        self.recipe = {"grad_accum": 1, "weight_decay_scope": "Matrices", "seed": 1337} | model["recipe"]
+        self.recipe["adamw"] = {"eps": 1e-8} | self.recipe["adamw"]
         self.layers = model["blocks"][1]["repeat"]
         self.nodes = {node["name"]: node["op"] for block in model["blocks"] for node in block["nodes"]}
 
@@ -122,6 +123,8 @@ def backward(parameters, forward, tokens, targets):
 
 def make_golden(name, vocab_size, parameters, forward, seed):
     """Trains the model on the recipe of its spec and writes tests/golden/<name>.safetensors (see README.md)."""
+    from safetensors.torch import save  # needed by nothing else
+
     recipe = Spec(name).recipe
     stream, tokens, targets = draw_batches(recipe, vocab_size, seed)
     golden = {"stream": stream, "tokens": tokens, "targets": targets}

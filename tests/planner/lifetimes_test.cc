@@ -45,6 +45,22 @@ TEST_CASE("a chain of shares is one buffer") {
   CHECK(result.buffers[0].last == 2);
 }
 
+TEST_CASE("what a lagging step reads and its workspace keep their places") {
+  Problem problem = chain();
+  problem.steps.insert(problem.steps.begin() + 1,
+                       {.reads = {0}, .writes = {}, .shares = {}, .workspace = 8, .lag = 1});
+  const Lifetimes result = derive_lifetimes(problem);
+  // Step 2 may not take over value 0, step 3 may take over value 1.
+  CHECK(result.buffer_of_value == std::vector<int>{0, 2, 2});
+  CHECK(result.buffer_of_workspace[1] == 1);
+  CHECK(result.kept == std::vector<uint32_t>{2, 2, 3});
+  CHECK(result.buffers[0].last == 2);
+  CHECK(result.buffers[1].last == 1);
+
+  problem.steps[2].shares[0].required = true;
+  CHECK(derive_lifetimes(problem).buffer_of_value == std::vector<int>{0, 0, 0});
+}
+
 TEST_CASE("an input is not taken over") {
   Problem problem = chain();
   SUBCASE("when a later step reads it") { problem.steps[2].reads.push_back(0); }

@@ -243,6 +243,20 @@ bool shrink_workspace(fb::PlanT& plan, Random& random) {
   return true;
 }
 
+/// Another type of the same size, so that nothing else is wrong. That of a tensor all of whose readers and
+/// writers would take the other as well may be sound.
+bool change_type(fb::PlanT& plan, Random& random) {
+  using enum fb::DType;
+  const fb::InstructionT& instruction = any_instruction(plan, random);
+  const std::vector<int>& ids = random() % 2 ? instruction.inputs : instruction.outputs;
+  const int id = ids[random() % ids.size()];
+  if (id == -1) return false;
+  fb::DType& dtype = plan.tensors[static_cast<size_t>(id)]->dtype;
+  if (dtype != F32) return false;
+  dtype = I32;
+  return true;
+}
+
 bool write_twice(fb::PlanT& plan, Random& random) {
   fb::InstructionT &a = any_instruction(plan, random), &b = any_instruction(plan, random);
   if (&a == &b) return false;
@@ -292,6 +306,7 @@ constexpr Mutation kMutations[] = {
     {"illegal in-place", overwrite_input},
     {"output not in place", move_required_output},
     {"undersized workspace", shrink_workspace},
+    {"wrong type", change_type},
     {"second write", write_twice},
     {"invalid enum", break_enum},
 };

@@ -41,7 +41,7 @@ TEST_CASE("sound plans are accepted") {
   }
 }
 
-TEST_CASE("every one of 1,700 mutations is rejected") {
+TEST_CASE("every one of 1,800 mutations is rejected") {
   for (const Mutation& mutation : mutations()) {
     Random random(11);
     int applied = 0, rejected = 0;
@@ -68,6 +68,43 @@ TEST_CASE("a fault line names the instruction, the tensor and the culprit") {
   CHECK(faults[0].find(fmt::format("accumulate[{}] scale (block.scale): reads 'early' but its bytes were "
                                    "overwritten by instruction ",
                                    scale)) == 0);
+}
+
+TEST_CASE("operands of types that the kernel does not take together are named") {
+  const auto plan = sample_plan(3, 30);
+  const fb::InstructionT& scale =
+      *plan->programs[1]->instructions[plan->programs[1]->instructions.size() - 2];
+  plan->tensors[static_cast<size_t>(scale.outputs[0])]->dtype = fb::DType::BF16;
+  const auto faults = faults_of(*plan);
+  REQUIRE_FALSE(faults.empty());
+  CHECK(faults[0].find("scale (block.scale): the operands' types do not fit the kernel: F32 -> BF16") !=
+        std::string::npos);
+}
+
+TEST_CASE("variants are the kernel's, named in the plan, and for a device") {
+  const auto fault_of = [](auto&& change) {
+    const auto plan = sample_plan(1, 10);
+    plan->variants = {"hopper", "tiled"};
+    plan->tuned_for = "a device";
+    change(*plan);
+    const auto faults = faults_of(*plan);
+    return faults.empty() ? "" : faults.front();
+  };
+  const auto variant = [](fb::PlanT& plan) -> uint32_t& {
+    return plan.programs[0]->instructions[0]->variant;
+  };
+  const auto ends_with = [&](const std::string& end, auto&& change) {
+    const std::string fault = fault_of(change);
+    INFO(fault);
+    CHECK(fault.ends_with(end));
+  };
+  CHECK(fault_of([](fb::PlanT&) {}).empty());
+  ends_with("the kernel has no variant 'tiled'", [&](fb::PlanT& plan) { variant(plan) = 2; });
+  ends_with("variant 3 of the plan's 2", [&](fb::PlanT& plan) { variant(plan) = 3; });
+  ends_with("a variant of a plan that is tuned for no device", [&](fb::PlanT& plan) {
+    variant(plan) = 2;
+    plan.tuned_for.clear();
+  });
 }
 
 TEST_CASE("an empty plan is sound, one that passes the verifier with nothing in it is survived") {

@@ -415,6 +415,19 @@ TEST_CASE("an interrupted save leaves the checkpoint before it") {
   CHECK(dir.count() == 5);  // leftovers of the interrupted save are gone
 }
 
+TEST_CASE("a save that fails leaves nothing behind that fills the disk") {
+  const test::ScratchDir dir;
+  Session session = make_session();
+  must(train_in(session, dir.path(), 3, false).status());
+  const size_t before = dir.count();
+  must(session.train_step());
+  // The weights can be written, the optimizer's state cannot.
+  std::filesystem::create_directories(dir / "optimizer-00000004.safetensors/taken");
+  CHECK_FALSE(save_run(dir.path(), session, *make_id_tokenizer(kVocabulary), {}).ok());
+  std::filesystem::remove_all(dir / "optimizer-00000004.safetensors");
+  CHECK(dir.count() == before);
+}
+
 TEST_CASE("generation continues past the context, follows its seed, and stops when told") {
   Session session = started();
   const TokenizerPtr tokenizer = make_id_tokenizer(kVocabulary);

@@ -152,16 +152,16 @@ Storage one_buffer_each(const std::map<std::string, TensorType>& memory) {
 }  // namespace
 
 OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device,
-                     runtime::MemoryOptions memory)
+                     runtime::MemoryOptions memory, const Edit& edit)
     : OpHarness(
           sample, precision, std::move(device),
           [&](Graph& graph, const std::map<std::string, ValueId>& inputs) {
             return build_nodes(sample, graph, inputs);
           },
-          memory) {}
+          memory, edit) {}
 
 OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device,
-                     const Build& build, runtime::MemoryOptions memory)
+                     const Build& build, runtime::MemoryOptions memory, const Edit& edit)
     : sample_(sample), device_(std::move(device)) {
   const Graph forward = make_graph(sample, precision, build, false);
   const Graph backward = make_graph(sample, precision, build, true);
@@ -181,6 +181,7 @@ OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<
   plan.model = std::make_unique<fb::ModelT>(model_of(sample));
   plan.recipe = std::make_unique<fb::RecipeT>();
   plan.io = std::make_unique<fb::InterfaceT>();
+  if (edit) edit(plan);
   const std::vector<uint8_t> bytes = serialize_plan(plan);
   auto loaded = runtime::parse_plan(std::string(bytes.begin(), bytes.end()), sample.name);
   must(loaded.status());

@@ -25,14 +25,17 @@ class OpHarness {
   using Build =
       std::function<std::vector<ValueId>(Graph& graph, const std::map<std::string, ValueId>& inputs)>;
 
+  /// Changes the plan before it is loaded.
+  using Edit = std::function<void(fb::PlanT& plan)>;
+
   static constexpr runtime::MemoryOptions kPoisoned{.poison_activations = true};
 
   /// Compiles the sample's nodes in the given precision and loads them on `device`.
   OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device,
-            runtime::MemoryOptions memory = kPoisoned);
+            runtime::MemoryOptions memory = kPoisoned, const Edit& edit = nullptr);
   /// The same with nodes added by `build`.
   OpHarness(const Sample& sample, Precision precision, std::unique_ptr<runtime::Device> device,
-            const Build& build, runtime::MemoryOptions memory = kPoisoned);
+            const Build& build, runtime::MemoryOptions memory = kPoisoned, const Edit& edit = nullptr);
 
   /// Random inputs as the sample asks, random parameters and output gradients; the same for the same seed.
   Tensors random_values(uint64_t seed) const;
@@ -49,6 +52,8 @@ class OpHarness {
 
   /// Type of an input, a parameter or a "seed:" of random_values().
   const TensorType& type(const std::string& name) const { return memory_.at(name); }
+
+  const runtime::Device& device() const { return *device_; }
 
   /// Whether a program calls this kernel.
   bool runs(std::string_view kernel) const;

@@ -27,6 +27,15 @@ fb::ModelT example_model(const std::string& name) {
   return read_model(MOEC_SOURCE_DIR "/schema/examples/" + name + ".json");
 }
 
+void set_experts(fb::ModelT& model, uint32_t experts) {
+  for (const auto& block : model.blocks)
+    for (const auto& node : block->nodes) {
+      if (node->name == "gate") node->op.AsLinear()->out_features = experts;
+      if (auto* index = node->op.AsExpertIndex()) index->experts = experts;
+      if (auto* grouped = node->op.AsGroupedLinear()) grouped->experts = experts;
+    }
+}
+
 std::vector<int32_t> learnable_tokens(size_t count, int32_t vocab, uint64_t seed) {
   std::mt19937_64 rng(seed);
   std::vector<int32_t> tokens(count);

@@ -14,6 +14,9 @@ namespace moec::test {
 /// The model of schema/examples with this name.
 fb::ModelT example_model(const std::string& name);
 
+/// Gives every layer of the examples' mixtures `experts` experts.
+void set_experts(fb::ModelT& model, uint32_t experts);
+
 /// `count` tokens below `vocab`, the same for the same seed, in which each token says something about the
 /// next.
 std::vector<int32_t> learnable_tokens(size_t count, int32_t vocab, uint64_t seed);

@@ -143,6 +143,8 @@ TEST_CASE("a memory budget is kept by computing activations again, or refused wi
     check_rejected({spec, "-o", plan, "--memory-budget", "4GiB"}, part);
   check_rejected({spec, "-o", plan, "--memory-budget", "1MiB"}, "no single change makes it fit");
   check_rejected({spec, "-o", plan, "--memory-budget", "12XB"}, "--memory-budget: '12XB'");
+  check_rejected({example("char-gpt"), "-o", plan, "--memory-budget", "28MB"},
+                 "would fit with --window-tokens 1457152");
 }
 
 TEST_CASE("moec frontier prints memory that falls against time that rises") {
@@ -189,6 +191,8 @@ TEST_CASE("moec fit finds the largest step of a memory") {
   CHECK(has(too_small.out, "does not fit"));
   CHECK(has(too_small.err, "short of 4.00 MiB"));
   check_rejected({"fit", example("moe-tiny")}, "--memory is required");
+  check_rejected({"fit", example("moe-tiny"), "--memory", "64MiB", "--memory-budget", "64MiB"},
+                 "unknown flag '--memory-budget'");
 }
 
 TEST_CASE("moec place writes the buffers back with offsets") {
@@ -201,6 +205,8 @@ TEST_CASE("moec place writes the buffers back with offsets") {
   CHECK_MESSAGE(has(to_file.out, "5 buffers: peak 12 B, lower bound 12 B, 1.0000 x"), to_file.out);
   CHECK(read(placed) ==
         "id,lower,upper,size,offset\nb1,0,3,4,8\nb2,3,9,4,8\nb3,0,9,4,4\nb4,9,21,4,4\nb5,0,21,4,0\n");
+  write(csv, "\xef\xbb\xbf" + read(csv));  // a byte order mark
+  CHECK(run("moec", {"place", csv, "--capacity", "12"}).out == read(placed));
   const Outcome to_stdout = run("moec", {"place", placed, "--capacity", "12"});
   CHECK(to_stdout.exit_code == 0);
   CHECK(to_stdout.out == read(placed));
@@ -236,6 +242,7 @@ TEST_CASE("a bad placement file is one line that names the line") {
   check_text(header + "a,0,1,4 B\n", "in.csv:2: size '4 B'");
   check_text(header + "a,0,1,-4\n", "in.csv:2: size '-4'");
   check_text(header + "a,0,1,99999999999999999999\n", "in.csv:2: size");
+  check_text(header + "a,0,1,4\nb,0,1,4\na,0,1,4\n", "in.csv:4: a second buffer 'a'");
   check_text(header + "a,3,3,4\n", "in.csv:2: lower 3 is not below upper 3");
   check_text(header + "a,0,1,9223372036854775807\n", "in.csv: a buffer of more than 2^62 bytes");
   check_rejected({"place", csv}, "--capacity is required");

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "schema/plan_file.h"
 #include "tests/tools/process.h"
 
 namespace moec::test {
@@ -155,6 +156,7 @@ TEST_CASE("SIGINT and SIGTERM end a run with a checkpoint and exit code 0") {
     const Outcome outcome = run("moerun", setup.train(dir, {"--max-steps", "1000000", "--log-every", "1"}),
                                 Interruption{.output = "step ", .signal = signal});
     CHECK(outcome.exit_code == 0);
+    CHECK(has(outcome.err, "stopping after the step under way"));
     CHECK(has(outcome.out, "stopped at step "));
     CHECK(std::filesystem::exists(setup.scratch.path(dir + "/config.json")));
   }
@@ -178,6 +180,45 @@ TEST_CASE("evaluation and generation use the run's weights") {
   CHECK(first.out.size() == 9 + 20 + 1);
   CHECK(first.out == run("moerun", generate + Words{"--seed", "3"}).out);
   CHECK(first.out != run("moerun", generate + Words{"--seed", "4"}).out);
+}
+
+TEST_CASE("on a device without variants there is nothing to tune, and the plan stays as it is") {
+  const Setup setup;
+  const std::string before = read(setup.plan), output = setup.scratch.path("tuned.plan");
+  const Outcome outcome = run("moerun", {"tune", setup.plan, "-o", output, "--device", "cpu"});
+  REQUIRE_MESSAGE(outcome.exit_code == 0, outcome.err);
+  CHECK(has(outcome.out, "nothing to choose: cpu computes every kernel of the plan in one way\n"));
+  CHECK(read(output) == before);
+  REQUIRE(run("moerun", {"tune", setup.plan, "--device", "cpu"}).exit_code == 0);
+  CHECK(read(setup.plan) == before);
+}
+
+TEST_CASE("a plan that is tuned for another device says so, and trains") {
+  const Setup setup;
+  fb::PlanT plan;
+  fb::GetPlan(read(setup.plan).data())->UnPackTo(&plan);
+  plan.variants = {"tiled"};
+  plan.tuned_for = "some device";
+  for (const auto& program : plan.programs)
+    for (const auto& instruction : program->instructions)
+      if (instruction->kernel == "linear") instruction->variant = 1;
+  const std::vector<uint8_t> bytes = serialize_plan(plan);
+  const std::string tuned = setup.scratch.path("tuned.plan");
+  write(tuned, std::string(bytes.begin(), bytes.end()));
+  CHECK(run("moec", {"verify", tuned}).exit_code == 0);
+  const Outcome explained = run("moec", {"explain", tuned});
+  CHECK(has(explained.out, "Chosen for some device\n"));
+  CHECK(has(explained.out, "linear                           tiled         "));
+  const auto train = [&](const std::string& model, const std::string& dir) {
+    const Outcome outcome =
+        run("moerun", {"train", model, "--data", setup.text, "--out-dir", setup.scratch.path(dir),
+                       "--peak-tflops", "1", "--max-steps", "4", "--device", "cpu"});
+    REQUIRE_MESSAGE(outcome.exit_code == 0, outcome.err);
+    return outcome.out;
+  };
+  CHECK(has(train(tuned, "tuned"), "tuning  for some device: not used on cpu\n"));
+  CHECK_FALSE(has(train(setup.plan, "plain"), "tuning"));
+  CHECK(model_bytes(setup.scratch.path("tuned")) == model_bytes(setup.scratch.path("plain")));
 }
 
 TEST_CASE("wrong use of moerun is one line and exit code 2") {

@@ -12,6 +12,8 @@ TEST_CASE("sizes in bytes are read back as they are written") {
   CHECK(parse_bytes("1.5 MiB") == 3u << 19);
   CHECK(parse_bytes("4096") == 4096);
   CHECK(parse_bytes("12 B") == 12);
+  CHECK(parse_bytes("5MB") == 5'000'000);
+  CHECK(parse_bytes("1.5 kB") == 1500);
   for (const char* text : {"", "GiB", "12XB", "12 GiB ", "-1", "nan", "1e300", "0x10"})
     CHECK_FALSE(parse_bytes(text));
 }

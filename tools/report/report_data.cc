@@ -10,6 +10,7 @@
 #include "compiler/compile.h"
 #include "compiler/cost_model.h"
 #include "planner/planner.h"
+#include "runtime/plan.h"
 #include "tools/plan_report.h"
 #include "tools/plan_stats.h"
 
@@ -111,6 +112,12 @@ Json present(const std::vector<int>& tensors) {
   return list;
 }
 
+/// "linear", "linear (cublas.1)".
+std::string kernel_text(const fb::PlanT& plan, const fb::InstructionT& instruction) {
+  const std::string_view variant = runtime::variant_of(plan, instruction);
+  return variant.empty() ? instruction.kernel : fmt::format("{} ({})", instruction.kernel, variant);
+}
+
 /// All programs' instructions, one program after the other. `derived` are the seconds that the plan does not
 /// predict: the longer of what FLOPs and bytes take at the ceilings.
 Json instructions(const fb::PlanT& plan, const Ceilings& ceilings, StringTable& strings) {
@@ -122,7 +129,7 @@ Json instructions(const fb::PlanT& plan, const Ceilings& ceilings, StringTable& 
                                     static_cast<double>(instruction->bytes) / ceilings.bytes);
       const bool derived = instruction->seconds == 0;
       columns["label"].push_back(strings.index(instruction->label));
-      columns["kernel"].push_back(strings.index(instruction->kernel));
+      columns["kernel"].push_back(strings.index(kernel_text(plan, *instruction)));
       columns["op"].push_back(strings.index(fb::EnumNameOp(instruction->op.type)));
       columns["flops"].push_back(instruction->flops);
       columns["bytes"].push_back(instruction->bytes);

@@ -152,6 +152,58 @@ __device__ __forceinline__ void multiply_rows(const RowTile<kRowsA, kDim>& a, in
                            right + depth_offset<RowTile<kRowsB, kDim>>(k), k > 0);
 }
 
+/// 64 rows of a tile as the first factor of products, in registers if kHeld. From shared memory two factors
+/// of products as small as 64 x 64 keep it as busy as the tensor cores.
+template <int kRows, int kDim, bool kHeld>
+class RowFactor {
+ public:
+  /// The rows from `row` on.
+  __device__ __forceinline__ RowFactor(const RowTile<kRows, kDim>& tile, int row) : tile_(tile), row_(row) {
+    if constexpr (kHeld) {
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      const int at = row + static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16 + lane % 16;
+#pragma unroll
+      for (int k = 0; k < kDim / 16; ++k) {
+        const int run = 2 * k + lane / 16;
+        load_matrices<false>(fragments_[k], &tile.data[run / 8][at][(run % 8 ^ at % 8) * 8]);
+      }
+    }
+  }
+
+  /// Between two products in a loop, and in front of a branch. Registers of a factor that the loop does not
+  /// change are given to other values in it by the assembler of CUDA 13.0, so they are changed: by 0, which
+  /// it does not know.
+  __device__ __forceinline__ void renew() {
+    if constexpr (kHeld) {
+      const uint32_t zero = blockIdx.z;
+#pragma unroll
+      for (auto& fragment : fragments_) {
+#pragma unroll
+        for (uint32_t& pair : fragment) asm volatile("xor.b32 %0, %0, %1;" : "+r"(pair) : "r"(zero));
+      }
+    }
+  }
+
+  /// sums = the products with the rows of b.
+  template <int kRowsB>
+  __device__ __forceinline__ void multiply_rows(const RowTile<kRowsB, kDim>& b,
+                                                float (&sums)[kRowsB / 2]) const {
+    if constexpr (kHeld) {
+      const uint64_t right = tile_descriptor(&b.data[0][0][0]);
+#pragma unroll
+      for (int k = 0; k < kDim / 16; ++k)
+        multiply<false>(sums, fragments_[k], right + depth_offset<RowTile<kRowsB, kDim>>(16 * k), k > 0);
+    } else {
+      hopper::multiply_rows(tile_, row_, b, sums);
+    }
+  }
+
+ private:
+  const RowTile<kRows, kDim>& tile_;
+  int row_;
+  uint32_t fragments_[kHeld ? kDim / 16 : 1][4];
+};
+
 /// sums += weights[64,kRows] b, the weights as fragments.
 template <int kRows, int kDim>
 __device__ __forceinline__ void add_weighted(const uint32_t (&weights)[kRows / 4],

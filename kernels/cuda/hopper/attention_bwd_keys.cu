@@ -13,6 +13,7 @@ struct KeySide {
   struct Own {
     RowTile<kRows, kDim> keys, values;
   };
+  using OwnFactor = RowFactor<kRows, kDim, kDim == 64>;  // a warpgroup's rows of one of them
   struct Visited {
     RowTile<kQueries, kDim> queries, dy;
     RowStatistics statistics[kQueries];
@@ -75,13 +76,14 @@ struct KeySide {
     float scores[kQueries / 2], dweights[kQueries / 2], dkeys[kDim / 2] = {}, dvalues[kDim / 2] = {};
     uint32_t weight_factors[kQueries / 4], dscore_factors[kQueries / 4];
 
-    __device__ __forceinline__ void start_scores(const Own& own, int row, const Visited& visited) {
+    __device__ __forceinline__ void start_scores(const OwnFactor& keys, const OwnFactor& values,
+                                                 const Visited& visited) {
       pin(scores);
       pin(dweights);
       begin_products();
-      multiply_rows(own.keys, row, visited.queries, scores);
+      keys.multiply_rows(visited.queries, scores);
       commit_products();
-      multiply_rows(own.values, row, visited.dy, dweights);
+      values.multiply_rows(visited.dy, dweights);
       commit_products();
     }
     /// Keys do not see queries before them: the tile's first query has the number `offset` from the first
@@ -144,6 +146,7 @@ struct KeySide {
       Own& own = shared.own[own_place.slot];
       Sums sums;
       shared.own_ring.await(own_place);
+      OwnFactor keys(own.keys, row), values(own.values, row);
 
       RingPlace<kSlots> previous;
       bool summing = false;  // the products of the previous visit with its tiles
@@ -152,13 +155,15 @@ struct KeySide {
         const int offset = tile * kQueries - row;
         if (++tile == work.tiles) tile = 0;
         const Visited& visited = shared.visited[place.slot];
+        keys.renew();
+        values.renew();
         shared.ring.await(place);
         if (offset < 0) {  // queries before all of these keys
           shared.ring.release(place);
           place.advance();
           continue;
         }
-        sums.start_scores(own, row, visited);
+        sums.start_scores(keys, values, visited);
         sums.template finish_gradients<2>();
         if (summing) shared.ring.release(previous);
         wait_products<1>(sums.scores);

@@ -79,7 +79,9 @@ cudaError_t multiply_depths(const TensorView& dy, const TensorView& rows, const 
 
 }  // namespace
 
-bool suits(int64_t tiles) { return tiles >= kEnoughTiles && has_hopper_code(); }
+bool available() { return has_hopper_code(); }
+
+bool suits(int64_t tiles) { return tiles >= kEnoughTiles; }
 
 int64_t tile_count(int64_t rows, int64_t cols) { return ceil_div(rows, Tile::kM) * ceil_div(cols, Tile::kN); }
 

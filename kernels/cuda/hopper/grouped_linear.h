@@ -8,15 +8,16 @@
 
 namespace moec::cuda::hopper {
 
-/// Whether this build has kernels for sm_90a and runs on such a GPU, and products of `tiles` tiles of 128 x
-/// 256 are worth them.
+/// Whether this build has kernels for sm_90a and runs on such a GPU.
+bool available();
+/// Whether products of `tiles` tiles of 128 x 256 are worth them.
 bool suits(int64_t tiles);
 /// ceil(rows / 128) * ceil(cols / 256).
 int64_t tile_count(int64_t rows, int64_t cols);
 /// Whether TMA can read and write all of the matrices: bf16, addresses and rows of whole 16 bytes, not empty.
 bool can_map(std::initializer_list<const TensorView*> matrices);
 
-/// Operands as in catalog.def. suits() and can_map() hold; offsets are not looked at by the host.
+/// Operands as in catalog.def. available() and can_map() hold; offsets are not looked at by the host.
 cudaError_t grouped_linear(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
                            const TensorView& y, const CudaContext& context);
 cudaError_t grouped_linear_swiglu(const TensorView& rows, const TensorView& offsets, const TensorView& weight,

@@ -1,0 +1,17 @@
+// Rules for the gradients of normalisations.
+#pragma once
+
+#include "compiler/rewriter.h"
+
+namespace moec {
+
+/// rmsnorm_bwd, layernorm_bwd of few rows -> norm_bwd_parameters, norm_bwd_input. A pass over few rows takes
+/// as long as its slowest step; apart, the gradients of parameters need not hold up what depends on that of
+/// x.
+void split_norm_gradients(Graph& graph);
+
+/// dx = norm_bwd_input(...); z = dropout(dx)  ->  dx, z = norm_bwd_input(...), without dx where only the
+/// dropout reads it.
+bool norm_gradient_then_dropout(Rewriter& graph, int at);
+
+}  // namespace moec

@@ -1,0 +1,80 @@
+#include "tests/cuda/parity.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/device.h"
+
+namespace moec::test {
+namespace {
+
+/// |a - b| / |b| in the Euclidean norm; NaN when either holds one.
+double relative_error(const std::vector<double>& a, const std::vector<double>& b) {
+  REQUIRE(a.size() == b.size());
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(difference) / std::max(std::sqrt(norm), 1e-6);
+}
+
+/// The GPU errs at most three times as much as the CPU in the same precision, or by rounding.
+void check_errors(const Tensors& gpu, const Tensors& cpu, const Tensors& reference, double rounding) {
+  REQUIRE(gpu.size() == reference.size());
+  for (const auto& [name, exact] : reference) {
+    CAPTURE(name);
+    const double bound = 3 * relative_error(cpu.at(name), exact) + rounding;
+    CHECK(relative_error(gpu.at(name), exact) <= bound);
+  }
+}
+
+}  // namespace
+
+void check_parity(OpHarness& gpu, const Sample& sample, const Storage& storage) {
+  OpHarness cpu(sample, storage.precision, runtime::make_cpu_device());
+  OpHarness exact(sample, kF64.precision, runtime::make_cpu_device());
+  const Tensors values = gpu.rounded(gpu.random_values(5));
+  const Tensors outputs = gpu.forward(values), gradients = gpu.backward(values);
+  check_errors(outputs, cpu.forward(values), exact.forward(values), storage.rounding);
+  check_errors(gradients, cpu.backward(values), exact.backward(values), storage.rounding);
+  CHECK(gpu.forward(values) == outputs);
+  CHECK(gpu.backward(values) == gradients);
+}
+
+std::vector<Sample> wide_attention_samples() {
+  const auto sample = [](const char* name, int64_t batch, int64_t seq, int heads, int kv_heads, int dim) {
+    return Sample{name,
+                  {{"x", {batch, seq, (heads + 2 * kv_heads) * dim}}},
+                  fmt::format(R"([{{name: "y", inputs: ["x"], op_type: "Attention",
+                    op: {{heads: {}, kv_heads: {}, head_dim: {}}}}}])",
+                              heads, kv_heads, dim)};
+  };
+  return {sample("one position", 2, 1, 12, 1, 64), sample("MQA", 2, 200, 12, 1, 64),
+          sample("GQA", 1, 131, 14, 2, 64), sample("MHA", 3, 259, 2, 2, 64),
+          sample("GQA, wide heads", 2, 197, 6, 2, 128),
+          sample("short, whole tiles", 2, 64, 4, 4, 32),
+          sample("short GQA", 3, 50, 6, 2, 32)};
+}
+
+std::vector<Sample> wide_expert_samples() {
+  const auto sample = [](const char* name, int64_t tokens, int top_k, Fill fill) {
+    return Sample{name,
+                  {{"x", {tokens * top_k, 64}}, {"experts", {tokens, top_k}, fill, 4}},
+                  R"([
+    {name: "index", inputs: ["experts"], op_type: "ExpertIndex", op: {experts: 4}},
+    {name: "gate_up", inputs: ["x", "index.offsets"], op_type: "GroupedLinear",
+     op: {experts: 4, out_features: 272, init_std: 0.1}},
+    {name: "swiglu", inputs: ["gate_up"], op_type: "Swiglu", op: {}},
+    {name: "down", inputs: ["swiglu", "index.offsets"], op_type: "GroupedLinear",
+     op: {experts: 4, out_features: 72, init_std: 0.1}},
+    {name: "y", inputs: ["down", "index.offsets"], op_type: "GroupedLinear",
+     op: {experts: 4, out_features: 40, init_std: 0.1}}])"};
+  };
+  return {sample("ragged", 333, 2, Fill::kDistinctExperts),
+          sample("all on the same", 150, 1, Fill::kOneExpert)};
+}
+
+}  // namespace moec::test
