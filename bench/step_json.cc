@@ -68,7 +68,7 @@ std::string step_json(const MeasuredStep& step, const Lane& lane) {
                          {"arenas", arenas},
                          {"memory", memory},
                          {"copied_bytes_per_second", lane.ceilings().bytes},
-                         {"benchmarks", to_json(calls_by_row(step), step.recorded)}})
+                         {"benchmarks", to_json(calls_by_row(step), step.recorded.steps)}})
              .dump(1) +
          "\n";
 }

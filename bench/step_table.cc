@@ -157,7 +157,9 @@ Result<MeasuredStep> measure_step(std::shared_ptr<const runtime::LoadedPlan> pla
   MOEC_ASSIGN_OR_RETURN(step.seconds, step_seconds(session));
   MOEC_ASSIGN_OR_RETURN(step.memory, session.device().memory_use());
   MOEC_ASSIGN_OR_RETURN(step.recorded, record_steps(session));
-  if (routing) MOEC_ASSIGN_OR_RETURN(step.busiest_experts, busiest_experts(session));
+  if (routing) {
+    MOEC_ASSIGN_OR_RETURN(step.busiest_experts, busiest_experts(session));
+  }
   return step;
 }
 

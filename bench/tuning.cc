@@ -136,10 +136,11 @@ double expected_gain(const TunedCall& call, const fb::RecipeT& recipe) {
   return call.calls_per_step(recipe) * (call.times.front().seconds - call.times[call.best].seconds);
 }
 
-Result<double> step_seconds(const fb::PlanT& plan, const Lane& lane) {
+Result<double> fastest_step(const fb::PlanT& plan, const Lane& lane) {
   const std::vector<uint8_t> bytes = serialize_plan(plan);
   MOEC_ASSIGN_OR_RETURN(auto loaded, runtime::parse_plan(std::string(bytes.begin(), bytes.end()), "tuning"));
-  MOEC_ASSIGN_OR_RETURN(runtime::Session session, live_session(std::move(loaded), lane));
+  MOEC_ASSIGN_OR_RETURN(runtime::Session session, new_session(std::move(loaded), lane));
+  MOEC_RETURN_IF_ERROR(warm_up(session));
   MOEC_ASSIGN_OR_RETURN(double fastest, seconds_per_step(session, 1));
   const int steps = std::clamp(static_cast<int>(kRunSeconds / fastest), 1, kMostSteps);
   for (int i = 0; i < kStepRuns; ++i) {
@@ -154,8 +155,8 @@ Result<std::pair<double, double>> compare_steps(const fb::PlanT& a, const fb::Pl
   constexpr double kNone = std::numeric_limits<double>::infinity();
   std::pair fastest(kNone, kNone);
   for (int turn = 0; turn < kTurns; ++turn) {
-    MOEC_ASSIGN_OR_RETURN(const double seconds_a, step_seconds(a, lane));
-    MOEC_ASSIGN_OR_RETURN(const double seconds_b, step_seconds(b, lane));
+    MOEC_ASSIGN_OR_RETURN(const double seconds_a, fastest_step(a, lane));
+    MOEC_ASSIGN_OR_RETURN(const double seconds_b, fastest_step(b, lane));
     fastest = {std::min(fastest.first, seconds_a), std::min(fastest.second, seconds_b)};
   }
   return fastest;
