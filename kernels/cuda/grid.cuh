@@ -52,6 +52,12 @@ __device__ inline void wait_for_cluster() {
 #endif
 }
 
+/// Both at once.
+__device__ inline void sync_cluster() {
+  arrive_at_cluster();
+  wait_for_cluster();
+}
+
 /// Where the shared memory at `local` lies in block `rank` of the cluster.
 template <class T>
 __device__ T* cluster_shared(T* local, int rank) {

@@ -223,8 +223,7 @@ struct CutProduct {
     const auto place = [&](int from, int r) { return (from * share + unit(r) % share) * 32 + lane; };
 #pragma unroll
     for (int r = 0; r < kRuns; ++r) cluster_shared(parts, owner(r))[place(split, r)] = sums[r];
-    arrive_at_cluster();
-    wait_for_cluster();
+    sync_cluster();
 #pragma unroll
     for (int r = 0; r < kRuns; ++r) {
       if (owner(r) != split) continue;
