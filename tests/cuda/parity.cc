@@ -52,8 +52,10 @@ std::vector<Sample> wide_attention_samples() {
                     op: {{heads: {}, kv_heads: {}, head_dim: {}}}}}])",
                               heads, kv_heads, dim)};
   };
-  return {sample("one position", 2, 1, 12, 1, 64), sample("MQA", 2, 200, 12, 1, 64),
-          sample("GQA", 1, 131, 14, 2, 64), sample("MHA", 3, 259, 2, 2, 64),
+  return {sample("one position", 2, 1, 12, 1, 64),
+          sample("MQA", 2, 200, 12, 1, 64),
+          sample("GQA", 1, 131, 14, 2, 64),
+          sample("MHA", 3, 259, 2, 2, 64),
           sample("GQA, wide heads", 2, 197, 6, 2, 128),
           sample("short, whole tiles", 2, 64, 4, 4, 32),
           sample("short GQA", 3, 50, 6, 2, 32)};

@@ -116,8 +116,8 @@ PEERS = {
     "add_rmsnorm": lambda a, b, weight: (a + b) * rms_norm(a + b, weight),
     "add_layernorm": lambda a, b, weight, bias: (a + b) * layer_norm(a + b, weight, bias),
     "softmax": lambda x: x.softmax(-1),
-    "silu": F.silu,
-    "gelu": F.gelu,
+    "silu": lambda x: F.silu(x),
+    "gelu": lambda x: F.gelu(x),
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "swiglu": lambda x: F.silu(x[..., ::2]) * x[..., 1::2],
     "cross_entropy": lambda x, targets: F.cross_entropy(x, targets, ignore_index=-1),
@@ -132,7 +132,7 @@ PEERS = {
     "scale": lambda x: x * SCALE,
     "add": lambda a, b: a + b,
     "mul": lambda a, b: a * b,
-    "linear": F.linear,
+    "linear": lambda x, weight, bias=None: F.linear(x, weight, bias),
     "linear_full": lambda x, weight: F.linear(wide(x), wide(weight)),
     "mlp": lambda x, up_weight, up_bias, y_weight, y_bias: F.linear(
         F.gelu(F.linear(x, up_weight, up_bias)), y_weight, y_bias
