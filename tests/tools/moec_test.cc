@@ -143,8 +143,19 @@ TEST_CASE("a memory budget is kept by computing activations again, or refused wi
     check_rejected({spec, "-o", plan, "--memory-budget", "4GiB"}, part);
   check_rejected({spec, "-o", plan, "--memory-budget", "1MiB"}, "no single change makes it fit");
   check_rejected({spec, "-o", plan, "--memory-budget", "12XB"}, "--memory-budget: '12XB'");
-  check_rejected({example("char-gpt"), "-o", plan, "--memory-budget", "28MB"},
-                 "would fit with --window-tokens 1457152");
+}
+
+TEST_CASE("a shortage of memory names a window of tokens that fits") {
+  const Scratch scratch;
+  std::vector<std::string> arguments = {example("char-gpt"), "-o", scratch.path("x.plan"), "--memory-budget",
+                                        "28MB"};
+  const std::string advice = "would fit with --window-tokens ";
+  check_rejected(arguments, advice);
+  const std::string said = run("moec", arguments).err;
+  const size_t at = said.find(advice) + advice.size();
+  const std::string tokens = said.substr(at, said.find_first_not_of("0123456789", at) - at);
+  arguments.insert(arguments.end(), {"--window-tokens", tokens});
+  CHECK_MESSAGE(run("moec", arguments).exit_code == 0, tokens);
 }
 
 TEST_CASE("moec frontier prints memory that falls against time that rises") {
