@@ -100,16 +100,21 @@ def main():
     files.add_argument("--measured", type=pathlib.Path)
     parser.add_argument("--only", default="", help="only steps whose row holds this")
     arguments = parser.parse_args()
+    tool = "moec" if arguments.measured else "moebench"
+    if not (arguments.bin / tool).exists():
+        parser.error(f"{arguments.bin / tool}: not there; see --bin")
+    if arguments.measured and not arguments.measured.is_dir():
+        parser.error(f"--measured {arguments.measured}: no such folder")
     folder = arguments.measured or arguments.out or pathlib.Path(tempfile.mkdtemp(prefix="predictions-"))
     folder.mkdir(parents=True, exist_ok=True)
-    figures, tool = (recall, "moec") if arguments.measured else (run, "moebench")
+    figures = recall if arguments.measured else run
 
     print(
         f"{'':28} {'predicted':>10} {'measured':>10} {'ratio':>6}   {'planned':>8} {'arenas':>8} {'ratio':>6}"
         f" {'context':>8} {'cuBLAS':>7} {'code,..':>8}  MiB"
     )
     worst = {"fit": 0.0, "check": 0.0}
-    failures = 0
+    failures = steps = 0
     for model, flags, fitted in CASES:
         kind = "fit" if fitted else "check"
         name = "-".join([model, *(flag.lstrip("-") for flag in flags)])
@@ -121,6 +126,7 @@ def main():
         except Missing as why:
             print(f"{name}: {why}")
             continue
+        steps += 1
         time_ratio = step["predicted_seconds"] / step["seconds"]
         planned = sum(-(-size // UNIT) * UNIT for size in step["arenas"].values())
         arenas, *others = (step["memory"][what] for what in ("arenas", "context", "cuBLAS", "code, graphs, staging"))
@@ -136,8 +142,10 @@ def main():
             f"{'' if fitted else '  not fitted to'}{'  FAILED' if failed else ''}",
             flush=True,
         )
+    if steps == 0:
+        sys.exit("no step was checked")
     print(
-        f"note: {failures} beyond the bars; time off by at most {worst['fit']:.0%} where the model was fitted, "
+        f"note: {failures} of {steps} beyond the bars; time off by at most {worst['fit']:.0%} where the model was fitted, "
         f"{worst['check']:.0%} elsewhere"
     )
     sys.exit(failures > 0)

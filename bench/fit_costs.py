@@ -16,6 +16,7 @@ import json
 import math
 import pathlib
 import re
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COSTS = ROOT / "compiler/costs.def"
@@ -40,6 +41,8 @@ def read_samples(paths, device):
     samples = collections.defaultdict(list)
     for path in paths:
         file = json.load(open(path))
+        if not file.get("device", "cuda").startswith("cuda"):
+            sys.exit(f"{path}: measured on {file['device']}, not on a GPU")
         bandwidth = file.get("copied_bytes_per_second", device.bytes)
         rows = [r for r in file["benchmarks"] if r["name"].startswith("kernel/") and "median_us" in r]
         step = 1e-6 * sum(row.get("calls", 0) * row["median_us"] for row in rows)
@@ -164,7 +167,12 @@ def main():
         if match.group(1) in known:
             rows[match.groups()].append(match.group(0))
     off = []
-    for (kernel, kind), samples in sorted(read_samples(arguments.files, device).items()):
+    read = read_samples(arguments.files, device)
+    if not read:
+        sys.exit("no kernels in these files")
+    if strange := {kernel for kernel, _ in read} - known:
+        sys.exit(f"no kernels of the catalog: {', '.join(sorted(strange))}")
+    for (kernel, kind), samples in sorted(read.items()):
         fitted = fit_rows(device, kind, samples)
         rows[kernel, kind] = [row_text(device.kernels, kernel, kind, most, row) + "\n" for most, row in fitted]
         for sample in samples:

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <iostream>
 #include <optional>
+#include <span>
 
 #include "bench/rows.h"
 #include "bench/step_table.h"
@@ -113,11 +114,18 @@ Status print_step_table(const Flags& flags) {
     fmt::print("{}", table);
     return {};
   }
+  std::optional<runtime::AtomicFile> file;
+  if (!flags.step_json.empty()) {
+    MOEC_ASSIGN_OR_RETURN(runtime::AtomicFile created, runtime::AtomicFile::create(flags.step_json));
+    file.emplace(std::move(created));
+  }
   const auto routing = routings.empty() ? std::optional<Routing>() : routings[0];
   MOEC_ASSIGN_OR_RETURN(const MeasuredStep step, measure_step(plan, lanes.models, routing));
   fmt::print("{}", step_table(step, lanes.models));
-  return flags.step_json.empty() ? Status()
-                                 : runtime::write_file(flags.step_json, step_json(step, lanes.models));
+  if (!file) return {};
+  const std::string figures = step_json(step, lanes.models);
+  MOEC_RETURN_IF_ERROR(file->write(std::as_bytes(std::span(figures))));
+  return file->commit();
 }
 
 Status run(const Flags& flags) {
@@ -125,6 +133,7 @@ Status run(const Flags& flags) {
   if (!flags.recipe.compile_flag().empty())
     return input_error(fmt::format("{} is for --step SPEC", flags.recipe.compile_flag()));
   if (!flags.routing.empty()) return input_error("--routing is for --step PLAN|SPEC");
+  if (!flags.step_json.empty()) return input_error("--step-json is for --step PLAN|SPEC");
   MOEC_ASSIGN_OR_RETURN(const Examples examples, load_examples(flags));
   MOEC_ASSIGN_OR_RETURN(const Lanes lanes, open_lanes(flags));
   benchmark::AddCustomContext("best of " + lanes.table.name(), lanes.table.best());

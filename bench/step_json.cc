@@ -58,6 +58,7 @@ std::string step_json(const MeasuredStep& step, const Lane& lane) {
   nlohmann::json arenas = nlohmann::json::object();
   for (const auto& arena : plan.arenas) arenas[fb::EnumNameArenaKind(arena->kind)] = arena->size;
   return nlohmann::json({{"model", plan.model->name},
+                         {"device", lane.name()},
                          {"dtype", fb::EnumNameDType(plan.recipe->dtype)},
                          {"batch_size", plan.recipe->batch_size},
                          {"seq_len", plan.recipe->seq_len},

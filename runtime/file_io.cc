@@ -34,9 +34,9 @@ class Descriptor {
   int fd_;
 };
 
-/// Opens a regular file for reading and returns its size through `size`.
+/// Opens a regular file for reading and returns its size through `size`. Does not wait for a pipe's writer.
 Result<int> open_for_reading(const std::string& path, size_t& size) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return input_error(fmt::format("{}: cannot open: {}", path, reason()));
   struct stat info {};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {

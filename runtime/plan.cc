@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/call_shapes.h"
+#include "kernels/catalog.h"
 #include "planner/validate.h"
 #include "runtime/file_io.h"
 #include "runtime/guard.h"
@@ -66,12 +67,38 @@ bool attributes_fit(std::string_view kernel, fb::Op op) {
                     [](char a, char b) { return a == std::tolower(static_cast<unsigned char>(b)); });
 }
 
+/// Whether rows of this width hold the query heads, and of keys and values each the kv_heads, that the
+/// attributes tell of.
+template <class Attributes>
+bool holds_heads(const Attributes& attributes, int64_t width) {
+  const uint64_t heads = attributes.heads, groups = attributes.kv_heads, dim = attributes.head_dim;
+  const auto columns = static_cast<uint64_t>(width);
+  return groups > 0 && dim > 0 && heads <= columns && groups <= columns && dim <= columns &&
+         heads % groups == 0 && (heads + 2 * groups) * dim == columns;
+}
+
+/// Whether the heads that kernels of attention and RoPE read are those of their operands.
+bool heads_fit(const LoadedPlan& loaded, const fb::InstructionT& instruction) {
+  const KernelInfo& kernel = *find_kernel(instruction.kernel);
+  const int qkv = kernel.input_index("qkv");
+  const auto width = [&] {
+    return loaded.tensor(instruction.inputs[static_cast<size_t>(std::max(qkv, 0))])->shape.back();
+  };
+  if (const fb::AttentionT* attention = instruction.op.AsAttention()) return holds_heads(*attention, width());
+  if (const fb::RopeT* rope = instruction.op.AsRope()) return holds_heads(*rope, width());
+  return true;
+}
+
 Status check_attributes(const LoadedPlan& loaded) {
   for (const auto& program : loaded.plan.programs) {
     for (size_t i = 0; i < program->instructions.size(); ++i) {
       const fb::InstructionT& instruction = *program->instructions[i];
-      if (instruction.op.value != nullptr && attributes_fit(instruction.kernel, instruction.op.type))
-        continue;
+      if (instruction.op.value != nullptr && attributes_fit(instruction.kernel, instruction.op.type)) {
+        if (heads_fit(loaded, instruction)) continue;
+        return input_error(
+            fmt::format("{}: {} instruction {}: the heads of '{}' are not those of its operands",
+                        loaded.source, fb::EnumNameProgramKind(program->kind), i, instruction.kernel));
+      }
       return input_error(fmt::format("{}: {} instruction {}: kernel '{}' has the attributes of '{}'",
                                      loaded.source, fb::EnumNameProgramKind(program->kind), i,
                                      instruction.kernel, fb::EnumNameOp(instruction.op.type)));

@@ -69,7 +69,9 @@ void remove_stale(const std::string& dir, const RunConfig& current) {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
     const std::string name = entry.path().filename();
-    const bool ours = name.starts_with(kModelPrefix) || name.starts_with(kOptimizerPrefix);
+    // With a dot behind their names: what a run that was killed left unfinished.
+    const bool ours = name.starts_with(kModelPrefix) || name.starts_with(kOptimizerPrefix) ||
+                      name.starts_with("run.plan.") || name.starts_with("config.json.");
     if (ours && name != current.model_file && name != current.optimizer_file)
       std::filesystem::remove(entry.path(), error);  // one that cannot be removed is only wasted space
   }

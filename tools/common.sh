@@ -49,7 +49,7 @@ build() {
   local preset
   preset=${MOEC_PRESET:-$(choose_preset)}
   bin=$root/build/$preset/bin
-  say "building in build/$preset"
+  say "building in build/$preset (about ten minutes on two cores the first time)"
   local log
   log=$(cd "$root" && cmake --preset "$preset" 2>&1) || die "cmake --preset $preset failed:"$'\n'"$log"
   local quiet=()

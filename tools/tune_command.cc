@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -56,6 +57,7 @@ std::string row(const TunedCall& call, double without, double with) {
 Status tune(const TuneFlags& flags) {
   const std::string output = flags.output.empty() ? flags.plan : flags.output;
   MOEC_ASSIGN_OR_RETURN(const auto plan, runtime::load_plan(flags.plan));
+  MOEC_ASSIGN_OR_RETURN(runtime::AtomicFile file, runtime::AtomicFile::create(output));
   MOEC_ASSIGN_OR_RETURN(const bench::Lane lane, open_lane(flags.device));
   MOEC_ASSIGN_OR_RETURN(const auto device, lane.make_device());
   bool first = true;
@@ -75,11 +77,13 @@ Status tune(const TuneFlags& flags) {
   if (tuning.calls.empty()) {
     fmt::print("{}: nothing to choose: {} computes every kernel of the plan in one way\n", flags.plan,
                device->model());
-    return output == flags.plan ? Status() : runtime::write_file(output, plan->bytes);
+    if (output == flags.plan) return {};
+    MOEC_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(plan->bytes))));
+    return file.commit();
   }
   const std::vector<uint8_t> bytes = serialize_plan(tuning.plan);
-  MOEC_RETURN_IF_ERROR(
-      runtime::write_file(output, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}));
+  MOEC_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(bytes))));
+  MOEC_RETURN_IF_ERROR(file.commit());
   fmt::print("\n{}: {} of {} kinds of calls are told their variant\n", output,
              std::ranges::count_if(tuning.calls, &TunedCall::kept), tuning.calls.size());
   return {};

@@ -2,6 +2,11 @@
 
 #include <doctest/doctest.h>
 
+#include <utility>
+#include <vector>
+
+#include "compiler/compile.h"
+#include "compiler/frontend.h"
 #include "kernels/kernel.h"
 #include "runtime/device.h"
 #include "scratch_dir.h"
@@ -60,6 +65,35 @@ TEST_CASE("a kernel with another op's attributes is refused") {
   fb::PlanT plan = test::small_plan();
   plan.programs[1]->instructions[2]->op.Set(fb::GeluT{});
   CHECK(contains(rejection(test::plan_bytes(plan)), "kernel 'silu' has the attributes of 'Gelu'"));
+}
+
+/// The attributes of heads of an instruction, nullptr where it has none.
+uint32_t* kv_heads_of(fb::InstructionT& instruction) {
+  if (fb::AttentionT* attention = instruction.op.AsAttention()) return &attention->kv_heads;
+  if (fb::RopeT* rope = instruction.op.AsRope()) return &rope->kv_heads;
+  return nullptr;
+}
+
+TEST_CASE("heads that the operands do not hold are refused") {
+  const fb::ModelT model = read_model(MOEC_SOURCE_DIR "/tests/oracle/specs/mixtral-tiny.json");
+  fb::PlanT plan = compile(model);
+  const auto as_bytes = [&] {
+    const std::vector<uint8_t> bytes = serialize_plan(plan);
+    return std::string(bytes.begin(), bytes.end());
+  };
+  REQUIRE(parse_plan(as_bytes(), "a.plan").ok());
+  int changed = 0;
+  for (const auto& program : plan.programs)
+    for (const auto& instruction : program->instructions)
+      if (uint32_t* kv_heads = kv_heads_of(*instruction)) {
+        for (const uint32_t wrong : {0u, *kv_heads + 1, UINT32_MAX}) {
+          const uint32_t right = std::exchange(*kv_heads, wrong);
+          CHECK(contains(rejection(as_bytes()), "are not those of its operands"));
+          *kv_heads = right;
+        }
+        ++changed;
+      }
+  CHECK(changed > 0);
 }
 
 TEST_CASE("every truncation is rejected") {
