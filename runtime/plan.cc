@@ -79,10 +79,10 @@ bool holds_heads(const Attributes& attributes, int64_t width) {
 
 /// Whether the heads that kernels of attention and RoPE read are those of their operands.
 bool heads_fit(const LoadedPlan& loaded, const fb::InstructionT& instruction) {
-  const KernelInfo& kernel = *find_kernel(instruction.kernel);
-  const int qkv = kernel.input_index("qkv");
-  const auto width = [&] {
-    return loaded.tensor(instruction.inputs[static_cast<size_t>(std::max(qkv, 0))])->shape.back();
+  const int qkv = find_kernel(instruction.kernel)->input_index("qkv");  // that of rope_bwd is its first, dy
+  const auto width = [&]() -> int64_t {
+    const auto& shape = loaded.tensor(instruction.inputs[static_cast<size_t>(std::max(qkv, 0))])->shape;
+    return shape.empty() ? 0 : shape.back();
   };
   if (const fb::AttentionT* attention = instruction.op.AsAttention()) return holds_heads(*attention, width());
   if (const fb::RopeT* rope = instruction.op.AsRope()) return holds_heads(*rope, width());

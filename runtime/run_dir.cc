@@ -21,8 +21,10 @@ constexpr int kConfigVersion = 1;
 constexpr const char* kModelPrefix = "model-";
 constexpr const char* kOptimizerPrefix = "optimizer-";
 
-std::string plan_path(const std::string& dir) { return dir + "/run.plan"; }
-std::string config_path(const std::string& dir) { return dir + "/config.json"; }
+constexpr std::string_view kPlanFile = "run.plan", kConfigFile = "config.json";
+
+std::string plan_path(const std::string& dir) { return fmt::format("{}/{}", dir, kPlanFile); }
+std::string config_path(const std::string& dir) { return fmt::format("{}/{}", dir, kConfigFile); }
 std::string stamped(const char* prefix, int64_t step) {
   return fmt::format("{}{:08}.safetensors", prefix, step);
 }
@@ -69,9 +71,10 @@ void remove_stale(const std::string& dir, const RunConfig& current) {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
     const std::string name = entry.path().filename();
-    // With a dot behind their names: what a run that was killed left unfinished.
+    // What has more behind the name of a file was left unfinished by a run that was killed.
     const bool ours = name.starts_with(kModelPrefix) || name.starts_with(kOptimizerPrefix) ||
-                      name.starts_with("run.plan.") || name.starts_with("config.json.");
+                      (name.starts_with(kPlanFile) && name != kPlanFile) ||
+                      (name.starts_with(kConfigFile) && name != kConfigFile);
     if (ours && name != current.model_file && name != current.optimizer_file)
       std::filesystem::remove(entry.path(), error);  // one that cannot be removed is only wasted space
   }
