@@ -40,6 +40,7 @@ CASES = [
     ("qwen2.5-0.5b", ["--grad-accum", "2"], True),
     ("qwen2.5-0.5b", ["--batch-size", "4", "--seq-len", "1024", "--grad-accum", "2"], True),
     ("moe-6.9b", [], True),
+    ("moe-6.9b", ["--batch-size", "1", "--seq-len", "16384", "--grad-dtype", "same", "--moment-dtype", "bf16"], True),
     ("moe-100m", [], False),
     ("char-gpt", ["--batch-size", "48"], False),
     ("char-gpt", ["--batch-size", "48", *HALF], False),

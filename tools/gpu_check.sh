@@ -71,13 +71,27 @@ lockstep() {
   sed -n 's/^\(.* agree .*\)/note: \1/p' "$work/diff"
 }
 
+# Kernels that read what cuBLASLt has stored by TMA, which initcheck does not see: it reports their reads.
+readers_of_tma='epilogue_kernel<.*(__half|__nv_bfloat16)>|map_pair_kernel<(__half|__nv_bfloat16),.*::Add>'
+
+# The log of a failed initcheck holds reports, and all are of those kernels.
+reads_tma_alone() {
+  local readers
+  readers=$(grep -A1 'Uninitialized' "$1" | grep -E '=+ +at ')
+  [[ -n $readers ]] && ! grep -qvE "$readers_of_tma" <<<"$readers" && ! grep -q 'Status: FAILURE' "$1"
+}
+
 sanitize() {
   local cases="every op's samples run on memory*,the optimizer step*,gradients of a layer in full precision*"
-  # initcheck reports reads of rows that kernels for Hopper have stored by TMA.
+  # Our own kernels for Hopper store by TMA, too; the variants hold them.
   [[ $1 == initcheck ]] || cases+=",every variant of every op's samples runs*"
-  "$sanitizer" --tool "$1" --error-exitcode 9 "$bin/test_cuda" -tc="$cases" | tee "$work/sanitize"
+  "$sanitizer" --tool "$1" --print-limit 100000 --error-exitcode 9 "$bin/test_cuda" -tc="$cases" | tee "$work/$1"
   local status=${PIPESTATUS[0]}
-  sed -n 's/.*ERROR SUMMARY: \(.*\)/note: \1/p; s/.*RACECHECK SUMMARY: \(.*\)/note: \1/p' "$work/sanitize"
+  sed -n 's/.*ERROR SUMMARY: \(.*\)/note: \1/p; s/.*RACECHECK SUMMARY: \(.*\)/note: \1/p' "$work/$1"
+  if [[ $1 == initcheck && $status == 9 ]] && reads_tma_alone "$work/$1"; then
+    echo "note: $(grep -c Uninitialized "$work/$1") reads of what TMA stored, which initcheck does not see, and no others"
+    return 0
+  fi
   return "$status"
 }
 
