@@ -29,6 +29,7 @@ enum class Mode : uint8_t {
 struct Parameter {
   std::string name;
   ParameterSpec spec;
+  TensorType squares{};  // sums of squares of its gradient, where the kernel that writes it makes them
 };
 
 /// Adds the nodes of models to a graph.

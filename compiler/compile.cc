@@ -8,6 +8,7 @@
 #include "compiler/cost_model.h"
 #include "compiler/dump.h"
 #include "compiler/fuse.h"
+#include "compiler/gradient_squares.h"
 #include "compiler/lower.h"
 #include "compiler/memory_budget.h"
 #include "compiler/memory_problem.h"
@@ -148,6 +149,7 @@ Programs make_programs(const fb::ModelT& model, const CompileOptions& options) {
   Graph evaluate = evaluate_program(model, recipe, precision, window, options.host_batches);
   Graph prefill = prefill_program(model, recipe, precision, logits);
   for (Graph* graph : {&accumulate, &evaluate, &prefill}) fuse(*graph);
+  sum_gradient_squares(accumulate, parameters, options.least_summed_elements);
   Storage storage = lay_out_storage(parameters, recipe, precision, options.host_batches ? 0 : window, logits);
   Graph init = init_program(parameters, precision);
   Graph apply = apply_program(storage, recipe, precision);

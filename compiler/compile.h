@@ -23,6 +23,9 @@ struct CompileOptions {
   /// "kernel/shapes" of the call (kernels/call_shapes.h).
   std::string cost_model = "h200";
   std::map<std::string, double> measured_seconds;
+  /// Gradients of at least so many elements have their squares summed by the kernel that writes them, where
+  /// it can: smaller ones are cheap to read again, as caches hold them.
+  int64_t least_summed_elements = int64_t{1} << 24;
   /// Called with the text of every stage of every program: its graph, then its instructions.
   std::function<void(const std::string& stage, const std::string& text)> on_stage;
 };

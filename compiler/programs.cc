@@ -111,8 +111,9 @@ Graph apply_program(const Storage& storage, const fb::RecipeT& recipe, const Pre
     update(op, std::move(attrs), op, std::move(inputs), {graph.next_version(state)});
   };
 
-  std::vector<ValueId> gradients;
-  for (const ParameterGroup& group : storage.groups) gradients.push_back(memory(group.grad));
+  std::vector<ValueId> gradients = {storage.squares.empty() ? kNoValue : memory(storage.squares)};
+  for (const ParameterGroup& group : storage.groups)
+    if (!group.unsummed.empty()) gradients.push_back(memory(group.unsummed));
   fb::GradNormT norm;
   norm.max_norm = recipe.clip_norm;
   update_state("grad_norm", make_attrs(norm), gradients);

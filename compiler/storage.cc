@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "compiler/autodiff.h"
+#include "compiler/gradient_squares.h"
 #include "kernels/train_state.h"
 
 namespace moec {
@@ -60,6 +61,8 @@ struct Companion {
   fb::ArenaKind arena;
 };
 
+bool is_summed(const Parameter& parameter) { return !parameter.squares.shape.empty(); }
+
 std::string parameter_name(const std::string& parameter) { return parameter; }
 
 void add_group(Layout& layout, const std::vector<Parameter>& parameters, bool decay,
@@ -67,13 +70,18 @@ void add_group(Layout& layout, const std::vector<Parameter>& parameters, bool de
   const auto decays = [&](const Parameter& p) {
     return recipe.weight_decay_scope == fb::WeightDecayScope::All || p.spec.shape.size() >= 2;
   };
-  std::vector<int64_t> starts;
-  int64_t elements = 0;
-  for (const Parameter& p : parameters) {
-    starts.push_back(elements);
-    if (decays(p) == decay)
+  // Those whose squares are summed elsewhere come last, so that the others are one range.
+  std::vector<int64_t> starts(parameters.size());
+  int64_t elements = 0, unsummed = 0;
+  for (const bool summed : {false, true}) {
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      const Parameter& p = parameters[i];
+      if (decays(p) != decay || is_summed(p) != summed) continue;
+      starts[i] = elements;
       elements =
           round_up(elements + TensorType{precision.compute, p.spec.shape}.elements(), kElementAlignment);
+    }
+    if (!summed) unsummed = elements;
   }
   if (elements == 0) return;
 
@@ -85,6 +93,9 @@ void add_group(Layout& layout, const std::vector<Parameter>& parameters, bool de
                        .grad = "grad." + suffix,
                        .moment1 = "moment1." + suffix,
                        .moment2 = "moment2." + suffix,
+                       .unsummed = unsummed == 0          ? ""
+                                   : unsummed == elements ? "grad." + suffix
+                                                          : "unsummed_grad." + suffix,
                        .master = split    ? "remainder." + suffix
                                  : copied ? "master." + suffix
                                           : "",
@@ -110,8 +121,29 @@ void add_group(Layout& layout, const std::vector<Parameter>& parameters, bool de
       if (decays(parameters[i]) == decay)
         layout.add_view(c.name(parameters[i].name), {c.dtype, parameters[i].spec.shape}, c.role, buffer,
                         starts[i] * dtype_size(c.dtype));
+    if (c.range == group.grad && unsummed > 0 && unsummed < elements)
+      layout.add_view(group.unsummed, {c.dtype, {unsummed}}, c.role, buffer, 0);
   }
   layout.storage.groups.push_back(group);
+}
+
+/// The sums of squares of gradients: a range, and a view for each parameter.
+void add_squares(Layout& layout, const std::vector<Parameter>& parameters) {
+  int64_t elements = 0;
+  for (const Parameter& p : parameters)
+    if (is_summed(p)) elements += p.squares.elements();
+  if (elements == 0) return;
+  layout.storage.squares = "squares";
+  const TensorType range{fb::DType::F64, {elements}};
+  const uint32_t buffer =
+      layout.add_buffer(layout.storage.squares, fb::BufferKind::Grad, fb::ArenaKind::Grads, range.bytes());
+  layout.add_view(layout.storage.squares, range, Role::kGradient, buffer, 0);
+  int64_t offset = 0;
+  for (const Parameter& p : parameters) {
+    if (!is_summed(p)) continue;
+    layout.add_view(squares_name(p.name), p.squares, Role::kGradient, buffer, offset);
+    offset += p.squares.bytes();
+  }
 }
 
 }  // namespace
@@ -132,6 +164,7 @@ Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::Reci
                         const Precision& precision, int64_t window_tokens, const TensorType& logits) {
   Layout layout;
   for (const bool decay : {true, false}) add_group(layout, parameters, decay, recipe, precision);
+  add_squares(layout, parameters);
   using Kind = fb::BufferKind;
   const int64_t batch = recipe.batch_size, seq = recipe.seq_len;
   layout.add(kTrainStateName, {fb::DType::U8, {sizeof(TrainState)}}, Role::kState, Kind::Scalar);

@@ -25,6 +25,7 @@ struct StorageSlot {
 struct ParameterGroup {
   bool decay = false;
   std::string param, grad, moment1, moment2;
+  std::string unsummed;  // the gradients whose squares nobody has summed; empty when there are none
   std::string master;    // what makes 16-bit parameters f32 masters; empty when they are their own
   int64_t elements = 0;  // padding included
 };
@@ -33,6 +34,7 @@ struct Storage {
   std::vector<fb::BufferT> buffers;  // offsets are within their arenas
   std::vector<StorageSlot> slots;
   std::vector<ParameterGroup> groups;
+  std::string squares;  // sums of squares of all other gradients; empty when there are none
 
   const StorageSlot& slot(const std::string& name) const;
 };

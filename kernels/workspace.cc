@@ -77,7 +77,8 @@ uint64_t expert_index(const KernelCall& call) {
 }
 
 uint64_t grad_norm(const KernelCall& call) {
-  return 2 * kF64 * static_cast<uint64_t>(kRangePartials) * (call.inputs.size() - 1);
+  const auto ranges = std::ranges::count_if(call.inputs.begin() + 1, call.inputs.end(), &TensorView::present);
+  return 2 * kF64 * static_cast<uint64_t>(kRangePartials * ranges);
 }
 
 }  // namespace workspace

@@ -53,7 +53,7 @@ constexpr int64_t attention_row_stride(int64_t seq) { return (seq + 63) / 64 * 6
 uint64_t attention_bwd(const KernelCall& call);
 /// Histograms of the stable counting sort: [blocks of kExpertIndexBlock assignments, experts] of i32.
 uint64_t expert_index(const KernelCall& call);
-/// [kRangePartials] of f64 and a non-finite flag per gradient range.
+/// [kRangePartials] of f64 and a non-finite flag per range of gradients or of sums of their squares.
 uint64_t grad_norm(const KernelCall& call);
 
 }  // namespace workspace

@@ -1,5 +1,6 @@
 // Mixture of experts: routing, dispatch to experts, grouped linear layers, combine.
 #include "compiler/ops/ops.h"
+#include "kernels/gradient_squares.h"
 
 namespace moec::ops {
 namespace {
@@ -115,6 +116,9 @@ double grouped_linear_bwd_input_swiglu_flops(const OpCall& call) {
 void infer_grouped_linear_bwd_weight(OpCall& call) {
   set_gradient(call, 0,
                {call.attrs<fb::GroupedLinearT>().experts, call.input(0).cols(), call.input(1).cols()});
+  if (!call.has_output(1)) return;
+  const std::vector<int64_t> shape = call.output(0).shape;
+  call.set_output(1, {fb::DType::F64, squares_shape(shape[0], shape[1], shape[2])});
 }
 
 double grouped_linear_bwd_weight_flops(const OpCall& call) {

@@ -31,10 +31,10 @@ double load_batch_bytes(const OpCall& call) {
 }
 
 double grad_norm_flops(const OpCall& call) {
-  double elements = 0;
-  for (size_t i = 1; i < call.input_count(); ++i)
-    elements += static_cast<double>(call.input(static_cast<int>(i)).elements());
-  return 2 * elements;
+  double flops = call.has_input(1) ? static_cast<double>(call.input(1).elements()) : 0;
+  for (size_t i = 2; i < call.input_count(); ++i)
+    flops += 2.0 * static_cast<double>(call.input(static_cast<int>(i)).elements());
+  return flops;
 }
 
 void infer_adamw(OpCall& call) {

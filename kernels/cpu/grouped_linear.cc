@@ -8,6 +8,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/types.h"
+#include "kernels/gradient_squares.h"
 
 namespace moec::cpu {
 namespace {
@@ -44,6 +45,26 @@ void multiply_experts(const Experts& experts, MakeProduct&& product) {
   std::vector<Product> products;
   for (int64_t expert = 0; expert < experts.count(); ++expert) products.push_back(product(expert));
   multiply(products);
+}
+
+/// squares[E, pieces of rows, pieces of columns] of dweight[E,N,K].
+void sum_squares(const TensorView& dweight, const TensorView& squares) {
+  const int64_t rows = dweight.dim(1), cols = dweight.dim(2), row_pieces = squares.dim(1),
+                col_pieces = squares.dim(2);
+  auto* sums = squares.as<double>();
+  dispatch(dweight.dtype, [&]<class T>() {
+    parallel_for(dweight.dim(0) * row_pieces, [&](int64_t band) {
+      const int64_t expert = band / row_pieces, begin = band % row_pieces * kSquaresRows;
+      std::fill_n(sums + band * col_pieces, col_pieces, 0.0);
+      for (int64_t row = begin; row < std::min(rows, begin + kSquaresRows); ++row) {
+        const T* values = dweight.as<const T>() + (expert * rows + row) * cols;
+        for (int64_t col = 0; col < cols; ++col) {
+          const double value = values[col];
+          sums[band * col_pieces + col / kSquaresCols] += value * value;
+        }
+      }
+    });
+  });
 }
 
 }  // namespace
@@ -93,6 +114,7 @@ void grouped_linear_bwd_weight(const KernelCall& call) {
                    .c = experts.parameter(dweight, e),
                    .accumulate = accumulate};
   });
+  if (call.outputs[1].present()) sum_squares(dweight, call.outputs[1]);
 }
 
 /// Each piece is a range of columns of one expert, summed over its rows in order in f64.

@@ -1,3 +1,5 @@
+#include <numeric>
+
 #include "kernels/adamw_step.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/rows.h"
@@ -141,8 +143,11 @@ void adamw_range(AdamWStep<Acc> step, Weights weights, Ranges<Grad, Moment> rang
 }  // namespace
 
 void grad_norm(const KernelCall& call) {
+  const TensorView& squares = call.inputs[1];
   double sum = 0;
-  for (size_t i = 1; i < call.inputs.size(); ++i)
+  if (squares.present())
+    sum = std::accumulate(squares.as<double>(), squares.as<double>() + squares.elements(), 0.0);
+  for (size_t i = 2; i < call.inputs.size(); ++i)
     sum += sum_of_squares(call.inputs[i], call.workspace.as<double>());
   finish_grad_norm(*call.outputs[0].as<TrainState>(), sum, call.attrs<fb::GradNormT>().max_norm);
 }

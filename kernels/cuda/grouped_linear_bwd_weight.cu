@@ -3,8 +3,10 @@
 #include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/hopper/grouped_linear.h"
 #include "kernels/cuda/mma_tile.cuh"
+#include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/simt_tile.cuh"
 #include "kernels/cuda/variants.h"
+#include "kernels/gradient_squares.h"
 
 namespace moec::cuda {
 namespace {
@@ -37,6 +39,32 @@ cudaError_t launch_depths(const A& a, const B& b, const C& c, const TensorView& 
                   static_cast<unsigned>(offsets.elements() - 1));
   return launch_grid(context, multiply_depths<Tile, A, B, C>, grid, Tile::kThreads, Tile::kSharedBytes, a, b,
                      c, offsets.as<const int32_t>());
+}
+
+/// Block i sums the squares of piece i of dweight[E,rows,cols].
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sum_squares_kernel(const T* dweight, int64_t rows, int64_t cols, int64_t row_pieces, int64_t col_pieces,
+                       double* squares) {
+  begin_kernel();
+  const int64_t band = blockIdx.x / col_pieces, row = band % row_pieces * kSquaresRows;
+  const int64_t col = blockIdx.x % col_pieces * kSquaresCols + threadIdx.x;
+  static_assert(kThreads == kSquaresCols);
+  double sum = 0;
+  if (col < cols)
+    for (int64_t i = row; i < min(rows, row + kSquaresRows); ++i) {
+      const double value = static_cast<Accumulator<T>>(dweight[(band / row_pieces * rows + i) * cols + col]);
+      sum += value * value;
+    }
+  sum = group_reduce<kThreads>(sum);
+  if (threadIdx.x == 0) squares[blockIdx.x] = sum;
+}
+
+cudaError_t sum_squares(const TensorView& dweight, const TensorView& squares, const CudaContext& context) {
+  return with_type(dweight.dtype, [&]<class T>() {
+    return launch(context, sum_squares_kernel<T>, squares.elements(), kThreads, dweight.as<const T>(),
+                  dweight.dim(1), dweight.dim(2), squares.dim(1), squares.dim(2), squares.as<double>());
+  });
 }
 
 template <class T, class A, class B, class C>
@@ -73,13 +101,13 @@ bool computes(const KernelCall& call, const CudaContext&) {
 template <Way kWay>
 cudaError_t run(const KernelCall& call, const CudaContext& context) {
   const TensorView &dy = call.inputs[0], &rows = call.inputs[1], &offsets = call.inputs[2],
-                   &dweight = call.outputs[0];
+                   &dweight = call.outputs[0], &squares = call.outputs[1];
   const bool accumulate = call.inputs[3].present();
-  if (kWay == Way::kHopper)
-    return hopper::grouped_linear_bwd_weight(dy, rows, offsets, dweight, accumulate, context);
+  if (kWay == Way::kHopper && !(accumulate && squares.present()))
+    return hopper::grouped_linear_bwd_weight(dy, rows, offsets, dweight, accumulate, squares, context);
   const auto capacity = static_cast<int>(rows.rows()), in = static_cast<int>(rows.cols());
   const auto out = static_cast<int>(dy.cols());
-  return with_type(dy.dtype, [&]<class T>() {
+  const cudaError_t error = with_type(dy.dtype, [&]<class T>() {
     return with_gradient_type<T>(dweight.dtype, [&]<class G>() {
       const T *left = dy.as<const T>(), *right = rows.as<const T>();
       G* to = dweight.as<G>();
@@ -89,6 +117,7 @@ cudaError_t run(const KernelCall& call, const CudaContext& context) {
       return launch_product<T>(kWay == Way::kLarge, a, b, c, offsets, context);
     });
   });
+  return error == cudaSuccess && squares.present() ? sum_squares(dweight, squares, context) : error;
 }
 
 }  // namespace

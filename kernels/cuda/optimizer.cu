@@ -12,10 +12,12 @@ namespace {
 /// Elements of a gradient range that are worth a block of their own.
 constexpr int64_t kPieceElements = 4096;
 
-/// partials[block] = the sum of squares of every gridDim.x-th run of the range.
-template <class T, int kWidth>
-__global__ void __launch_bounds__(kThreads)
-    sum_of_squares_kernel(const T* x, int64_t vectors, double* partials) {
+/// What a range adds to the sum of squares.
+enum class Range { kGradients, kSums };
+
+/// partials[block] = the sum of every gridDim.x-th run of the range, or of its squares.
+template <Range kRange, class T, int kWidth>
+__global__ void __launch_bounds__(kThreads) sum_range_kernel(const T* x, int64_t vectors, double* partials) {
   begin_kernel();
   double sum = 0;
 #pragma unroll 4
@@ -24,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (const T element : v.value) {
       const double value = static_cast<Accumulator<T>>(element);
-      sum += value * value;
+      sum += kRange == Range::kGradients ? value * value : value;
     }
   }
   sum = group_reduce<kThreads>(sum);
@@ -189,22 +191,34 @@ cudaError_t with_moments(fb::DType dtype, Body&& body) {
   return body.template operator()<Acc>();
 }
 
+/// Sums a range to some more partials behind the first *count.
+template <Range kRange, class T>
+cudaError_t sum_range(const TensorView& range, double* partials, int64_t* count, const CudaContext& context) {
+  const int64_t blocks = std::min(kRangePartials, ceil_div(range.elements(), kPieceElements));
+  double* const to = partials + *count;
+  *count += blocks;
+  return with_width<T>(range.elements(), {&range}, [&]<int kWidth>() {
+    return launch(context, sum_range_kernel<kRange, T, kWidth>, blocks, kThreads, range.as<const T>(),
+                  range.elements() / kWidth, to);
+  });
+}
+
 }  // namespace
 
 cudaError_t grad_norm(const KernelCall& call, const CudaContext& context) {
+  const TensorView& squares = call.inputs[1];
   auto* partials = call.workspace.as<double>();
   int64_t count = 0;
-  for (size_t i = 1; i < call.inputs.size(); ++i) {
+  if (squares.present()) {
+    const cudaError_t status = sum_range<Range::kSums, double>(squares, partials, &count, context);
+    if (status != cudaSuccess) return status;
+  }
+  for (size_t i = 2; i < call.inputs.size(); ++i) {
     const TensorView& grad = call.inputs[i];
-    const int64_t blocks = std::min(kRangePartials, ceil_div(grad.elements(), kPieceElements));
     const cudaError_t status = with_type(grad.dtype, [&]<class T>() {
-      return with_width<T>(grad.elements(), {&grad}, [&]<int kWidth>() {
-        return launch(context, sum_of_squares_kernel<T, kWidth>, blocks, kThreads, grad.as<const T>(),
-                      grad.elements() / kWidth, partials + count);
-      });
+      return sum_range<Range::kGradients, T>(grad, partials, &count, context);
     });
     if (status != cudaSuccess) return status;
-    count += blocks;
   }
   return launch(context, finish_grad_norm_kernel, 1, kThreads, partials, count,
                 call.outputs[0].as<TrainState>(), static_cast<double>(call.attrs<fb::GradNormT>().max_norm));

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/gradient_squares.h"
 
 namespace moec::test {
 namespace {
@@ -22,7 +23,7 @@ namespace hopper = cuda::hopper;
 /// Memory that host and device see; fresh contents are 0xff bytes, which are NaN.
 class Shared {
  public:
-  Shared(fb::DType dtype, std::initializer_list<int64_t> shape) {
+  Shared(fb::DType dtype, const std::vector<int64_t>& shape) {
     view_.dtype = dtype;
     view_.rank = static_cast<int>(shape.size());
     std::copy(shape.begin(), shape.end(), view_.shape.begin());
@@ -39,6 +40,7 @@ class Shared {
 
   double get(int64_t i) const {
     if (view_.dtype == fb::DType::BF16) return static_cast<double>(float{view_.as<__nv_bfloat16>()[i]});
+    if (view_.dtype == fb::DType::F64) return view_.as<double>()[i];
     return view_.dtype == fb::DType::F32 ? static_cast<double>(view_.as<float>()[i]) : view_.as<int32_t>()[i];
   }
   void set(int64_t i, double value) {
@@ -197,6 +199,31 @@ TEST_CASE("Hopper's grouped_linear_bwd_input, alone and with the gradient of Swi
   }
 }
 
+/// Holds sums of squares against those of the gradient as it is stored.
+void check_squares(const Shared& dweight, const Shared& squares) {
+  const TensorView &gradient = dweight.view(), &sums = squares.view();
+  std::vector<double> expected(static_cast<size_t>(sums.elements()));
+  for (int64_t i = 0; i < gradient.elements(); ++i) {
+    const int64_t row = i / gradient.dim(2), col = i % gradient.dim(2);
+    const int64_t band = row / gradient.dim(1) * sums.dim(1) + row % gradient.dim(1) / kSquaresRows;
+    expected[static_cast<size_t>(band * sums.dim(2) + col / kSquaresCols)] += dweight.get(i) * dweight.get(i);
+  }
+  for (int64_t i = 0; i < sums.elements(); ++i)
+    REQUIRE(squares.get(i) == doctest::Approx(expected[static_cast<size_t>(i)]).epsilon(1e-5));
+}
+
+TEST_CASE("Hopper's sums of squares do not overflow f32") {
+  if (without_hopper()) return;
+  Problem p(kRoutings[0]);
+  Shared dy = p.rows(Problem::kOut);
+  const Shared rows = p.rows(Problem::kIn);
+  for (int64_t i = 0; i < dy.elements(); ++i) dy.set(i, dy.get(i) * 1e25);
+  const Shared dweight(fb::DType::F32, {kRoutings[0].experts(), Problem::kOut, Problem::kIn});
+  const Shared squares(fb::DType::F64, squares_shape(kRoutings[0].experts(), Problem::kOut, Problem::kIn));
+  finish(hopper::grouped_linear_bwd_weight(dy, rows, p.offsets, dweight, false, squares, p.context));
+  check_squares(dweight, squares);
+}
+
 /// An expert without rows gets 0, or keeps what it has.
 TEST_CASE("Hopper's grouped_linear_bwd_weight overwrites or adds") {
   if (without_hopper()) return;
@@ -213,8 +240,11 @@ TEST_CASE("Hopper's grouped_linear_bwd_weight overwrites or adds") {
         Wide exact_dy(dy), exact_rows(rows), exact(dweight);
         cpu::grouped_linear_bwd_weight(
             {.inputs = {exact_dy.view, exact_rows.view, p.offsets, accumulate ? exact.view : TensorView{}},
-             .outputs = {exact.view}});
-        finish(hopper::grouped_linear_bwd_weight(dy, rows, p.offsets, dweight, accumulate, p.context));
+             .outputs = {exact.view, {}}});
+        Shared squares(fb::DType::F64, squares_shape(routing.experts(), Problem::kOut, Problem::kIn));
+        finish(hopper::grouped_linear_bwd_weight(dy, rows, p.offsets, dweight, accumulate,
+                                                 accumulate ? TensorView{} : squares, p.context));
+        if (!accumulate) check_squares(dweight, squares);
         Problem::check(dweight, exact.values, dweight.elements(), dtype == fb::DType::F32 ? 1e-5 : 6e-3);
         const int64_t size = Problem::kOut * Problem::kIn;
         for (int64_t i = 0; i < dweight.elements(); ++i)

@@ -112,9 +112,10 @@ TEST_CASE("a step with an infinite gradient leaves weights and moments as they w
 TEST_CASE("data longer than the window passes through it behind the steps, with the same bits") {
   constexpr int64_t kWindow = 8 * 64 + 1;  // a step of 4 x 64 x 2 tokens: every step has another chunk
   const fb::ModelT model = small_model("moe-tiny", fb::DType::F32);
-  Session cpu = must(training_session(model, runtime::make_cpu_device(), kWindow));
-  Session waiting = must(training_session(model, cuda_device(Execution::kEager), kWindow));
-  Session hurrying = must(training_session(model, cuda_device(), kWindow));
+  const CompileOptions options{.window_tokens = kWindow};
+  Session cpu = must(training_session(model, runtime::make_cpu_device(), options));
+  Session waiting = must(training_session(model, cuda_device(Execution::kEager), options));
+  Session hurrying = must(training_session(model, cuda_device(), options));
   std::vector<runtime::LateMetrics> late;
   for (int step = 0; step < 200; ++step) {
     must(hurrying.train_step());

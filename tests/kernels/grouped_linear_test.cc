@@ -1,3 +1,4 @@
+#include "kernels/gradient_squares.h"
 #include "tests/kernels/kernel_test.h"
 
 namespace moec::test {
@@ -146,6 +147,7 @@ TEST_CASE("grouped parameter gradients sum over the rows of each expert") {
           };
           const Tensor dweight = gradient({routing.experts(), kOut, kIn}),
                        dbias = gradient({routing.experts(), kOut});
+          const Tensor squares(fb::DType::F64, squares_shape(routing.experts(), kOut, kIn));
           const auto start = [&](const Tensor& old) {
             return accumulate ? old.values() : std::vector<double>(static_cast<size_t>(old.elements()));
           };
@@ -160,7 +162,11 @@ TEST_CASE("grouped parameter gradients sum over the rows of each expert") {
             }
           });
           run("grouped_linear_bwd_weight", fb::GroupedLinearT{},
-              {dy, rows, offsets, accumulate ? dweight : TensorView{}}, {dweight});
+              {dy, rows, offsets, accumulate ? dweight : TensorView{}}, {dweight, squares});
+          double sum = 0, expected_sum = 0;
+          for (const double piece : squares.values()) sum += piece;
+          for (const double value : dweight.values()) expected_sum += value * value;
+          CHECK(sum == doctest::Approx(expected_sum).epsilon(1e-12));
           run("grouped_bias_bwd", fb::GroupedLinearT{}, {dy, offsets, accumulate ? dbias : TensorView{}},
               {dbias});
           CHECK(max_error(dweight, expected_weight) < tolerance(grad_dtype));
@@ -184,7 +190,7 @@ TEST_CASE("grouped kernels give the same bits with any number of threads") {
       out.emplace_back(dtype, std::vector<int64_t>{512, kIn});
       run("grouped_linear_bwd_input", fb::GroupedLinearT{}, {dy, offsets, weight}, {out.back()});
       out.emplace_back(dtype, std::vector<int64_t>{5, kOut, kIn});
-      run("grouped_linear_bwd_weight", fb::GroupedLinearT{}, {dy, rows, offsets, {}}, {out.back()});
+      run("grouped_linear_bwd_weight", fb::GroupedLinearT{}, {dy, rows, offsets, {}}, {out.back(), {}});
       out.emplace_back(dtype, std::vector<int64_t>{5, kOut});
       run("grouped_bias_bwd", fb::GroupedLinearT{}, {dy, offsets, {}}, {out.back()});
       return out;

@@ -239,14 +239,15 @@ TEST_CASE("bf16 moments follow a gradient through changes below their last place
   CHECK(mean == doctest::Approx(1 - std::pow(0.999, kSteps)).epsilon(0.01));
 }
 
-TrainState norm_of(const std::vector<TensorView>& grads, float max_norm, double loss_scale = 1) {
+TrainState norm_of(const std::vector<TensorView>& grads, float max_norm, double loss_scale = 1,
+                   const TensorView& squares = {}) {
   TrainState start;
   start.loss_scale = loss_scale;
   start.non_finite = 1;  // of an earlier step
   fb::GradNormT attrs;
   attrs.max_norm = max_norm;
   const Tensor state = state_tensor(start);
-  std::vector<TensorView> inputs = {state};
+  std::vector<TensorView> inputs = {state, squares};
   inputs.insert(inputs.end(), grads.begin(), grads.end());
   run("grad_norm", attrs, inputs, {state});
   return state_of(state);
@@ -267,6 +268,20 @@ TEST_CASE("grad_norm is the norm over all ranges, unscaled, with PyTorch's clip 
     CHECK(norm_of({a, b}, 1000, 8).grad_scale == 0.125f);  // within the bound
     CHECK(norm_of({a, b}, 0, 8).grad_scale == 0.125f);     // no clipping
   }
+}
+
+TEST_CASE("grad_norm adds squares that were summed before") {
+  Random random;
+  const Tensor grad = random.normal(fb::DType::BF16, {1000});
+  Tensor squares = zeros(fb::DType::F64, 50000);
+  squares.set(0, 3);
+  squares.set(49999, 1e60);
+  double sum = 3 + 1e60;
+  for (const double value : grad.values()) sum += value * value;
+  CHECK(norm_of({grad}, 0, 8, squares).grad_norm == doctest::Approx(std::sqrt(sum) / 8).epsilon(1e-12));
+  CHECK(norm_of({}, 0, 8, squares).grad_norm == doctest::Approx(std::sqrt(3 + 1e60) / 8).epsilon(1e-12));
+  squares.set(25000, std::numeric_limits<double>::infinity());
+  CHECK(norm_of({grad}, 0, 8, squares).non_finite == 1);
 }
 
 TEST_CASE("grad_norm finds a single non-finite element anywhere") {
@@ -301,7 +316,7 @@ TEST_CASE("grad_norm and adamw have the same bits for any number of threads") {
     out.push_back(start.copy());
     out.push_back(zeros(moments, 3000000));
     out.push_back(zeros(moments, 3000000));
-    run("grad_norm", fb::GradNormT{}, {out[0], grad}, {out[0]});
+    run("grad_norm", fb::GradNormT{}, {out[0], {}, grad}, {out[0]});
     run("adamw", adamw_attrs(), {out[1], grad, out[2], out[3], {}, out[0]}, {out[1], out[2], out[3], {}});
     return out;
   });

@@ -319,7 +319,7 @@ void add_apply(Builder& b, const Model& m) {
   const int state1 = b.next_version(m.state), state2 = b.next_version(state1),
             state3 = b.next_version(state2);
   b.call<fb::LrScheduleT>("lr_schedule", {m.state}, {state1});
-  b.call<fb::GradNormT>("grad_norm", {state1, m.grads}, {state2});
+  b.call<fb::GradNormT>("grad_norm", {state1, kNone, m.grads}, {state2});
   b.call<fb::AdamWT>("adamw", {m.params, m.grads, m.moment1, m.moment2, kNone, state2},
                      {b.next_version(m.params), b.next_version(m.moment1), b.next_version(m.moment2), kNone});
   b.call<fb::EndStepT>("end_step", {state2, m.metrics}, {state3, b.next_version(m.metrics)});

@@ -47,9 +47,8 @@ std::vector<int32_t> learnable_tokens(size_t count, int32_t vocab, uint64_t seed
 }
 
 Result<runtime::Session> training_session(const fb::ModelT& model, std::unique_ptr<runtime::Device> device,
-                                          int64_t window_tokens) {
-  MOEC_ASSIGN_OR_RETURN(runtime::Session session,
-                        initialised_session(model, std::move(device), {.window_tokens = window_tokens}));
+                                          const CompileOptions& options) {
+  MOEC_ASSIGN_OR_RETURN(runtime::Session session, initialised_session(model, std::move(device), options));
   const auto vocab = static_cast<int32_t>(session.vocab_size());
   MOEC_RETURN_IF_ERROR(
       session.set_data(learnable_tokens(60'000, vocab, 1), learnable_tokens(10'000, vocab, 2)));

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "compiler/compile.h"
 #include "model_generated.h"
 #include "runtime/session.h"
 
@@ -24,7 +25,7 @@ std::vector<int32_t> learnable_tokens(size_t count, int32_t vocab, uint64_t seed
 /// An initialised session with activations filled with NaN, and 60,000 learnable tokens to train and 10,000
 /// to validate on.
 Result<runtime::Session> training_session(const fb::ModelT& model, std::unique_ptr<runtime::Device> device,
-                                          int64_t window_tokens = 1 << 16);
+                                          const CompileOptions& options = {.window_tokens = 1 << 16});
 
 /// The same for batches that the host writes; the first is of token 1 throughout.
 Result<runtime::Session> host_batch_session(const fb::ModelT& model, std::unique_ptr<runtime::Device> device);

@@ -13,6 +13,8 @@
 
 #include "kernels/cuda/hopper/wgmma.cuh"
 #include "kernels/cuda/math.cuh"
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/gradient_squares.h"
 
 namespace moec::cuda::hopper {
 
@@ -210,6 +212,19 @@ struct StoreSwigluBwd {
   }
 };
 
+/// The sums [experts, row_pieces, col_pieces] of the squares of a gradient; a piece is a warp's part of a
+/// tile.
+struct Squares {
+  double* sums;  // nullptr where none are wanted
+  int row_pieces, col_pieces;
+
+  __device__ double& of(const Part& part) const {
+    const int band = part.expert * row_pieces + part.row / static_cast<int>(kSquaresRows);
+    return sums[int64_t{band} * col_pieces + part.col / static_cast<int>(kSquaresCols)];
+  }
+};
+static_assert(kSquaresRows == kPanelRows && kSquaresCols == kPieces * kPieceCols);
+
 /// An expert's weight gradient [experts, rows, cols], f32 or bf16: overwritten, or each element added to
 /// once. Two panels take turns.
 template <class T>
@@ -217,6 +232,7 @@ struct StoreGradient {
   static constexpr int kPanels = 2, kBarriers = 0;
   CUtensorMap map;  // box: 128 bytes of columns x 16 rows
   bool accumulate;
+  Squares squares;
 
   __device__ bool skips(int depth) const { return accumulate && depth == 0; }
 
@@ -254,6 +270,35 @@ struct StoreGradient {
         commit_stores();
       }
     }
+    if (squares.sums != nullptr) {
+      const double sum = group_reduce<32>(squares_of(sums));
+      if (lane == 0) squares.of(part) = sum;
+    }
+  }
+
+ private:
+  /// Of the values that are stored; in f64 where f32 overflows.
+  template <int kSums>
+  __device__ static double squares_of(const float (&sums)[kSums]) {
+    const float sum = sum_squares<float>(sums);
+    return isfinite(sum) ? sum : sum_squares<double>(sums);
+  }
+  template <class Sum, int kSums>
+  __device__ static Sum sum_squares(const float (&sums)[kSums]) {
+    Sum low = 0, high = 0;
+#pragma unroll
+    for (int i = 0; i < kSums; i += 2) {
+      const float2 pair = stored(sums[i], sums[i + 1]);
+      low += Sum{pair.x} * pair.x;
+      high += Sum{pair.y} * pair.y;
+    }
+    return low + high;
+  }
+  __device__ static float2 stored(float low, float high) {
+    if constexpr (sizeof(T) == 2)
+      return unpack(pack(low, high));
+    else
+      return {low, high};
   }
 };
 

@@ -58,11 +58,15 @@ cudaError_t multiply_rows(const TensorView& rows, const TensorView& offsets, con
 
 template <class Epilogue>
 cudaError_t multiply_depths(const TensorView& dy, const TensorView& rows, const TensorView& offsets,
-                            const TensorView& dweight, bool accumulate, const CudaContext& context) {
+                            const TensorView& dweight, bool accumulate, const TensorView& squares,
+                            const CudaContext& context) {
   using Block = GroupedBlock<Along::kRows, Along::kRows, Grouped::kDepth, Epilogue>;
   CUtensorMap a, b;
   Epilogue epilogue = {};
   epilogue.accumulate = accumulate;
+  if (squares.present())
+    epilogue.squares = {squares.as<double>(), static_cast<int>(squares.dim(1)),
+                        static_cast<int>(squares.dim(2))};
   cudaError_t error = map_rows(dy, Block::StepA::kBoxRows, &a);
   if (error == cudaSuccess) error = map_rows(rows, Block::StepB::kBoxRows, &b);
   if (error == cudaSuccess) error = map_experts(dweight, kPanelRows, &epilogue.map);
@@ -129,11 +133,11 @@ cudaError_t grouped_linear_bwd_input_swiglu(const TensorView& dy, const TensorVi
 }
 
 cudaError_t grouped_linear_bwd_weight(const TensorView& dy, const TensorView& rows, const TensorView& offsets,
-                                      const TensorView& dweight, bool accumulate,
+                                      const TensorView& dweight, bool accumulate, const TensorView& squares,
                                       const CudaContext& context) {
   return dweight.dtype == fb::DType::F32
-             ? multiply_depths<StoreGradient<float>>(dy, rows, offsets, dweight, accumulate, context)
-             : multiply_depths<StoreGradient<bf16>>(dy, rows, offsets, dweight, accumulate, context);
+             ? multiply_depths<StoreGradient<float>>(dy, rows, offsets, dweight, accumulate, squares, context)
+             : multiply_depths<StoreGradient<bf16>>(dy, rows, offsets, dweight, accumulate, squares, context);
 }
 
 }  // namespace moec::cuda::hopper

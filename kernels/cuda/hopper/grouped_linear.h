@@ -30,8 +30,9 @@ cudaError_t grouped_linear_bwd_input_swiglu(const TensorView& dy, const TensorVi
                                             const TensorView& weight, const TensorView& h,
                                             const TensorView& dh, const TensorView& y,
                                             const CudaContext& context);
-/// dweight may be f32.
+/// dweight may be f32. `squares` may be absent, and is where `accumulate`.
 cudaError_t grouped_linear_bwd_weight(const TensorView& dy, const TensorView& rows, const TensorView& offsets,
-                                      const TensorView& dweight, bool accumulate, const CudaContext& context);
+                                      const TensorView& dweight, bool accumulate, const TensorView& squares,
+                                      const CudaContext& context);
 
 }  // namespace moec::cuda::hopper
