@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -185,6 +186,21 @@ Status LineFile::write_line(std::string_view line) {
     return failure(
         fmt::format("{}: cannot append{}: {}", path_, cut ? "" : " and its last line is torn", why));
   });
+}
+
+Result<std::optional<FileLock>> FileLock::try_lock(const std::string& path) {
+  // Writable, which NFS asks of a lock that excludes others.
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0) return place_error(errno, fmt::format("{}: cannot write here: {}", path, reason()));
+  FileLock lock(fd);
+  if (::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return std::optional<FileLock>();
+  return std::optional<FileLock>(std::move(lock));
+}
+
+FileLock::FileLock(FileLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+
+FileLock::~FileLock() {
+  if (fd_ >= 0) ::close(fd_);
 }
 
 Result<MappedFile> MappedFile::open(const std::string& path) {

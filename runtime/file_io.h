@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -61,6 +62,22 @@ class LineFile {
   LineFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
 
   std::string path_;
+  int fd_ = -1;
+};
+
+/// Holds a file against other holders, until the object or the process ends.
+class FileLock {
+ public:
+  /// Makes the file where there is none; nothing when it is held elsewhere. A file system without locks keeps
+  /// nobody out.
+  static Result<std::optional<FileLock>> try_lock(const std::string& path);
+  FileLock(FileLock&& other) noexcept;
+  FileLock& operator=(FileLock&&) = delete;
+  ~FileLock();
+
+ private:
+  explicit FileLock(int fd) : fd_(fd) {}
+
   int fd_ = -1;
 };
 

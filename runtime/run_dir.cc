@@ -4,11 +4,11 @@
 
 #include <cstring>
 #include <filesystem>
+#include <optional>
 #include <system_error>
 #include <utility>
 #include <vector>
 
-#include "runtime/file_io.h"
 #include "runtime/guard.h"
 #include "runtime/safetensors.h"
 
@@ -113,6 +113,14 @@ Result<RunConfig> parse_config(const std::string& text) {
 bool has_checkpoint(const std::string& dir) { return file_exists(config_path(dir)); }
 
 std::string log_path(const std::string& dir) { return dir + "/log.jsonl"; }
+
+Result<FileLock> lock_run(const std::string& dir) {
+  MOEC_RETURN_IF_ERROR(make_directories(dir));
+  MOEC_ASSIGN_OR_RETURN(std::optional<FileLock> lock, FileLock::try_lock(dir + "/lock"));
+  if (lock) return *std::move(lock);
+  return input_error(
+      fmt::format("{}: another process trains in this directory: let it end, or choose another", dir));
+}
 
 Status save_run(const std::string& dir, Session& session, const Tokenizer& tokenizer, const json& options) {
   return guarded("saving " + dir, [&]() -> Status {

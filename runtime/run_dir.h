@@ -5,6 +5,7 @@
 //   optimizer-00000100.safetensors      "<parameter>.moment1", "<parameter>.moment2", "train_state" (u8)
 //   config.json                         the step, the two files above, the tokenizer, the run's options
 //   log.jsonl                           one line per logged step, evaluation or sample
+//   lock                                empty; held by the process that trains
 //
 // config.json is what makes a checkpoint current. It is replaced, atomically, only when the files it names
 // are on disk, and files it no longer names are removed after that; so a crash at any moment leaves a
@@ -16,6 +17,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "runtime/file_io.h"
 #include "runtime/plan.h"
 #include "runtime/session.h"
 #include "runtime/status.h"
@@ -33,6 +35,10 @@ struct RunConfig {
 
 /// Whether the directory holds a checkpoint.
 bool has_checkpoint(const std::string& dir);
+
+/// Makes the directory where there is none, and keeps other processes from training in it as long as the lock
+/// lives. One that another process holds is an input error.
+Result<FileLock> lock_run(const std::string& dir);
 
 /// Writes a checkpoint of the session's state and makes it the current one.
 Status save_run(const std::string& dir, Session& session, const Tokenizer& tokenizer,

@@ -228,6 +228,7 @@ Status train(const TrainFlags& flags) {
   MOEC_ASSIGN_OR_RETURN(options.max_steps, choose_max_steps(flags, *plan->plan.recipe));
   MOEC_RETURN_IF_ERROR(check_trace_file(flags));
   MOEC_ASSIGN_OR_RETURN(runtime::Dataset data, load_data(flags, plan->plan));
+  MOEC_ASSIGN_OR_RETURN(const runtime::FileLock lock, runtime::lock_run(flags.options.out_dir));
   // Before the plan takes the device's memory.
   MOEC_ASSIGN_OR_RETURN(options.ceilings, find_ceilings(flags, plan->plan.recipe->dtype));
   MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.device));

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "runtime/run_dir.h"
 #include "schema/plan_file.h"
 #include "tests/tools/process.h"
 
@@ -243,6 +244,22 @@ TEST_CASE("wrong use of moerun is one line and exit code 2") {
                  "5 tokens");
   CHECK_FALSE(std::filesystem::exists(none));
   CHECK_FALSE(std::filesystem::exists(setup.scratch.path("r")));
+}
+
+TEST_CASE("a run directory in which another process trains is refused, until that process has ended") {
+  const Setup setup;
+  const Words steps = {"--max-steps", "2"};
+  REQUIRE(run("moerun", setup.train("run", steps)).exit_code == 0);
+  for (const Words& train :
+       {setup.train("run", {"--max-steps", "4", "--resume"}), setup.train("new", steps)}) {
+    {
+      const auto other = runtime::lock_run(train[5]);
+      REQUIRE(other.ok());
+      CHECK_FALSE(runtime::lock_run(train[5]).ok());
+      check_rejected(train, train[5] + ": another process trains in this directory");
+    }
+    CHECK(run("moerun", train).exit_code == 0);
+  }
 }
 
 TEST_CASE("a run is not overwritten without --resume") {
