@@ -157,11 +157,11 @@ CLI::Validator one_of(std::vector<std::string> words) {
           ""};
 }
 
-CLI::Validator byte_size() {
-  return {[](const std::string& text) {
-            return parse_bytes(text)
-                       ? ""
-                       : fmt::format("'{}' is not a size such as 139GiB, 512MiB, 80GB or 4096", text);
+CLI::Validator byte_size(uint64_t least) {
+  return {[least](const std::string& text) {
+            const std::optional<uint64_t> bytes = parse_bytes(text);
+            if (!bytes) return fmt::format("'{}' is not a size such as 139GiB, 512MiB, 80GB or 4096", text);
+            return *bytes < least ? fmt::format("'{}' is less than {}", text, bytes_text(least)) : "";
           },
           ""};
 }

@@ -71,7 +71,7 @@ Status print_fit(const FitFlags& flags) {
   try {
     compile(model, options);
   } catch (const MemoryError& error) {
-    return failure(fmt::format("{}: {}", flags.spec, shortage_text(model, options, error.shortage)));
+    return shortage_failure(flags.spec, model, options, error.shortage);
   }
   return {};
 }
@@ -86,7 +86,7 @@ Command fit_command(CLI::App& app) {
   command->add_option("SPEC", flags->spec, "Model spec")->required();
   command->add_option("--memory", flags->memory, "Bytes of the device, e.g. 139GiB")
       ->required()
-      ->check(byte_size())
+      ->check(byte_size(1))
       ->type_name("BYTES");
   flags->recipe.add_to(*command, MemoryBudgetFlag::kNone);
   return {command, [flags] { return print_fit(*flags); }};

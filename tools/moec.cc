@@ -107,7 +107,7 @@ constexpr const char* kExamples = R"(Examples:
   moec explain --diff tiny.plan other.plan
   moec verify tiny.plan
 
-Exit codes: 0 done, 1 failed, 2 wrong use or input.)";
+Exit codes: 0 done, 1 failed or does not fit, 2 wrong use or input.)";
 
 }  // namespace
 }  // namespace moec::tools

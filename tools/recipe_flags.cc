@@ -200,7 +200,7 @@ Result<fb::PlanT> RecipeFlags::compile_spec(const std::string& path, CompileOpti
   try {
     return compile(model, compile_options);
   } catch (const MemoryError& e) {
-    return input_error(fmt::format("{}: {}", path, shortage_text(model, compile_options, e.shortage)));
+    return shortage_failure(path, model, compile_options, e.shortage);
   } catch (const CompileError& e) {
     return input_error(fmt::format("{}: {}", path, e.what()));  // the compiler does not know the file
   }

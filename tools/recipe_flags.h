@@ -43,7 +43,8 @@ class RecipeFlags {
   /// read.
   Result<CompileOptions> options(CompileOptions options = {}) const;
 
-  /// Compiles the spec at `path`. An input error names the file; throws CompileError as read_spec does.
+  /// Compiles the spec at `path`. An error names the file, a failure when the model does not fit its budget;
+  /// throws CompileError as read_spec does.
   Result<fb::PlanT> compile_spec(const std::string& path, CompileOptions options = {}) const;
 
  private:

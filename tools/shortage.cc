@@ -62,23 +62,23 @@ std::string cheapest_change(const fb::ModelT& model, const CompileOptions& optio
 
 }  // namespace
 
-std::string shortage_text(const fb::ModelT& model, const CompileOptions& options, const Shortage& shortage) {
+Error shortage_failure(const std::string& path, const fb::ModelT& model, const CompileOptions& options,
+                       const Shortage& shortage) {
   std::vector<std::string> largest;
   for (const LiveBuffer& buffer : shortage.at_peak)
     if (largest.size() < kBuffersShown)
       largest.push_back(fmt::format("{} {} ({})", bytes_text(buffer.bytes), buffer.node, buffer.kernel));
   const std::string change = cheapest_change(model, options, shortage);
-  return fmt::format(
-      "{} short of {}: needs {} at least, {} of it for weights, gradients and optimizer, {} for the window "
-      "of "
-      "training tokens; live at the peak: {}{}; {}",
-      bytes_text(shortage.least - shortage.budget), bytes_text(shortage.budget), bytes_text(shortage.least),
-      bytes_text(shortage.persistent - shortage.window), bytes_text(shortage.window),
-      fmt::join(largest, ", "),
+  return failure(fmt::format(
+      "{}: {} short of {}: needs {} at least, {} of it for weights, gradients and optimizer, {} for the "
+      "window of training tokens; live at the peak: {}{}; {}",
+      path, bytes_text(shortage.least - shortage.budget), bytes_text(shortage.budget),
+      bytes_text(shortage.least), bytes_text(shortage.persistent - shortage.window),
+      bytes_text(shortage.window), fmt::join(largest, ", "),
       shortage.at_peak.size() > kBuffersShown
           ? fmt::format(" and {} more", shortage.at_peak.size() - kBuffersShown)
           : "",
-      change.empty() ? "no single change makes it fit" : "would fit with " + change);
+      change.empty() ? "no single change makes it fit" : "would fit with " + change));
 }
 
 }  // namespace moec::tools

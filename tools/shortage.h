@@ -4,11 +4,14 @@
 #include <string>
 
 #include "compiler/compile.h"
+#include "runtime/status.h"
 
 namespace moec::tools {
 
-/// One line: the bytes short, the largest buffers that are live at the peak with the op that made each, and
-/// the cheapest change that would fit. Compiles the model several times to find it.
-std::string shortage_text(const fb::ModelT& model, const CompileOptions& options, const Shortage& shortage);
+/// One line about the model at `path`: the bytes short, the largest buffers that are live at the peak with
+/// the op that made each, and the cheapest change that would fit. Compiles the model several times to find
+/// it.
+Error shortage_failure(const std::string& path, const fb::ModelT& model, const CompileOptions& options,
+                       const Shortage& shortage);
 
 }  // namespace moec::tools

@@ -12,15 +12,20 @@ namespace {
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
-/// Wrong use: exit code 2, nothing on stdout, one line on stderr that holds `part`.
-void check_rejected(const std::vector<std::string>& arguments, const std::string& part) {
+/// Nothing on stdout, one line on stderr that holds `part`.
+void check_error(int exit_code, const std::vector<std::string>& arguments, const std::string& part) {
   const Outcome outcome = run("moec", arguments);
   CAPTURE(part);
-  CHECK(outcome.exit_code == 2);
+  CHECK(outcome.exit_code == exit_code);
   CHECK(outcome.out.empty());
   CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
   CHECK(has(outcome.err, "moec"));
   CHECK_MESSAGE(has(outcome.err, part), outcome.err);
+}
+
+/// Wrong use.
+void check_rejected(const std::vector<std::string>& arguments, const std::string& part) {
+  check_error(2, arguments, part);
 }
 
 /// The tiny plan, compiled into the scratch directory.
@@ -140,8 +145,8 @@ TEST_CASE("a memory budget is kept by computing activations again, or refused wi
   for (const char* part : {"recompute", "predicted time"}) CHECK_MESSAGE(has(fits.out, part), part);
   CHECK(run("moec", {"verify", plan}).exit_code == 0);
   for (const char* part : {"short of 4.00 GiB", "live at the peak: ", "would fit with --batch-size"})
-    check_rejected({spec, "-o", plan, "--memory-budget", "4GiB"}, part);
-  check_rejected({spec, "-o", plan, "--memory-budget", "1MiB"}, "no single change makes it fit");
+    check_error(1, {spec, "-o", plan, "--memory-budget", "4GiB"}, part);
+  check_error(1, {spec, "-o", plan, "--memory-budget", "1MiB"}, "no single change makes it fit");
   check_rejected({spec, "-o", plan, "--memory-budget", "12XB"}, "--memory-budget: '12XB'");
 }
 
@@ -150,7 +155,7 @@ TEST_CASE("a shortage of memory names a window of tokens that fits") {
   std::vector<std::string> arguments = {example("char-gpt"), "-o", scratch.path("x.plan"), "--memory-budget",
                                         "28MB"};
   const std::string advice = "would fit with --window-tokens ";
-  check_rejected(arguments, advice);
+  check_error(1, arguments, advice);
   const std::string said = run("moec", arguments).err;
   const size_t at = said.find(advice) + advice.size();
   const std::string tokens = said.substr(at, said.find_first_not_of("0123456789", at) - at);
@@ -202,6 +207,7 @@ TEST_CASE("moec fit finds the largest step of a memory") {
   CHECK(has(too_small.out, "does not fit"));
   CHECK(has(too_small.err, "short of 4.00 MiB"));
   check_rejected({"fit", example("moe-tiny")}, "--memory is required");
+  check_rejected({"fit", example("moe-tiny"), "--memory", "0"}, "--memory: '0' is less than 1 B");
   check_rejected({"fit", example("moe-tiny"), "--memory", "64MiB", "--memory-budget", "64MiB"},
                  "unknown flag '--memory-budget'");
 }
