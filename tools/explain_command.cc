@@ -42,6 +42,11 @@ Status explain(const ExplainFlags& flags) {
   return {};
 }
 
+constexpr const char* kExamples = R"(Examples:
+  moec explain tiny.plan
+  moec explain tiny.plan --html tiny.html
+  moec explain --diff tiny.plan other.plan)";
+
 }  // namespace
 
 Command explain_command(CLI::App& app) {
@@ -52,6 +57,7 @@ Command explain_command(CLI::App& app) {
   command->add_option("OTHER", flags->other, "The plan to compare it with");
   command->add_flag("--diff", flags->diff, "What OTHER changes in settings, memory and cost");
   command->add_option("--html", flags->html, "Write a page for a browser instead of text")->type_name("FILE");
+  command->footer(kExamples);
   return {command, [flags] { return explain(*flags); }};
 }
 

@@ -76,6 +76,12 @@ Status print_fit(const FitFlags& flags) {
   return {};
 }
 
+constexpr const char* kExamples = R"(Examples:
+  moec fit schema/examples/moe-6.9b.json --memory 139GiB
+  moec fit schema/examples/gpt2-124m.json --memory 24GiB --dtype bf16 --cost-model h100
+
+Exit code 1: the recipe does not fit, not even with recompute.)";
+
 }  // namespace
 
 Command fit_command(CLI::App& app) {
@@ -89,6 +95,7 @@ Command fit_command(CLI::App& app) {
       ->check(byte_size(1))
       ->type_name("BYTES");
   flags->recipe.add_to(*command, MemoryBudgetFlag::kNone);
+  command->footer(kExamples);
   return {command, [flags] { return print_fit(*flags); }};
 }
 

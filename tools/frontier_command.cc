@@ -71,6 +71,12 @@ Status print_frontier(const FrontierFlags& flags) {
   return {};
 }
 
+constexpr const char* kExamples = R"(Examples:
+  moec frontier schema/examples/gpt2-124m.json
+  moec frontier schema/examples/gpt2-124m.json --batch-size 16 --dtype bf16 --all --json
+
+A row is a plan that `moec SPEC --memory-budget BYTES` makes.)";
+
 }  // namespace
 
 Command frontier_command(CLI::App& app) {
@@ -81,6 +87,7 @@ Command frontier_command(CLI::App& app) {
   command->add_flag("--json", flags->json, "Print JSON: bytes and seconds");
   command->add_flag("--all", flags->all, "Every point, not only some twenty that show the curve");
   flags->recipe.add_to(*command, MemoryBudgetFlag::kNone);
+  command->footer(kExamples);
   return {command, [flags] { return print_frontier(*flags); }};
 }
 

@@ -97,6 +97,9 @@ Command verify_command(CLI::App& app) {
       add_command(app, "verify", "Check a plan's structure and meaning with the independent validator");
   auto path = std::make_shared<std::string>();
   command->add_option("PLAN", *path, "Plan file")->required();
+  command->footer(
+      "Example:\n  moec verify tiny.plan\n\nPrints every fault that it finds; exit code 2 when there is "
+      "one.");
   return {command, [path] { return verify(*path); }};
 }
 

@@ -334,4 +334,16 @@ TEST_CASE("--help and --version of both tools") {
   }
 }
 
+TEST_CASE("the help of every command shows how it is used") {
+  const std::pair<const char*, std::vector<std::string>> commands[] = {
+      {"moec", {"explain", "verify", "frontier", "fit", "place", "diff"}},
+      {"moerun", {"train", "eval", "generate", "tune"}}};
+  for (const auto& [tool, names] : commands)
+    for (const std::string& name : names) {
+      const Outcome help = run(tool, {name, "--help"});
+      CHECK(help.exit_code == 0);
+      CHECK_MESSAGE(has(help.out, std::string("\n  ") + tool + " " + name + " "), name);
+    }
+}
+
 }  // namespace moec::test
