@@ -38,6 +38,8 @@ Result<LiveModel> LiveModel::create(std::shared_ptr<const runtime::LoadedPlan> p
 
 Status LiveModel::start() {
   const fb::PlanT& plan = this->plan().plan;
+  if (plan.io == nullptr || plan.io->window < 0)
+    return input_error(this->plan().source + ": the plan has no token window to draw batches from");
   const auto window =
       random_tokens(static_cast<int64_t>(this->plan().tensor(plan.io->window)->shape[0]), plan.vocab_size);
   const TrainState state = {.seed = plan.recipe->seed,

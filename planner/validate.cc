@@ -1,5 +1,7 @@
 #include "planner/validate.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <cctype>
@@ -8,6 +10,7 @@
 #include <tuple>
 
 #include "kernels/kernel.h"
+#include "kernels/train_state.h"
 #include "planner/validate_parts.h"
 
 namespace moec::planner {
@@ -190,12 +193,59 @@ class Tables {
   void check_interface() {
     const fb::Interface* io = plan_.io();
     if (!io) return;
-    for (int id : {io->train_state(), io->metrics(), io->window(), io->tokens(), io->targets(), io->prompt(),
-                   io->logits()})
-      if (id != -1 && !in_range(id)) faults_.add("io: tensor {} does not exist", id);
+    const int64_t batch = plan_.recipe()->batch_size(), seq = plan_.recipe()->seq_len();
+    const std::vector<int64_t> state = {sizeof(TrainState)}, ring = {kMetricsRows, kMetricsColumns};
+    check_written("train_state", io->train_state(), fb::DType::U8, state);
+    check_written("metrics", io->metrics(), fb::DType::F64, ring);
+    check_written("window", io->window(), fb::DType::I32, {kAnyExtent});
+    check_written("tokens", io->tokens(), fb::DType::I32, {batch, seq});
+    check_written("targets", io->targets(), fb::DType::I32, {batch, seq});
+    check_written("prompt", io->prompt(), fb::DType::I32, {1, kAnyExtent});
+    check_logits(io->logits());
     for (int id : {io->train_state(), io->metrics(), io->window()})
       if (in_range(id)) owned_.push_back(id);
   }
+
+  /// Whether the plan has this tensor of the interface; a fault where it names one that does not exist.
+  bool has_shared(const char* what, int id) {
+    if (id != -1 && !in_range(id)) faults_.add("io.{}: tensor {} does not exist", what, id);
+    return in_range(id);
+  }
+
+  /// What the host writes: memory of this type and shape that outlives programs and belongs to no parameter.
+  void check_written(const char* what, int id, fb::DType dtype, const std::vector<int64_t>& shape) {
+    if (!has_shared(what, id)) return;
+    const fb::Tensor& tensor = checked_.tensor(id);
+    bool fits = tensor.dtype() == dtype && length(tensor.shape()) == shape.size();
+    for (uint32_t i = 0; fits && i < shape.size(); ++i) {
+      const auto extent = static_cast<int64_t>(tensor.shape()->Get(i));
+      fits = shape[i] == kAnyExtent ? extent > 0 : extent == shape[i];
+    }
+    if (!fits)
+      faults_.add("io.{}: {} has not the type and shape {}[{}]", what, quoted(tensor.name()),
+                  fb::EnumNameDType(dtype), shape_text(shape));
+    const fb::BufferKind kind = plan_.buffers()->Get(tensor.buffer())->kind();
+    if (checked_.tensors[id].program != -1 || (kind != fb::BufferKind::Io && kind != fb::BufferKind::Scalar))
+      faults_.add("io.{}: {} lies in a buffer of kind {}, which the host does not write", what,
+                  quoted(tensor.name()), fb::EnumNameBufferKind(kind));
+  }
+
+  void check_logits(int id) {
+    if (!has_shared("logits", id)) return;
+    const fb::Tensor& tensor = checked_.tensor(id);
+    const fb::DType dtype = tensor.dtype();
+    if (dtype > fb::DType::F16 || checked_.tensors[id].elements < plan_.vocab_size())
+      faults_.add("io.logits: {} does not hold the logits of a vocabulary of {}", quoted(tensor.name()),
+                  plan_.vocab_size());
+  }
+
+  static std::string shape_text(const std::vector<int64_t>& shape) {
+    std::vector<std::string> extents;
+    for (const int64_t extent : shape) extents.push_back(extent == kAnyExtent ? "N" : std::to_string(extent));
+    return fmt::format("{}", fmt::join(extents, ","));
+  }
+
+  static constexpr int64_t kAnyExtent = -1;
 
   CheckedPlan& checked_;
   const fb::Plan& plan_;

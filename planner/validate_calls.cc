@@ -1,6 +1,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <optional>
+#include <string_view>
 
 #include "kernels/catalog.h"
 #include "kernels/workspace.h"
@@ -73,9 +75,25 @@ class Call {
     }
     if (!check_id(id)) return false;
     const TensorFacts& tensor = facts(id);
-    if (tensor.program == -1 || tensor.program == program_) return true;
-    fault("{} '{}' is {}, which belongs to another program", role, declared.name, name(id));
-    return false;
+    if (tensor.program != -1 && tensor.program != program_) {
+      fault("{} '{}' is {}, which belongs to another program", role, declared.name, name(id));
+      return false;
+    }
+    if (const std::optional<int> shared = shared_with_host(declared.name);
+        shared && (*shared == -1 || tensor.extent != facts(*shared).extent)) {
+      fault("{} '{}' is {}, which is not where the host writes it", role, declared.name, name(id));
+      return false;
+    }
+    return true;
+  }
+
+  /// The tensor of the interface that an operand of this name must be, -1 where the plan has none.
+  std::optional<int> shared_with_host(std::string_view operand) const {
+    const fb::Interface* io = checked_.plan.io();
+    if (operand == "state" || operand == "state_prev") return io ? io->train_state() : -1;
+    if (operand == "metrics" || operand == "metrics_prev") return io ? io->metrics() : -1;
+    if (operand == "window") return io ? io->window() : -1;
+    return std::nullopt;
   }
 
   void check_variant() {

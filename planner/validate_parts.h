@@ -79,8 +79,8 @@ std::string describe(const CheckedPlan& checked, int program, uint32_t instructi
 /// refer to. Fills `checked.tensors`.
 void check_tables(CheckedPlan& checked, Faults& faults);
 
-/// Every instruction against its row of the catalog: kernel, operands, workspace, and which operands share
-/// bytes.
+/// Every instruction against its row of the catalog: kernel, operands, workspace, which operands share bytes,
+/// and which are the interface's.
 void check_calls(const CheckedPlan& checked, Faults& faults);
 
 /// Walks each program with a map from addresses to the tensors last written there, then compares lifetimes,

@@ -73,12 +73,6 @@ Result<Session> Session::create(std::shared_ptr<const LoadedPlan> plan, std::uni
 }
 
 Status Session::check_interface() const {
-  struct Expectation {
-    const char* what;
-    int tensor;
-    fb::DType dtype;
-    std::vector<int64_t> shape;  // -1: any extent
-  };
   const fb::PlanT& plan = plan_->plan;
   if (plan.io == nullptr || plan.io->train_state < 0)
     return input_error(fmt::format("{}: the plan names no train state", plan_->source));
@@ -97,25 +91,6 @@ Status Session::check_interface() const {
           fmt::format("{}: parameter '{}' is neither a bf16 with a u16 remainder nor an f16 "
                       "with an f32 master",
                       plan_->source, parameter->name));
-  }
-  const fb::InterfaceT& io = *plan.io;
-  const Expectation expectations[] = {
-      {"train_state", io.train_state, fb::DType::U8, {sizeof(TrainState)}},
-      {"metrics", io.metrics, fb::DType::F64, {kMetricsRows, kMetricsColumns}},
-      {"window", io.window, fb::DType::I32, {-1}},
-      {"prompt", io.prompt, fb::DType::I32, {1, -1}},
-  };
-  for (const auto& [what, id, dtype, shape] : expectations) {
-    const fb::TensorT* tensor = plan_->tensor(id);
-    if (tensor == nullptr) continue;
-    const bool fits =
-        tensor->dtype == dtype && std::equal(tensor->shape.begin(), tensor->shape.end(), shape.begin(),
-                                             shape.end(), [](uint64_t found, int64_t wanted) {
-                                               return wanted < 0 || found == static_cast<uint64_t>(wanted);
-                                             });
-    if (!fits)
-      return input_error(fmt::format("{}: tensor '{}' has not the type and shape of the interface's {}",
-                                     plan_->source, tensor->name, what));
   }
   return {};
 }

@@ -120,6 +120,7 @@ class RangePlan {
     plan.model = std::make_unique<fb::ModelT>();
     plan.recipe = std::make_unique<fb::RecipeT>();
     plan.io = std::make_unique<fb::InterfaceT>();
+    plan.io->train_state = tensor_.at("state");
     const std::vector<uint8_t> bytes = serialize_plan(plan);
     loaded_ = must(runtime::parse_plan(std::string(bytes.begin(), bytes.end()), "range.plan"));
   }

@@ -57,6 +57,25 @@ bool move_state(fb::PlanT& plan, Random&) {
   return true;
 }
 
+bool misfit_interface(fb::PlanT& plan, Random& random) {
+  int* const shared[] = {&plan.io->train_state, &plan.io->metrics, &plan.io->logits};
+  int& id = *shared[random() % 3];
+  fb::TensorT& tensor = *plan.tensors[static_cast<size_t>(id)];
+  switch (random() % 3) {
+    case 0:
+      tensor.dtype = fb::DType::U8;
+      return id != plan.io->train_state;
+    case 1:
+      tensor.shape[0] /= 2;
+      return id != plan.io->logits;
+    default: {
+      const int before = std::exchange(id, static_cast<int>(random() % plan.tensors.size()));
+      const fb::TensorT& other = *plan.tensors[static_cast<size_t>(id)];
+      return other.buffer != plan.tensors[static_cast<size_t>(before)]->buffer && &id != &plan.io->logits;
+    }
+  }
+}
+
 bool move_parameter(fb::PlanT& plan, Random& random) {
   const fb::ParameterT &a = any(plan.parameters, random), &b = any(plan.parameters, random);
   fb::TensorT &moved = *plan.tensors[a.grad], &other = *plan.tensors[b.grad];
@@ -294,6 +313,7 @@ constexpr Mutation kMutations[] = {
     {"overlapping live buffers", overlap_live_buffers},
     {"overlapping parameters", move_parameter},
     {"overlapping state", move_state},
+    {"misfit of the interface", misfit_interface},
     {"consumer before producer", swap_producer_and_consumer},
     {"out of bounds", leave_bounds},
     {"dangling id", dangle},

@@ -212,7 +212,8 @@ Model add_model(Builder& b) {
                         b.persistent_buffer(name, fb::BufferKind::Io, State, bytes));
   };
   m.state = state("state", fb::DType::U8, {sizeof(TrainState)}, sizeof(TrainState));
-  m.metrics = state("metrics", fb::DType::F64, {4, 8}, 4 * 8 * 8);
+  m.metrics = state("metrics", fb::DType::F64, {kMetricsRows, kMetricsColumns},
+                    kMetricsRows * kMetricsColumns * sizeof(double));
   m.x = state("x", fb::DType::F32, {kRows, kWidths[0]}, 4 * kRows * kWidths[0]);
   b.plan().io->train_state = m.state;
   b.plan().io->metrics = m.metrics;

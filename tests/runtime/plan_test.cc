@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -94,6 +95,38 @@ TEST_CASE("heads that the operands do not hold are refused") {
         ++changed;
       }
   CHECK(changed > 0);
+}
+
+TEST_CASE("what the host and the kernels share is as both expect it, or the plan is refused") {
+  const fb::PlanT sound = compile(read_model(MOEC_SOURCE_DIR "/tests/oracle/specs/mixtral-tiny.json"));
+  const auto rejected_as = [&](const char* message, auto&& change) {
+    fb::PlanT plan(sound);
+    change(plan, *plan.io);
+    const std::string found = rejection(test::plan_bytes(plan));
+    CHECK_MESSAGE(contains(found, message), found);
+  };
+  using Plan = fb::PlanT;
+  using Io = fb::InterfaceT;
+  const auto tensor = [](Plan& plan, int id) -> fb::TensorT& {
+    return *plan.tensors[static_cast<size_t>(id)];
+  };
+  rejected_as("io.metrics: tensor 1000000 does not exist", [](Plan&, Io& io) { io.metrics = 1'000'000; });
+  rejected_as("io.train_state: 'metrics' has not the type and shape U8[160]",
+              [](Plan&, Io& io) { io.train_state = io.metrics; });
+  rejected_as("has not the type and shape I32[N]",
+              [&](Plan& plan, Io& io) { tensor(plan, io.window).shape = {}; });
+  rejected_as("has not the type and shape I32[1,N]",
+              [&](Plan& plan, Io& io) { std::ranges::reverse(tensor(plan, io.prompt).shape); });
+  rejected_as("io.targets: ", [&](Plan& plan, Io& io) { tensor(plan, io.targets).shape[1] /= 2; });
+  rejected_as("io.window: ", [&](Plan& plan, Io& io) { tensor(plan, io.window).dtype = fb::DType::F32; });
+  rejected_as("io.logits: ", [](Plan&, Io& io) { io.logits = io.tokens; });
+  rejected_as("lies in a buffer of kind Param, which the host does not write", [&](Plan& plan, Io& io) {
+    plan.buffers[tensor(plan, io.train_state).buffer]->kind = fb::BufferKind::Param;
+  });
+  rejected_as("input 'state' is 'train_state', which is not where the host writes it",
+              [](Plan&, Io& io) { io.train_state = -1; });
+  rejected_as("input 'window' is 'window', which is not where", [](Plan&, Io& io) { io.window = -1; });
+  rejected_as("is not where the host writes it", [](Plan& plan, Io&) { plan.io.reset(); });
 }
 
 TEST_CASE("every truncation is rejected") {

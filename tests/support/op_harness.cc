@@ -181,6 +181,7 @@ OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<
   plan.model = std::make_unique<fb::ModelT>(model_of(sample));
   plan.recipe = std::make_unique<fb::RecipeT>();
   plan.io = std::make_unique<fb::InterfaceT>();
+  if (tensor_.contains(kTrainStateName)) plan.io->train_state = tensor_[kTrainStateName];
   if (edit) edit(plan);
   const std::vector<uint8_t> bytes = serialize_plan(plan);
   auto loaded = runtime::parse_plan(std::string(bytes.begin(), bytes.end()), sample.name);
