@@ -148,8 +148,10 @@ void ModelBuilder::add_parameters(const fb::NodeT& node, const OpDef& def, const
   std::vector<const TensorType*> types;
   for (const ValueId id : inputs) types.push_back(id == kNoValue ? nullptr : &graph_.value(id).type);
   const OpCall call(def, node.op, label, graph_, types);
-  for (const ParameterSpec& spec : def.parameters(call))
+  for (const ParameterSpec& spec : def.parameters(call)) {
+    call.require_not_negative("init_std", spec.init_std);
     inputs[static_cast<size_t>(kernel.input_index(spec.name))] = parameter(label, spec);
+  }
 }
 
 void ModelBuilder::add_node(const fb::NodeT& node, const std::string& prefix) {

@@ -51,8 +51,10 @@ void check_recipe(const fb::ModelT& model) {
           "clip_norm must be a number that is not negative");
   const fb::AdamWT& adamw = *recipe.adamw;
   require(adamw.beta1 >= 0 && adamw.beta1 < 1 && adamw.beta2 >= 0 && adamw.beta2 < 1,
-          "betas must be in [0, 1)");
-  require(adamw.eps > 0 && adamw.weight_decay >= 0, "eps must be positive and weight_decay not negative");
+          "adamw: betas must be in [0, 1)");
+  require(adamw.eps > 0 && std::isfinite(adamw.eps), "adamw: eps must be a positive number");
+  require(adamw.weight_decay >= 0 && std::isfinite(adamw.weight_decay),
+          "adamw: weight_decay must be a number that is not negative");
   const fb::ScheduleT& schedule = *recipe.schedule;
   require(schedule.kind == fb::ScheduleKind::Constant || schedule.total_steps > schedule.warmup_steps,
           "schedule: total_steps must exceed warmup_steps");

@@ -1,5 +1,7 @@
 #include "compiler/op.h"
 
+#include <cmath>
+
 #include "compiler/ops/ops.h"
 
 namespace moec {
@@ -17,6 +19,15 @@ OpCall::OpCall(const OpDef& def, const fb::OpUnion& attrs, const std::string& la
 void OpCall::set_output(int i, TensorType type) {
   outputs_[static_cast<size_t>(i)] = std::move(type);
   made_[static_cast<size_t>(i)] = true;
+}
+
+void OpCall::require_positive(std::string_view attribute, double value) const {
+  require(std::isfinite(value) && value > 0, "{} must be a positive number, not {}", attribute, value);
+}
+
+void OpCall::require_not_negative(std::string_view attribute, double value) const {
+  require(std::isfinite(value) && value >= 0, "{} must be a number that is not negative, not {}", attribute,
+          value);
 }
 
 void OpCall::fail(const std::string& message) const {

@@ -41,6 +41,9 @@ class OpCall {
   void require(bool condition, fmt::format_string<Args...> format, Args&&... args) const {
     if (!condition) fail(fmt::format(format, std::forward<Args>(args)...));
   }
+  /// Requires a finite number above zero, or one not below it, of the attribute of this name.
+  void require_positive(std::string_view attribute, double value) const;
+  void require_not_negative(std::string_view attribute, double value) const;
   [[noreturn]] void fail(const std::string& message) const;
 
  private:

@@ -23,7 +23,8 @@ void infer_rope(OpCall& call) {
   const auto& attrs = call.attrs<fb::RopeT>();
   require_packed<fb::RopeT>(call, call.input(0));
   call.require(attrs.head_dim % 2 == 0, "head_dim {} is odd", attrs.head_dim);
-  call.require(attrs.base > 0 && attrs.ntk_alpha > 0, "base and ntk_alpha must be positive");
+  call.require_positive("base", attrs.base);
+  call.require_positive("ntk_alpha", attrs.ntk_alpha);
   call.require(attrs.ntk_alpha == 1 || attrs.head_dim > 2, "NTK scaling needs a head_dim above 2");
   infer_like_first(call);
 }

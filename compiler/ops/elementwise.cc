@@ -1,4 +1,6 @@
 // Activations and other elementwise ops, softmax and dropout.
+#include <cmath>
+
 #include "compiler/ops/ops.h"
 
 namespace moec::ops {
@@ -58,6 +60,12 @@ void infer_swiglu_bwd(OpCall& call) { call.set_output(0, call.input(1)); }
 void infer_dropout(OpCall& call) {
   const float p = call.attrs<fb::DropoutT>().p;
   call.require(p >= 0 && p < 1, "p must be in [0, 1), not {}", p);
+  infer_unary(call);
+}
+
+void infer_scale(OpCall& call) {
+  const float factor = call.attrs<fb::ScaleT>().factor;
+  call.require(std::isfinite(factor), "factor must be a number, not {}", factor);
   infer_unary(call);
 }
 
@@ -147,7 +155,7 @@ const OpDef mul = {.key = "mul",
                    .samples = mul_samples};
 const OpDef scale = {.key = "scale",
                      .attrs = fb::Op::Scale,
-                     .infer = infer_unary,
+                     .infer = infer_scale,
                      .in_models = true,
                      .backward = scale_rule,
                      .samples = scale_samples};

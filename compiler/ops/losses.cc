@@ -62,6 +62,7 @@ void infer_aux_loss(OpCall& call) {
                    call.input(1).shape == std::vector<int64_t>{call.input(0).cols() + 1},
                "offsets {} do not fit probabilities {}", call.input(1).to_string(),
                call.input(0).to_string());
+  call.require_not_negative("coefficient", call.attrs<fb::AuxLossT>().coefficient);
   call.set_output(0, scalar_type(call));
 }
 
@@ -71,6 +72,7 @@ void infer_router_z_loss(OpCall& call) {
   call.require(!call.input(0).shape.empty() && call.input(0).dtype == call.precision().accumulator(),
                "needs logits in {}, not {}", dtype_name(call.precision().accumulator()),
                call.input(0).to_string());
+  call.require_not_negative("coefficient", call.attrs<fb::RouterZLossT>().coefficient);
   call.set_output(0, scalar_type(call));
 }
 

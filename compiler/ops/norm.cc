@@ -17,14 +17,16 @@ void set_statistic(OpCall& call, int output) {
   call.set_output(output, {call.precision().accumulator(), leading(call.input(0))});
 }
 
-void infer_rmsnorm(OpCall& call) {
+template <class Attrs>
+void infer_norm(OpCall& call) {
   require_rows(call);
+  call.require_not_negative("eps", call.attrs<Attrs>().eps);
   infer_like_first(call);
   set_statistic(call, 1);
 }
 
 void infer_layernorm(OpCall& call) {
-  infer_rmsnorm(call);
+  infer_norm<fb::LayerNormT>(call);
   set_statistic(call, 2);
 }
 
@@ -148,7 +150,7 @@ std::vector<Sample> add_layernorm_samples() {
 
 const OpDef rmsnorm = {.key = "rmsnorm",
                        .attrs = fb::Op::RmsNorm,
-                       .infer = infer_rmsnorm,
+                       .infer = infer_norm<fb::RmsNormT>,
                        .flops = flops_per_element<4>,
                        .in_models = true,
                        .parameters = rmsnorm_parameters,

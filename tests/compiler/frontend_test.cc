@@ -2,6 +2,7 @@
 #include "compiler/frontend.h"
 
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
 #include <fstream>
 
@@ -141,6 +142,45 @@ TEST_CASE("wrong specs are refused with the place and the reason") {
     CHECK(message.find(fault.message) != std::string::npos);
     CHECK(message.find('\n') == std::string::npos);
   }
+}
+
+TEST_CASE("attributes that are no number, or of the wrong sign, are refused by name") {
+  const std::string makers =
+      R"({name: "g", inputs: ["x"], op_type: "Linear", op: {out_features: 2, full_precision: true}},
+      {name: "w", inputs: ["x"], op_type: "Linear", op: {out_features: 6}},
+      {name: "r", inputs: ["g"], op_type: "Router", op: {top_k: 1}},
+      {name: "i", inputs: ["r.experts"], op_type: "ExpertIndex", op: {experts: 2}},)";
+  struct Attribute {
+    const char *op, *inputs, *others, *name;
+    bool zero, negative;  // whether they are values of it
+  };
+  const Attribute attributes[] = {
+      {"RmsNorm", R"("x")", "", "eps", true, false},
+      {"LayerNorm", R"("x")", "", "eps", true, false},
+      {"Scale", R"("x")", "", "factor", true, true},
+      {"Dropout", R"("x")", "", "p", true, false},
+      {"Linear", R"("x")", "out_features: 4, ", "init_std", true, false},
+      {"Embedding", R"("tokens")", "vocab_size: 5, dim: 4, ", "init_std", true, false},
+      {"Rope", R"("w")", "heads: 1, kv_heads: 1, head_dim: 2, ", "base", false, false},
+      {"Rope", R"("w")", "heads: 1, kv_heads: 1, head_dim: 2, ", "ntk_alpha", false, false},
+      {"AuxLoss", R"("r.probs", "i.offsets")", "", "coefficient", true, false},
+      {"RouterZLoss", R"("g")", "", "coefficient", true, false},
+  };
+  for (const auto& [op, inputs, others, name, zero, negative] : attributes)
+    for (const char* value : {"nan", "inf", "-inf", "-0.5", "0"}) {
+      const std::string node = fmt::format(R"({{name: "z", inputs: [{}], op_type: "{}", op: {{{}{}: {}}}}})",
+                                           inputs, op, others, name, value);
+      const bool sound = *value == '0' ? zero : std::string_view(value) == "-0.5" && negative;
+      const std::string message = error_of(spec(makers + node + "," + kSilu));
+      CAPTURE(node);
+      CAPTURE(message);
+      CHECK(message.starts_with("body.z (") != sound);
+      CHECK((message.find(std::string("): ") + name) != std::string::npos) != sound);
+    }
+  for (const char* name : {"eps", "weight_decay", "beta1", "beta2"})
+    for (const char* value : {"nan", "inf", "-1"})
+      CHECK(error_of(spec(kSilu, fmt::format("seq_len: 4, adamw: {{{}: {}}}", name, value)))
+                .starts_with("m: recipe: adamw: "));
 }
 
 TEST_CASE("every prefix of a spec is refused without a crash") {
