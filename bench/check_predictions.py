@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 
+from reading import output_of, reading
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIME_BAR, MEMORY_BAR = 0.15, 0.01
 UNIT = 2 << 20  # of which the GPU's driver gives whole ones to an allocation
@@ -56,8 +58,17 @@ CASES = [
 ]
 
 
+FIGURES = ("batch_size", "seq_len", "grad_accum", "dtype", "seconds", "predicted_seconds", "arenas", "memory")
+
+
 class Missing(Exception):
     """A step without figures, and why."""
+
+
+def read_figures(path):
+    with reading(path):
+        step = json.loads(path.read_text())
+        return {name: step[name] for name in FIGURES}
 
 
 def run(moebench, model, flags, path):
@@ -70,7 +81,7 @@ def run(moebench, model, flags, path):
     if done.returncode:
         sys.exit(f"{model} {' '.join(flags)}: {done.stdout.strip()}")
     path.with_suffix(".txt").write_text(done.stdout)
-    return json.loads(path.read_text())
+    return read_figures(path)
 
 
 def recall(moec, model, flags, path):
@@ -79,9 +90,9 @@ def recall(moec, model, flags, path):
         raise Missing("was not measured")
     with tempfile.NamedTemporaryFile() as plan:
         spec = ROOT / "schema/examples" / f"{model}.json"
-        text = subprocess.run([moec, spec, "-o", plan.name, *flags], stdout=subprocess.PIPE, text=True, check=True).stdout
+        text = output_of([moec, spec, "-o", plan.name, *flags])
     value, unit = re.search(r"predicted time +([\d.]+) (\w+)", text).groups()
-    return json.loads(path.read_text()) | {"predicted_seconds": float(value) * {"us": 1e-6, "ms": 1e-3, "s": 1}[unit]}
+    return read_figures(path) | {"predicted_seconds": float(value) * {"us": 1e-6, "ms": 1e-3, "s": 1}[unit]}
 
 
 def time_text(seconds):

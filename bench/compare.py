@@ -10,10 +10,11 @@ ratio is the peer's median over ours: above 1 moec is faster. Needs numpy or tor
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+from reading import output_of
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
@@ -40,8 +41,7 @@ def run_moebench(args, samples, row_filter, threads):
     """Adds one run of the rows that match to `samples`, by the row's name."""
     command = [args.moebench, f"--benchmark_filter={row_filter}", f"--threads={threads}", "--benchmark_format=json",
                f"--benchmark_min_time={args.seconds}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    for row in json.loads(done.stdout)["benchmarks"]:
+    for row in json.loads(output_of(command))["benchmarks"]:
         samples[row["name"].removesuffix("/manual_time")].add(row["median_us"], row["min_us"])
 
 
@@ -99,6 +99,8 @@ def main():
     parser.add_argument("--models", nargs="+", choices=("char-gpt", "moe-tiny"), default=["char-gpt", "moe-tiny"])
     parser.add_argument("--modes", nargs="+", choices=("eager", "compile"), default=["eager", "compile"])
     args = parser.parse_args()
+    if not args.moebench.exists():
+        parser.error(f"{args.moebench}: not there; see --moebench")
     {"numpy": compare_numpy, "torch": compare_torch}[args.peer](args)
 
 

@@ -18,6 +18,8 @@ import pathlib
 import re
 import sys
 
+from reading import reading
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COSTS = ROOT / "compiler/costs.def"
 
@@ -40,28 +42,29 @@ def read_samples(paths, device):
     """
     samples = collections.defaultdict(list)
     for path in paths:
-        file = json.load(open(path))
-        if not file.get("device", "cuda").startswith("cuda"):
-            sys.exit(f"{path}: measured on {file['device']}, not on a GPU")
-        bandwidth = file.get("copied_bytes_per_second", device.bytes)
-        rows = [r for r in file["benchmarks"] if r["name"].startswith("kernel/") and "median_us" in r]
-        step = 1e-6 * sum(row.get("calls", 0) * row["median_us"] for row in rows)
-        for row in rows:
-            _, kernel, _, shapes, *_ = row["name"].split("/")
-            measured = row["median_us"] * 1e-6
-            seconds = measured * file["seconds"] / step if "seconds" in file else measured
-            weight = max(LEAST_WEIGHT, row["calls"] * measured / step) if step else 1
-            samples[kernel, numbers(shapes)].append(
-                Sample(
-                    shapes=shapes,
-                    seconds=seconds,
-                    flops=row["GFLOP/s"] * 1e9 * measured,
-                    bytes=row["GB/s"] * 1e9 * measured,
-                    outputs=outputs(shapes),
-                    weight=weight,
-                    bandwidth=bandwidth,
+        with reading(path):
+            file = json.loads(pathlib.Path(path).read_text())
+            if not file.get("device", "cuda").startswith("cuda"):
+                sys.exit(f"{path}: measured on {file['device']}, not on a GPU")
+            bandwidth = file.get("copied_bytes_per_second", device.bytes)
+            rows = [r for r in file["benchmarks"] if r["name"].startswith("kernel/") and "median_us" in r]
+            step = 1e-6 * sum(row.get("calls", 0) * row["median_us"] for row in rows)
+            for row in rows:
+                _, kernel, _, shapes, *_ = row["name"].split("/")
+                measured = row["median_us"] * 1e-6
+                seconds = measured * file["seconds"] / step if "seconds" in file else measured
+                weight = max(LEAST_WEIGHT, row["calls"] * measured / step) if step else 1
+                samples[kernel, numbers(shapes)].append(
+                    Sample(
+                        shapes=shapes,
+                        seconds=seconds,
+                        flops=row["GFLOP/s"] * 1e9 * measured,
+                        bytes=row["GB/s"] * 1e9 * measured,
+                        outputs=outputs(shapes),
+                        weight=weight,
+                        bandwidth=bandwidth,
+                    )
                 )
-            )
     return samples
 
 
@@ -90,7 +93,10 @@ class Device:
     """A DEVICE row."""
 
     def __init__(self, name, text):
-        values = re.search(rf"DEVICE\({name}, (.*)\)", text).group(1).split(",")
+        row = re.search(rf"DEVICE\({re.escape(name)}, (.*)\)", text)
+        if not row:
+            sys.exit(f"{COSTS}: no DEVICE {name}")
+        values = row.group(1).split(",")
         self.kernels = values[0]
         self.bytes, half, single, wide, self.processors = map(float, values[1:])
         self.rates = {"bf16": half, "f16": half, "f32": single, "f64": wide}

@@ -30,16 +30,21 @@ for program in "${programs[@]}"; do
   passed=$((passed + ${ok:-0})) failed=$((failed + bad)) skipped=$((skipped + ${left:-0}))
 done
 
-# The report's page in a browser; 77 says that there is none, 127 that there is no Python.
-for example in moe-tiny moe-6.9b; do
-  status=0
-  output=$("$root/tests/report/page_test.py" "$bin/moec" "$root/schema/examples/$example.json" 2>&1) || status=$?
-  printf '%-16s %s\n' "report $example" "$output"
+# run_python NAME SCRIPT ARGUMENT...: 77 says that something for the test is not installed, 127 that Python is not.
+run_python() {
+  local name=$1 status=0 output
+  shift
+  output=$("$@" 2>&1) || status=$?
+  printf '%-16s %s\n' "$name" "$output"
   case $status in
     0) passed=$((passed + 1)) ;;
     77 | 127) skipped=$((skipped + 1)) ;;
     *) failed=$((failed + 1)) ;;
   esac
+}
+for example in moe-tiny moe-6.9b; do
+  run_python "report $example" "$root/tests/report/page_test.py" "$bin/moec" "$root/schema/examples/$example.json"
 done
+run_python scripts "$root/tests/scripts_test.py" "$bin"
 echo "$passed passed, $failed failed, $skipped skipped"
 ((failed == 0 && passed > 0))

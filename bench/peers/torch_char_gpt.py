@@ -100,6 +100,8 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
+    if not args.text.is_file():
+        parser.error(f"{args.text}: no such file")
     torch.set_num_threads(args.threads)
     text = args.text.read_text(encoding="utf-8")
     characters = sorted(set(text))

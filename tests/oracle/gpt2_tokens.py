@@ -11,6 +11,9 @@ import sys
 import unicodedata
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
+from reading import reading  # noqa: E402: the folder is known only now
+
 END_OF_TEXT = 50256
 SHARD_MAGIC, SHARD_VERSION = 20240520, 1  # of 16-bit tokens
 
@@ -57,9 +60,10 @@ def characters_of(category):
 
 class Gpt2Tokenizer:
     def __init__(self, path):
-        metadata = read_metadata(path)
-        self.ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
-        self.ranks = {tuple(pair.split(" ")): i for i, pair in enumerate(metadata["tokenizer.ggml.merges"])}
+        with reading(path):
+            metadata = read_metadata(path)
+            self.ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+            self.ranks = {tuple(pair.split(" ")): i for i, pair in enumerate(metadata["tokenizer.ggml.merges"])}
         self.bytes = byte_characters()
         letters, numbers = characters_of("L"), characters_of("N")
         self.words = re.compile(
@@ -101,8 +105,12 @@ def main():
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     vocabulary, text, shard = map(Path, sys.argv[1:])
-    tokens = Gpt2Tokenizer(vocabulary).encode_document(text.read_text(encoding="utf-8"))
-    write_shard(shard, tokens)
+    tokenizer = Gpt2Tokenizer(vocabulary)
+    with reading(text):
+        document = text.read_text(encoding="utf-8")
+    tokens = tokenizer.encode_document(document)
+    with reading(shard):
+        write_shard(shard, tokens)
     print(f"{shard}: {len(tokens):,} tokens")
 
 

@@ -172,10 +172,14 @@ def relative_error(x, exact):
 
 
 def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     results = []
     for path in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
         case, dtype = path.name.split(".")[:2]
         peer = PEERS.get(case, PEERS.get(case.split("-")[0]))
+        if peer is None:
+            sys.exit(f"{path}: {case} has no peer in PyTorch")
         tensors = read_tensors(path)
         exact, theirs = run_peer(peer, tensors, torch.float64), run_peer(peer, tensors, DTYPES[dtype])
         ours = {name: tensor.cuda() for name, tensor in tensors.items() if name.startswith(("out.", "grad."))}

@@ -12,7 +12,6 @@ rounding, the more the larger the learning rate. SPEC has the blocks of schema/e
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 import moe
 from batches import epoch_starts
 from oracle import Spec, adamw, f32, learning_rate
+from reading import output_of, reading  # which oracle has found
 from tensor_file import read_tensors
 
 BAR = 0.01
@@ -33,14 +33,15 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 def read_shard(path):
     """The 16-bit tokens behind the header of 256 words."""
-    return torch.from_numpy(np.fromfile(path, dtype="<u2", offset=1024).astype(np.int64))
+    with reading(path):
+        return torch.from_numpy(np.fromfile(path, dtype="<u2", offset=1024).astype(np.int64))
 
 
 def moerun(args, dtype, out_dir, *flags):
     """Trains without held-out data; returns the log's rows."""
     command = [args.moerun, "train", args.spec, "--data", args.shard, "--out-dir", out_dir, "--device", args.device]
     command += ["--dtype", dtype, "--val-fraction", "0", "--log-every", "1", "--peak-tflops", "1"]
-    subprocess.run([*map(str, command), *flags], check=True, stdout=subprocess.DEVNULL)
+    output_of([*map(str, command), *flags])
     return [json.loads(line) for line in (out_dir / "log.jsonl").read_text().splitlines()]
 
 

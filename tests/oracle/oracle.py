@@ -10,10 +10,14 @@ library's layouts, so that gradients and updates come out in moec's.
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
+from reading import reading  # noqa: E402: the folder is known only now
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
@@ -30,12 +34,14 @@ class Spec:
     that a spec of this project leaves out."""
 
     def __init__(self, name, folder=HERE / "specs"):
-        model = json.loads((folder / f"{name}.json").read_text())
-        self.name = model["name"]
-        self.recipe = {"grad_accum": 1, "weight_decay_scope": "Matrices", "seed": 1337} | model["recipe"]
-        self.recipe["adamw"] = {"eps": 1e-8} | self.recipe["adamw"]
-        self.layers = model["blocks"][1]["repeat"]
-        self.nodes = {node["name"]: node["op"] for block in model["blocks"] for node in block["nodes"]}
+        path = folder / f"{name}.json"
+        with reading(path):
+            model = json.loads(path.read_text())
+            self.name = model["name"]
+            self.recipe = {"grad_accum": 1, "weight_decay_scope": "Matrices", "seed": 1337} | model["recipe"]
+            self.recipe["adamw"] = {"eps": 1e-8} | self.recipe["adamw"]
+            self.layers = model["blocks"][1]["repeat"]
+            self.nodes = {node["name"]: node["op"] for block in model["blocks"] for node in block["nodes"]}
 
     def __getitem__(self, node):
         return self.nodes[node]

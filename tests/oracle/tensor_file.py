@@ -1,21 +1,27 @@
 """Reads safetensors files with PyTorch alone."""
 
 import json
+import sys
+from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
+from reading import reading  # noqa: E402: the folder is known only now
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "I32": torch.int32, "U8": torch.uint8}
 
 
 def read_tensors(path):
     """The tensors of a file by name."""
-    data = path.read_bytes()
-    header = 8 + int.from_bytes(data[:8], "little")
     tensors = {}
-    for name, entry in json.loads(data[8:header]).items():
-        if name == "__metadata__":
-            continue
-        begin, end = (header + at for at in entry["data_offsets"])
-        values = torch.frombuffer(bytearray(data[begin:end]), dtype=DTYPES[entry["dtype"]])
-        tensors[name] = values.reshape(entry["shape"])
+    with reading(path):
+        data = path.read_bytes()
+        header = 8 + int.from_bytes(data[:8], "little")
+        for name, entry in json.loads(data[8:header]).items():
+            if name == "__metadata__":
+                continue
+            begin, end = (header + at for at in entry["data_offsets"])
+            values = torch.frombuffer(bytearray(data[begin:end]), dtype=DTYPES[entry["dtype"]])
+            tensors[name] = values.reshape(entry["shape"])
     return tensors

@@ -21,6 +21,9 @@ import tempfile
 import time
 import zlib
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / 'bench'))
+from reading import output_of, reading  # noqa: E402: the folder is known only now
+
 WIDTH, HEIGHT = 1440, 2600
 READY_WITHIN_MS = 2000
 PAGE_LIMIT = 10 << 20
@@ -188,8 +191,8 @@ def check_picture(picture, pixels):
 
 def explain(moec, spec, folder):
     plan, page = folder / 'plan', folder / 'page.html'
-    subprocess.run([moec, spec, '-o', plan], check=True, capture_output=True)
-    subprocess.run([moec, 'explain', plan, '--html', page], check=True, capture_output=True)
+    output_of([moec, spec, '-o', plan])
+    output_of([moec, 'explain', plan, '--html', page])
     assert page.stat().st_size < PAGE_LIMIT
     return page
 
@@ -213,12 +216,15 @@ def check_pages(browser, moec, spec, name, folder):
 
 
 def main():
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    moec, spec = sys.argv[1:3]
+    with reading(spec):
+        name = json.loads(pathlib.Path(spec).read_text())['name']
     chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
     if chromium is None:
         print('report page: skipped, there is no chromium')
         return 77
-    moec, spec = sys.argv[1:3]
-    name = json.loads(pathlib.Path(spec).read_text())['name']
     browser = Browser(chromium)
     try:
         with tempfile.TemporaryDirectory() as folder:
