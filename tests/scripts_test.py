@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Gives the scripts files that are missing or broken: each must end with one line that names the file.
+"""Gives the Python scripts files that are missing or broken: each must end with one line that names the file. Runs shell
+scripts with stand-ins for what takes long.
 
     scripts_test.py BIN
 
 BIN is the folder of the built tools. Scripts whose libraries this machine lacks are passed over.
 """
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,9 +50,47 @@ def cases(tools, folder):
     yield ["tests/report/page_test.py", missing, example], missing
 
 
+def make_tool(path, body):
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+def gpu_check_fault(folder):
+    """Without a GPU it must say so before it builds."""
+    make_tool(folder / "nvidia-smi", "exit 9")
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "tools/gpu_check.sh"], cwd=ROOT, env=os.environ | path, capture_output=True, text=True)
+    if done.returncode != 1 or done.stdout or "there is no NVIDIA GPU" not in done.stderr:
+        return f"gpu_check.sh: exit code {done.returncode}, {done.stdout} {done.stderr}"
+    return None
+
+
+def quickstart_fault(folder):
+    """A second quickstart must leave the run of the first as it is and say where its own is."""
+    (folder / "tools").mkdir()
+    (folder / "schema/examples").mkdir(parents=True)
+    shutil.copy(ROOT / "tools/quickstart.sh", folder / "tools")
+    (folder / "tools/common.sh").write_text("root=$PWD bin=$PWD\nsay() { echo \"$*\"; }\nbuild() { :; }\n")
+    make_tool(folder / "moec", "exit 0")
+    make_tool(folder / "moerun", 'while [ "$1" != --out-dir ]; do shift; done; mkdir "$2"')
+    for number, work in enumerate(("quickstart", "quickstart-2", "quickstart-3")):
+        command = ["bash", "tools/quickstart.sh"]
+        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        run = folder / "build" / work / "run"
+        said = "holds a run, which stays" in done.stdout
+        if done.returncode or not run.is_dir() or f"generate build/{work}/run" not in done.stdout or said != (number > 0):
+            return f"quickstart {number + 1}: exit code {done.returncode}, {done.stdout} {done.stderr}"
+        (run / "weights").touch()
+    if not all((folder / "build" / work / "run/weights").exists() for work in ("quickstart", "quickstart-2")):
+        return "quickstart: a run is gone"
+    return None
+
+
 def main():
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as tree:
         faults = [fault_of(*case) for case in cases(pathlib.Path(sys.argv[1]), pathlib.Path(folder))]
+        faults.append(quickstart_fault(pathlib.Path(tree)))
+        faults.append(gpu_check_fault(pathlib.Path(folder)))
     for fault in filter(None, faults):
         print(fault)
     print(f"scripts: {len(faults)} calls, {len([*filter(None, faults)])} wrong")

@@ -31,6 +31,9 @@ while (($# > 0)); do
   esac
   shift 2
 done
+nvidia-smi -L >/dev/null 2>&1 || die "there is no NVIDIA GPU here, by nvidia-smi"
+sanitizer=$(command -v compute-sanitizer || compgen -G '/usr/local/cuda/bin/compute-sanitizer') ||
+  die "compute-sanitizer is not installed"
 if [[ -z $bin ]]; then
   MOEC_PRESET=cuda
   build
@@ -39,8 +42,6 @@ logs=${logs:-$(mktemp -d /tmp/gpu-check-XXXXXX)}
 mkdir -p "$logs"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-sanitizer=$(command -v compute-sanitizer || compgen -G '/usr/local/cuda/bin/compute-sanitizer') ||
-  die "compute-sanitizer is not installed"
 
 rows=() failures=0
 

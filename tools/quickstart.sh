@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, compiles the tiny mixture-of-experts model, trains it on TEXT (by default this
-# repository's own sources) for a minute or so, and prints the loss, the validation loss and a sample.
+# repository's own sources) for a minute or so, and prints the loss, the validation loss and a sample. All of it lies in
+# build/quickstart; where that holds a run, in build/quickstart-2 and so on.
 #
 #   tools/quickstart.sh [TEXT]
 set -euo pipefail
@@ -21,7 +22,11 @@ build moec moerun
 steps=1000
 cd "$root"
 work=build/quickstart
-rm -rf "$work"
+for ((i = 2; ; ++i)); do
+  [[ -e $work/run ]] || break
+  work=build/quickstart-$i
+done
+((i == 2)) || say "build/quickstart holds a run, which stays; this one is in $work"
 mkdir -p "$work"
 prompt="The "
 if [[ -z $text ]]; then
