@@ -120,6 +120,29 @@ const T* row_of(const TensorView& x, int64_t row) {
   return x.present() ? x.as<const T>() + row * x.cols() : nullptr;
 }
 
+/// Where the gradient of a parameter goes, and whether what is there stays a part of it.
+struct ParameterGradient {
+  const TensorView& sum;
+  bool accumulates;
+};
+
+/// Gradients of weight and, where there is one, bias: sums over the rows, which add_row(row, dweight, dbias)
+/// adds to n sums each. Takes the workspace of column_partials_twice.
+template <class Acc, class AddRow>
+void sum_parameter_gradients(const KernelCall& call, int64_t rows, int64_t n, ParameterGradient weight,
+                             ParameterGradient bias, const AddRow& add_row) {
+  Acc* weight_partials = call.workspace.as<Acc>();
+  Acc* bias_partials = weight_partials + kColumnPartials * n;
+  const int64_t pieces = for_column_partials(rows, [&](int64_t piece, int64_t begin, int64_t end) {
+    Acc *dweight = weight_partials + piece * n, *dbias = bias_partials + piece * n;
+    std::fill_n(dweight, n, Acc{0});
+    std::fill_n(dbias, n, Acc{0});
+    for (int64_t row = begin; row < end; ++row) add_row(row, dweight, dbias);
+  });
+  sum_column_partials(weight_partials, pieces, weight.sum, weight.accumulates);
+  if (bias.sum.present()) sum_column_partials(bias_partials, pieces, bias.sum, bias.accumulates);
+}
+
 }  // namespace
 
 void rmsnorm(const KernelCall& call) {
@@ -209,26 +232,18 @@ void add_layernorm(const KernelCall& call) {
 void layernorm_bwd(const KernelCall& call) {
   const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2];
   const TensorView &mean = call.inputs[3], &rstd = call.inputs[4], &dresidual = call.inputs[7];
-  const TensorView& dbias = call.outputs[2];
   const int64_t n = x.cols();
   dispatch(x.dtype, [&]<class T>() {
     using Acc = Accumulator<T>;
-    Acc* weight_partials = call.workspace.as<Acc>();
-    Acc* bias_partials = weight_partials + kColumnPartials * n;
-    const int64_t pieces = for_column_partials(x.rows(), [&](int64_t piece, int64_t begin, int64_t end) {
-      std::fill_n(weight_partials + piece * n, n, Acc{0});
-      std::fill_n(bias_partials + piece * n, n, Acc{0});
-      for (int64_t row = begin; row < end; ++row) {
-        const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
-        const Moments<Acc> moments{mean.as<const Acc>()[row], rstd.as<const Acc>()[row]};
-        layernorm_bwd_parameters_row(dy_row, x_row, moments, weight_partials + piece * n,
-                                     bias_partials + piece * n, n);
-        layernorm_bwd_input_row(dy_row, x_row, weight.as<const T>(), moments, row_of<T>(dresidual, row),
-                                call.outputs[0].as<T>() + row * n, n);
-      }
-    });
-    sum_column_partials(weight_partials, pieces, call.outputs[1], call.inputs[5].present());
-    if (dbias.present()) sum_column_partials(bias_partials, pieces, dbias, call.inputs[6].present());
+    const auto add_row = [&](int64_t row, Acc* dweight, Acc* dbias) {
+      const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
+      const Moments<Acc> moments{mean.as<const Acc>()[row], rstd.as<const Acc>()[row]};
+      layernorm_bwd_parameters_row(dy_row, x_row, moments, dweight, dbias, n);
+      layernorm_bwd_input_row(dy_row, x_row, weight.as<const T>(), moments, row_of<T>(dresidual, row),
+                              call.outputs[0].as<T>() + row * n, n);
+    };
+    sum_parameter_gradients<Acc>(call, x.rows(), n, {call.outputs[1], call.inputs[5].present()},
+                                 {call.outputs[2], call.inputs[6].present()}, add_row);
   });
 }
 
@@ -262,28 +277,20 @@ void norm_bwd_input(const KernelCall& call) {
 
 void norm_bwd_parameters(const KernelCall& call) {
   const TensorView &dy = call.inputs[0], &x = call.inputs[1], &mean = call.inputs[2], &rstd = call.inputs[3];
-  const TensorView& dbias = call.outputs[1];
   const int64_t n = x.cols();
   dispatch(x.dtype, [&]<class T>() {
     using Acc = Accumulator<T>;
-    Acc* weight_partials = call.workspace.as<Acc>();
-    Acc* bias_partials = weight_partials + kColumnPartials * n;
-    const int64_t pieces = for_column_partials(x.rows(), [&](int64_t piece, int64_t begin, int64_t end) {
-      Acc *dweight = weight_partials + piece * n, *bias_sums = bias_partials + piece * n;
-      std::fill_n(dweight, n, Acc{0});
-      std::fill_n(bias_sums, n, Acc{0});
-      for (int64_t row = begin; row < end; ++row) {
-        const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
-        const Acc row_rstd = rstd.as<const Acc>()[row];
-        if (mean.present())
-          layernorm_bwd_parameters_row(dy_row, x_row, Moments<Acc>{mean.as<const Acc>()[row], row_rstd},
-                                       dweight, bias_sums, n);
-        else
-          rmsnorm_bwd_parameters_row(dy_row, x_row, row_rstd, dweight, n);
-      }
-    });
-    sum_column_partials(weight_partials, pieces, call.outputs[0], call.inputs[4].present());
-    if (dbias.present()) sum_column_partials(bias_partials, pieces, dbias, call.inputs[5].present());
+    const auto add_row = [&](int64_t row, Acc* dweight, Acc* dbias) {
+      const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
+      const Acc row_rstd = rstd.as<const Acc>()[row];
+      if (mean.present())
+        layernorm_bwd_parameters_row(dy_row, x_row, Moments<Acc>{mean.as<const Acc>()[row], row_rstd},
+                                     dweight, dbias, n);
+      else
+        rmsnorm_bwd_parameters_row(dy_row, x_row, row_rstd, dweight, n);
+    };
+    sum_parameter_gradients<Acc>(call, x.rows(), n, {call.outputs[0], call.inputs[4].present()},
+                                 {call.outputs[1], call.inputs[5].present()}, add_row);
   });
 }
 
