@@ -1,6 +1,8 @@
 #include "kernels/catalog.h"
 
 #include <algorithm>
+#include <cctype>
+#include <iterator>
 #include <map>
 #include <sstream>
 #include <stdexcept>
@@ -54,6 +56,27 @@ std::vector<Operand> parse_operands(std::istringstream& words) {
     operands.push_back(operand);
   }
   return operands;
+}
+
+/// The attributes that a key is named after: "silu_bwd" after Silu, "grad_norm" after GradNorm.
+fb::Op named_after(std::string_view key) {
+  std::string stem(key.substr(0, key.find("_bwd")));
+  std::erase(stem, '_');
+  for (const fb::Op op : fb::EnumValuesOp())
+    if (std::ranges::equal(stem, std::string_view(fb::EnumNameOp(op)),
+                           [](char a, char b) { return a == std::tolower(static_cast<unsigned char>(b)); }))
+      return op;
+  throw std::logic_error("attributes.def: no row for a kernel that is named after no op");
+}
+
+fb::Op attributes_of(std::string_view key) {
+  constexpr std::pair<std::string_view, fb::Op> kOthers[] = {
+#define ATTRIBUTES(key, op) {#key, fb::Op::op},
+#include "kernels/attributes.def"
+#undef ATTRIBUTES
+  };
+  const auto other = std::ranges::find(kOthers, key, &std::pair<std::string_view, fb::Op>::first);
+  return other == std::end(kOthers) ? named_after(key) : other->second;
 }
 
 /// The names of the kernel's row in variants.def, if it has one.
@@ -118,6 +141,7 @@ KernelInfo make_row(std::string_view key, const char* signature, const char* in_
                     uint64_t (*workspace_bytes)(const KernelCall&)) {
   KernelInfo info;
   info.key = key;
+  info.attributes = attributes_of(key);
   info.workspace = workspace_bytes;
   info.variants = variants_of(key);
   std::istringstream words(signature);

@@ -31,6 +31,7 @@ struct InPlace {
 
 struct KernelInfo {
   std::string_view key;
+  fb::Op attributes = fb::Op::NONE;  // the table of them that it reads
   std::vector<Operand> inputs;
   std::vector<Operand> outputs;
   std::vector<InPlace> in_place;

@@ -43,30 +43,6 @@ Status check_identifier(const std::string& bytes, const std::string& source) {
                                  printable(found), fb::PlanIdentifier()));
 }
 
-/// The attribute table a kernel reads is the one its key is named after, up to "_bwd", but for these.
-constexpr std::pair<std::string_view, fb::Op> kOtherAttributes[] = {
-    {"bias_bwd", fb::Op::Linear},
-    {"fused_embedding", fb::Op::Dropout},
-    {"grouped_bias_bwd", fb::Op::GroupedLinear},
-    {"grouped_linear_swiglu", fb::Op::GroupedLinear},
-    {"add_rmsnorm", fb::Op::FusedNorm},
-    {"add_layernorm", fb::Op::FusedNorm},
-    {"linear_cross_entropy", fb::Op::CrossEntropy},
-    {"cross_entropy_gradient", fb::Op::CrossEntropy},
-    {"norm_bwd_input", fb::Op::FusedNorm},
-    {"norm_bwd_parameters", fb::Op::FusedNorm},
-};
-
-bool attributes_fit(std::string_view kernel, fb::Op op) {
-  for (const auto& [key, attributes] : kOtherAttributes)
-    if (kernel == key) return op == attributes;
-  std::string stem(kernel.substr(0, kernel.find("_bwd")));
-  std::erase(stem, '_');
-  const std::string_view name = fb::EnumNameOp(op);
-  return std::equal(stem.begin(), stem.end(), name.begin(), name.end(),
-                    [](char a, char b) { return a == std::tolower(static_cast<unsigned char>(b)); });
-}
-
 /// Whether rows of this width hold the query heads, and of keys and values each the kv_heads, that the
 /// attributes tell of.
 template <class Attributes>
@@ -93,7 +69,8 @@ Status check_attributes(const LoadedPlan& loaded) {
   for (const auto& program : loaded.plan.programs) {
     for (size_t i = 0; i < program->instructions.size(); ++i) {
       const fb::InstructionT& instruction = *program->instructions[i];
-      if (instruction.op.value != nullptr && attributes_fit(instruction.kernel, instruction.op.type)) {
+      if (instruction.op.value != nullptr &&
+          instruction.op.type == find_kernel(instruction.kernel)->attributes) {
         if (heads_fit(loaded, instruction)) continue;
         return input_error(
             fmt::format("{}: {} instruction {}: the heads of '{}' are not those of its operands",

@@ -81,6 +81,13 @@ TEST_CASE(
   for (const KernelInfo& kernel : kernel_catalog()) CHECK_NOTHROW((void)find_op(kernel.key));
 }
 
+TEST_CASE("an op gives its kernel the attributes that the kernel reads") {
+  for (const OpDef* def : op_table()) {
+    CAPTURE(def->key);
+    CHECK(def->attrs == def->kernel().attributes);
+  }
+}
+
 TEST_CASE("gradients equal central differences") {
   for (const OpDef* def : op_table()) {
     if (def->samples == nullptr) continue;
