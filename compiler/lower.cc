@@ -4,6 +4,7 @@
 
 #include "compiler/memory_problem.h"
 #include "compiler/op.h"
+#include "kernels/small_call.h"
 #include "planner/planner.h"
 #include "schema/version.h"
 
@@ -26,13 +27,11 @@ std::vector<bool> saved_values(const Graph& graph) {
 /// Nodes behind a small gradient of parameters that a device may run beside it.
 constexpr uint32_t kLag = 8;
 
-/// Whether a node leaves most of a GPU idle, by the same bounds as the CUDA device decides what it runs
-/// beside others (is_small() in runtime/cuda), and no activation depends on it.
+/// Whether a device may run a node beside others, and no activation depends on it.
 bool may_lag(const Graph& graph, const Node& node) {
-  constexpr double kFlops = 1e9, kBytes = 64 << 20;
   if (std::ranges::any_of(node.outputs, [&](ValueId id) { return is_activation(graph, id); })) return false;
   const Work work = work_of(graph, node);
-  return work.flops < kFlops && work.bytes < kBytes;
+  return is_small_call(work.flops, work.bytes);
 }
 
 /// The placement that lets nodes lag if that takes at most `spare` bytes more than the lowest one.

@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/variants.h"
+#include "kernels/small_call.h"
 #include "runtime/cuda/activity.h"
 #include "runtime/cuda/cuda_check.h"
 #include "runtime/cuda/cuda_handles.h"
@@ -40,12 +41,6 @@ Result<uint64_t> bytes_in_use() {
   size_t free = 0, total = 0;
   MOEC_RETURN_IF_CUDA_ERROR(cudaMemGetInfo(&free, &total));
   return total - free;
-}
-
-/// Whether an instruction leaves most of the device idle, so that another may run beside it.
-bool is_small(const fb::InstructionT& instruction) {
-  constexpr uint64_t kFlops = 1'000'000'000, kBytes = uint64_t{64} << 20;
-  return instruction.flops < kFlops && instruction.bytes < kBytes;
 }
 
 /// What was captured of a sequence of programs.
@@ -317,7 +312,9 @@ class CudaDevice final : public Device {
     std::vector<SequenceCall> calls;
     for (const size_t program : sequence.programs)
       for (size_t i = 0; i < programs()[program].calls.size(); ++i) {
-        const bool small = is_small(*programs()[program].plan->instructions[i]);
+        const fb::InstructionT& instruction = *programs()[program].plan->instructions[i];
+        const bool small =
+            is_small_call(static_cast<double>(instruction.flops), static_cast<double>(instruction.bytes));
         calls.push_back({&programs()[program].calls[i], small && recorder_ == nullptr});
       }
     ScheduledStreams streams(context_.stream, beside_context_.stream, schedule_calls(calls));
