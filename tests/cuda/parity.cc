@@ -6,28 +6,19 @@
 #include <cmath>
 
 #include "runtime/device.h"
+#include "tests/support/relative_error.h"
 
 namespace moec::test {
 namespace {
-
-/// |a - b| / |b| in the Euclidean norm; NaN when either holds one.
-double relative_error(const std::vector<double>& a, const std::vector<double>& b) {
-  REQUIRE(a.size() == b.size());
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return std::sqrt(difference) / std::max(std::sqrt(norm), 1e-6);
-}
 
 /// The GPU errs at most three times as much as the CPU in the same precision, or by rounding.
 void check_errors(const Tensors& gpu, const Tensors& cpu, const Tensors& reference, double rounding) {
   REQUIRE(gpu.size() == reference.size());
   for (const auto& [name, exact] : reference) {
     CAPTURE(name);
-    const double bound = 3 * relative_error(cpu.at(name), exact) + rounding;
-    CHECK(relative_error(gpu.at(name), exact) <= bound);
+    constexpr double kLeast = 1e-6;
+    const double bound = 3 * relative_error(cpu.at(name), exact, kLeast) + rounding;
+    CHECK(relative_error(gpu.at(name), exact, kLeast) <= bound);
   }
 }
 

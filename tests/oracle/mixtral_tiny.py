@@ -9,7 +9,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 import hugging_face
-from oracle import Parameters, Spec, check_routing, f32, make_golden
+import moe
+from oracle import Spec, check_routing, f32, make_golden
 
 SPEC = Spec("mixtral-tiny")
 VOCAB, DIM = SPEC["tokens_embedding"]["vocab_size"], SPEC["tokens_embedding"]["dim"]
@@ -33,22 +34,6 @@ MODEL = hugging_face.build(
         experts_implementation="eager",
     ),
 )
-
-
-def draw_parameters():
-    p = Parameters(seed=7)
-    p.normal("embedding.tokens_embedding.weight", VOCAB, DIM, std=1.0)
-    for i in range(SPEC.layers):
-        p.norm(f"block.{i}.attn_norm", DIM)
-        p.linear(f"block.{i}.qkv", (HEADS + 2 * KV_HEADS) * HEAD_DIM, DIM)
-        p.linear(f"block.{i}.proj", DIM, HEADS * HEAD_DIM)
-        p.norm(f"block.{i}.ffn_norm", DIM)
-        p.linear(f"block.{i}.gate", EXPERTS, DIM)
-        p.linear(f"block.{i}.gate_up", EXPERTS, 2 * HIDDEN, DIM)
-        p.linear(f"block.{i}.down", EXPERTS, DIM, HIDDEN)
-    p.norm("head.final_norm", DIM)
-    p.linear("head.logits", VOCAB, DIM)
-    return p
 
 
 def transformers_state(p):
@@ -79,4 +64,4 @@ def forward(p, tokens):
 
 
 if __name__ == "__main__":
-    make_golden(SPEC.name, VOCAB, draw_parameters(), forward, seed=1)
+    make_golden(SPEC.name, VOCAB, moe.draw_parameters(SPEC, seed=7), forward, seed=1)

@@ -7,7 +7,27 @@ op returns have one type; arithmetic beside bf16 is in f32, as are the router's 
 import torch
 import torch.nn.functional as F
 
-from oracle import f32
+from oracle import Parameters, f32
+
+
+def draw_parameters(spec, seed):
+    """fp64 parameters for a spec whose LM head is not tied."""
+    vocab, dim = spec["tokens_embedding"]["vocab_size"], spec["tokens_embedding"]["dim"]
+    experts, hidden = spec["gate"]["out_features"], spec["gate_up"]["out_features"] // 2
+    heads, kv_heads, head_dim = (spec["attention"][key] for key in ("heads", "kv_heads", "head_dim"))
+    p = Parameters(seed)
+    p.normal("embedding.tokens_embedding.weight", vocab, dim, std=1.0)
+    for i in range(spec.layers):
+        p.norm(f"block.{i}.attn_norm", dim)
+        p.linear(f"block.{i}.qkv", (heads + 2 * kv_heads) * head_dim, dim)
+        p.linear(f"block.{i}.proj", dim, heads * head_dim)
+        p.norm(f"block.{i}.ffn_norm", dim)
+        p.linear(f"block.{i}.gate", experts, dim)
+        p.linear(f"block.{i}.gate_up", experts, 2 * hidden, dim)
+        p.linear(f"block.{i}.down", experts, dim, hidden)
+    p.norm("head.final_norm", dim)
+    p.linear("head.logits", vocab, dim)
+    return p
 
 
 def wide(x):

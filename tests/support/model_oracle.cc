@@ -13,6 +13,7 @@
 #include "runtime/safetensors.h"
 #include "runtime/session.h"
 #include "tests/support/must.h"
+#include "tests/support/relative_error.h"
 
 namespace moec::test {
 namespace {
@@ -34,17 +35,6 @@ std::vector<double> reals(const Tensor& tensor) {
     return values;
   };
   return tensor.info.dtype == fb::DType::F64 ? widen(double{}) : widen(float{});
-}
-
-/// |a - b| / |b| in the Euclidean norm.
-double relative_error(const std::vector<double>& a, const std::vector<double>& b) {
-  REQUIRE(a.size() == b.size());
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return std::sqrt(difference) / std::max(std::sqrt(norm), 1e-30);
 }
 
 /// A model of the oracle in one precision, set to the golden parameters.
