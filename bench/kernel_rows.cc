@@ -2,13 +2,17 @@
 #include <set>
 #include <utility>
 
-#include "bench/live_model.h"
 #include "bench/measure.h"
 #include "bench/rows.h"
-#include "bench/single_kernel.h"
+#include "runtime/tuning/live_model.h"
+#include "runtime/tuning/single_kernel.h"
 
 namespace moec::bench {
 namespace {
+
+using tuning::Contents;
+using tuning::LiveModel;
+using tuning::SingleKernel;
 
 using fb::ProgramKind;
 

@@ -5,10 +5,13 @@
 
 #include <functional>
 
-#include "bench/lane.h"
 #include "runtime/status.h"
+#include "runtime/tuning/lane.h"
 
 namespace moec::bench {
+
+using tuning::Lane;
+using tuning::Work;
 
 /// Seconds of one run.
 struct Times {

@@ -8,11 +8,13 @@
 #include <span>
 #include <string>
 
-#include "bench/lane.h"
 #include "runtime/plan.h"
 #include "runtime/status.h"
+#include "runtime/tuning/lane.h"
 
 namespace moec::bench {
+
+using tuning::Lane;
 
 /// Rows given to Google Benchmark; outlives its run.
 class Rows {

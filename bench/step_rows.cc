@@ -1,11 +1,15 @@
 #include <fmt/format.h>
 
-#include "bench/live_session.h"
 #include "bench/measure.h"
 #include "bench/rows.h"
+#include "runtime/tuning/live_session.h"
 
 namespace moec::bench {
 namespace {
+
+using tuning::seconds_per_step;
+using tuning::work_of_step;
+using tuning::Work;
 
 Status run_row(benchmark::State& state, const Model& model, const Lane& lane) {
   lane.enter();

@@ -7,12 +7,14 @@
 #include <utility>
 #include <vector>
 
-#include "bench/live_session.h"
+#include "runtime/tuning/live_session.h"
 #include "tools/plan_stats.h"
 #include "tools/units.h"
 
 namespace moec::bench {
 namespace {
+
+using tuning::warm_up;
 
 std::string heading(const runtime::LoadedPlan& plan, const Lane& lane, const std::string& method) {
   return fmt::format("{}\nbest of {}: {}\nkernel times: {}\n", plan.plan.model->name, lane.name(),

@@ -7,13 +7,15 @@
 #include <string>
 #include <vector>
 
-#include "bench/lane.h"
 #include "bench/routing.h"
 #include "bench/step_times.h"
 #include "runtime/plan.h"
 #include "runtime/status.h"
+#include "runtime/tuning/lane.h"
 
 namespace moec::bench {
+
+using tuning::Lane;
 
 /// Optimizer steps on random tokens.
 struct MeasuredStep {

@@ -4,10 +4,12 @@
 #include <span>
 #include <utility>
 
-#include "bench/live_session.h"
+#include "runtime/tuning/live_session.h"
 
 namespace moec::bench {
 namespace {
+
+using tuning::seconds_per_step;
 
 /// Steps that are recorded, and of which the last ones count: the first captures a graph.
 constexpr int kRecordedSteps = 4;

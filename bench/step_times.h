@@ -5,12 +5,15 @@
 #include <string>
 #include <vector>
 
-#include "bench/lane.h"
 #include "runtime/session.h"
 #include "runtime/status.h"
 #include "runtime/timeline.h"
+#include "runtime/tuning/lane.h"
 
 namespace moec::bench {
+
+using runtime::Ceilings;
+using tuning::Work;
 
 /// Instructions of steps that were recorded.
 struct RecordedSteps {

@@ -8,10 +8,12 @@
 
 #include "bench/measure.h"
 #include "bench/rows.h"
-#include "bench/single_kernel.h"
+#include "runtime/tuning/single_kernel.h"
 
 namespace moec::bench {
 namespace {
+
+using tuning::SingleKernel;
 
 /// A kernel of f32 operands without workspace. Tensor ids: inputs, then outputs.
 struct Problem {

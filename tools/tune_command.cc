@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "bench/tuning.h"
 #include "runtime/file_io.h"
 #include "runtime/plan.h"
+#include "runtime/tuning/tuning.h"
 #include "schema/plan_file.h"
 #include "tools/commands.h"
 #include "tools/units.h"
@@ -19,7 +19,7 @@
 namespace moec::tools {
 namespace {
 
-using bench::TunedCall;
+using tuning::TunedCall;
 
 struct TuneFlags {
   std::string plan;
@@ -27,21 +27,21 @@ struct TuneFlags {
   DeviceFlags device;
 };
 
-Result<bench::Lane> open_lane(const DeviceFlags& flags) {
-  if (picks_cuda(flags)) return bench::Lane::cuda();
-  return bench::Lane::cpu(flags.threads);
+Result<tuning::Lane> open_lane(const DeviceFlags& flags) {
+  if (picks_cuda(flags)) return tuning::Lane::cuda();
+  return tuning::Lane::cpu(flags.threads);
 }
 
-std::string name_of(const bench::VariantTime& time) {
+std::string name_of(const tuning::VariantTime& time) {
   return time.variant.empty() ? "default" : time.variant;
 }
 
 /// The best variant of a call, and the times of all.
 std::string row(const TunedCall& call, const fb::RecipeT& recipe) {
   std::vector<std::string> all;
-  for (const bench::VariantTime& time : call.times)
+  for (const tuning::VariantTime& time : call.times)
     all.push_back(fmt::format("{} {}", name_of(time), short_time_text(time.seconds)));
-  const bench::VariantTime& best = call.times[call.best];
+  const tuning::VariantTime& best = call.times[call.best];
   return fmt::format("{:<32} {:>5} {:<12} {:>5.2f} x  {}\n  {}\n", call.kernel, call.calls_per_step(recipe),
                      name_of(best), call.times.front().seconds / best.seconds, call.shapes,
                      fmt::join(all, ", "));
@@ -58,7 +58,7 @@ Status tune(const TuneFlags& flags) {
   const std::string output = flags.output.empty() ? flags.plan : flags.output;
   MOEC_ASSIGN_OR_RETURN(const auto plan, runtime::load_plan(flags.plan));
   MOEC_ASSIGN_OR_RETURN(runtime::AtomicFile file, runtime::AtomicFile::create(output));
-  MOEC_ASSIGN_OR_RETURN(const bench::Lane lane, open_lane(flags.device));
+  MOEC_ASSIGN_OR_RETURN(const tuning::Lane lane, open_lane(flags.device));
   MOEC_ASSIGN_OR_RETURN(const auto device, lane.make_device());
   bool first = true;
   const auto on_call = [&](const TunedCall& call) {
@@ -72,20 +72,20 @@ Status tune(const TuneFlags& flags) {
     fmt::print("{}", row(call, without, with));
     std::fflush(stdout);
   };
-  MOEC_ASSIGN_OR_RETURN(const bench::Tuning tuning,
-                        bench::tune(plan, lane, {.on_call = on_call, .on_trial = on_trial}));
-  if (tuning.calls.empty()) {
+  MOEC_ASSIGN_OR_RETURN(const tuning::Tuning tuned,
+                        tuning::tune(plan, lane, {.on_call = on_call, .on_trial = on_trial}));
+  if (tuned.calls.empty()) {
     fmt::print("{}: nothing to choose: {} computes every kernel of the plan in one way\n", flags.plan,
                device->model());
     if (output == flags.plan) return {};
     MOEC_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(plan->bytes))));
     return file.commit();
   }
-  const std::vector<uint8_t> bytes = serialize_plan(tuning.plan);
+  const std::vector<uint8_t> bytes = serialize_plan(tuned.plan);
   MOEC_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(bytes))));
   MOEC_RETURN_IF_ERROR(file.commit());
   fmt::print("\n{}: {} of {} kinds of calls are told their variant\n", output,
-             std::ranges::count_if(tuning.calls, &TunedCall::kept), tuning.calls.size());
+             std::ranges::count_if(tuned.calls, &TunedCall::kept), tuned.calls.size());
   return {};
 }
 

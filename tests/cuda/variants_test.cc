@@ -12,10 +12,10 @@
 #include <string>
 #include <vector>
 
-#include "bench/tuning.h"
 #include "compiler/compile.h"
 #include "kernels/catalog.h"
 #include "kernels/cuda/hopper/grouped_linear.h"
+#include "runtime/tuning/tuning.h"
 #include "schema/plan_file.h"
 #include "tests/cuda/gpu.h"
 #include "tests/cuda/parity.h"
@@ -195,36 +195,37 @@ TEST_CASE("whatever variants a plan chooses, all modes give the same bits") {
 
 TEST_CASE("tuning times every variant, keeps what makes the step faster, for this device alone") {
   const fb::PlanT plan = small_plan_of("moe-tiny", fb::DType::BF16);
-  const bench::Lane lane = must(bench::Lane::cuda());
+  const tuning::Lane lane = must(tuning::Lane::cuda());
   size_t timed = 0, tried = 0, kept = 0;
-  const bench::TuningObserver observer = {.on_call = [&](const bench::TunedCall&) { ++timed; },
-                                          .on_trial =
-                                              [&](const bench::TunedCall& call, double without, double with) {
-                                                ++tried;
-                                                kept += call.kept;
-                                                if (call.kept) CHECK(with < without);
-                                              }};
-  const bench::Tuning tuning = must(bench::tune(parsed(plan), lane, observer));
-  CHECK(timed == tuning.calls.size());
+  const tuning::TuningObserver observer = {
+      .on_call = [&](const tuning::TunedCall&) { ++timed; },
+      .on_trial =
+          [&](const tuning::TunedCall& call, double without, double with) {
+            ++tried;
+            kept += call.kept;
+            if (call.kept) CHECK(with < without);
+          }};
+  const tuning::Tuning tuned = must(tuning::tune(parsed(plan), lane, observer));
+  CHECK(timed == tuned.calls.size());
   CHECK(timed > 5);
   size_t faster = 0;
-  for (const bench::TunedCall& call : tuning.calls) {
+  for (const tuning::TunedCall& call : tuned.calls) {
     CAPTURE(call.kernel);
     CHECK(call.times.size() > 2);
     CHECK(call.times.front().variant.empty());
-    for (const bench::VariantTime& time : call.times)
+    for (const tuning::VariantTime& time : call.times)
       CHECK(time.seconds >= call.times[call.best].seconds * 0.98);
     faster += call.best != 0;
     for (const auto& [program, index] : call.instructions)
-      for (const auto& candidate : tuning.plan.programs)
+      for (const auto& candidate : tuned.plan.programs)
         if (candidate->kind == program)
-          CHECK(runtime::variant_of(tuning.plan, *candidate->instructions[index]) ==
+          CHECK(runtime::variant_of(tuned.plan, *candidate->instructions[index]) ==
                 (call.kept ? call.times[call.best].variant : ""));
   }
   CHECK(tried == faster);
-  CHECK(tuning.plan.tuned_for == (kept > 0 ? must(lane.make_device())->model() : ""));
-  must(cuda_device()->load(parsed(tuning.plan)));
-  must(runtime::make_cpu_device()->load(parsed(tuning.plan)));
+  CHECK(tuned.plan.tuned_for == (kept > 0 ? must(lane.make_device())->model() : ""));
+  must(cuda_device()->load(parsed(tuned.plan)));
+  must(runtime::make_cpu_device()->load(parsed(tuned.plan)));
 }
 
 TEST_CASE("a variant that does not compute a call is refused when the plan is loaded") {

@@ -1,5 +1,5 @@
 // Plans that choose variants of kernels.
-#include "bench/tuning.h"
+#include "runtime/tuning/tuning.h"
 
 #include <doctest/doctest.h>
 
@@ -11,7 +11,7 @@
 #include "tests/support/must.h"
 #include "tests/support/training.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 namespace {
 
 using test::must;
@@ -96,4 +96,4 @@ TEST_CASE("there is nothing to choose on the CPU") {
 }
 
 }  // namespace
-}  // namespace moec::bench
+}  // namespace moec::tuning

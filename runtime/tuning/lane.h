@@ -9,7 +9,7 @@
 #include "runtime/device.h"
 #include "runtime/status.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 
 using runtime::Ceilings;
 
@@ -61,4 +61,4 @@ class Lane {
   Ceilings ceilings_;
 };
 
-}  // namespace moec::bench
+}  // namespace moec::tuning

@@ -1,11 +1,11 @@
-#include "bench/live_session.h"
+#include "runtime/tuning/live_session.h"
 
 #include <chrono>
 #include <utility>
 
-#include "bench/live_model.h"
+#include "runtime/tuning/live_model.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 namespace {
 
 /// Tokens to train on: as many as a book has characters.
@@ -43,4 +43,4 @@ Work work_of_step(const runtime::LoadedPlan& plan) {
           .bytes = repeats * static_cast<double>(micro_batch.bytes) + static_cast<double>(update.bytes)};
 }
 
-}  // namespace moec::bench
+}  // namespace moec::tuning

@@ -1,17 +1,17 @@
-#include "bench/tuning.h"
+#include "runtime/tuning/tuning.h"
 
 #include <algorithm>
 #include <functional>
 #include <limits>
 #include <map>
 
-#include "bench/live_model.h"
-#include "bench/live_session.h"
-#include "bench/single_kernel.h"
 #include "kernels/catalog.h"
+#include "runtime/tuning/live_model.h"
+#include "runtime/tuning/live_session.h"
+#include "runtime/tuning/single_kernel.h"
 #include "schema/plan_file.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 namespace {
 
 using fb::ProgramKind;
@@ -228,4 +228,4 @@ fb::PlanT tuned_plan(const fb::PlanT& plan, std::span<const TunedCall> calls, st
   return tuned;
 }
 
-}  // namespace moec::bench
+}  // namespace moec::tuning

@@ -9,12 +9,12 @@
 #include <utility>
 #include <vector>
 
-#include "bench/lane.h"
 #include "plan_generated.h"
 #include "runtime/plan.h"
 #include "runtime/status.h"
+#include "runtime/tuning/lane.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 
 struct VariantTime {
   std::string variant;  // empty for what the device chooses by itself
@@ -59,4 +59,4 @@ Result<Tuning> tune(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane&
 /// none where nothing is kept.
 fb::PlanT tuned_plan(const fb::PlanT& plan, std::span<const TunedCall> calls, std::string_view model);
 
-}  // namespace moec::bench
+}  // namespace moec::tuning

@@ -1,13 +1,13 @@
-// Training on random tokens, for benchmarks of whole steps.
+// Training on random tokens, to time whole steps.
 #pragma once
 
 #include <memory>
 
-#include "bench/lane.h"
 #include "runtime/session.h"
 #include "runtime/status.h"
+#include "runtime/tuning/lane.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 
 /// A session before its first step.
 Result<runtime::Session> new_session(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane);
@@ -21,4 +21,4 @@ Result<double> seconds_per_step(runtime::Session& session, int steps);
 /// Of one optimizer step, as the plan counts it.
 Work work_of_step(const runtime::LoadedPlan& plan);
 
-}  // namespace moec::bench
+}  // namespace moec::tuning

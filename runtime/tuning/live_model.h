@@ -7,11 +7,11 @@
 #include <utility>
 #include <vector>
 
-#include "bench/lane.h"
 #include "runtime/plan.h"
 #include "runtime/status.h"
+#include "runtime/tuning/lane.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 
 /// `count` tokens in [0, vocab_size), the same ones every time.
 std::vector<int32_t> random_tokens(int64_t count, int64_t vocab_size);
@@ -42,4 +42,4 @@ class LiveModel {
   std::unique_ptr<runtime::Device> device_;
 };
 
-}  // namespace moec::bench
+}  // namespace moec::tuning

@@ -1,4 +1,4 @@
-#include "bench/live_model.h"
+#include "runtime/tuning/live_model.h"
 
 #include <random>
 #include <set>
@@ -6,7 +6,7 @@
 
 #include "kernels/train_state.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 namespace {
 
 using fb::ProgramKind;
@@ -68,4 +68,4 @@ Result<std::vector<Contents>> LiveModel::capture(ProgramKind program, size_t ind
   return read_inputs(*plan().program(program)->instructions[index]);
 }
 
-}  // namespace moec::bench
+}  // namespace moec::tuning

@@ -1,4 +1,4 @@
-#include "bench/single_kernel.h"
+#include "runtime/tuning/single_kernel.h"
 
 #include <algorithm>
 #include <chrono>
@@ -7,7 +7,7 @@
 #include "kernels/catalog.h"
 #include "runtime/plan.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 namespace {
 
 constexpr fb::ProgramKind kProgram = fb::ProgramKind::Evaluate;
@@ -114,4 +114,4 @@ Result<double> SingleKernel::run() {
   return elapsed.count() / runs_;
 }
 
-}  // namespace moec::bench
+}  // namespace moec::tuning

@@ -1,4 +1,4 @@
-#include "bench/lane.h"
+#include "runtime/tuning/lane.h"
 
 #include <cblas.h>
 #include <fmt/format.h>
@@ -15,7 +15,7 @@
 #include "runtime/cuda/cuda_ceilings.h"
 #include "runtime/cuda/cuda_device.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 namespace {
 
 constexpr int kRuns = 5;
@@ -113,4 +113,4 @@ Repetition Lane::repetition(const Work& work, uint64_t operand_bytes) const {
   return {.copies = copies, .runs = std::max(copies, runs)};
 }
 
-}  // namespace moec::bench
+}  // namespace moec::tuning

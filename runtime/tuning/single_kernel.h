@@ -9,12 +9,12 @@
 #include <utility>
 #include <vector>
 
-#include "bench/lane.h"
 #include "plan_generated.h"
 #include "runtime/device.h"
 #include "runtime/status.h"
+#include "runtime/tuning/lane.h"
 
-namespace moec::bench {
+namespace moec::tuning {
 
 /// The variant that a single kernel is told to use: names, of which the instruction's is counted from 1, and
 /// the model of device they are for.
@@ -50,4 +50,4 @@ class SingleKernel {
   int runs_;
 };
 
-}  // namespace moec::bench
+}  // namespace moec::tuning
