@@ -86,19 +86,25 @@ class Stage {
       model_.reset();
       MOEC_ASSIGN_OR_RETURN(model_, LiveModel::create(row.plan, lane_));
     }
-    const runtime::Device& device = model_->device();
-    MOEC_ASSIGN_OR_RETURN(const auto variants, device.variants(row.program, row.index));
-    if (!row.variant.empty() && std::ranges::find(variants, row.variant) == variants.end()) {
+    MOEC_ASSIGN_OR_RETURN(const bool computed, computes(row));
+    if (!computed) {
       row_ = row.name;
       return {};
     }
     MOEC_ASSIGN_OR_RETURN(const std::vector<Contents> inputs, model_->capture(row.program, row.index));
+    const std::string device(model_->device().model());
     MOEC_ASSIGN_OR_RETURN(kernel_, SingleKernel::create(row.plan->plan, row.instruction(), row.work(), lane_,
-                                                        {row.variant, std::string(device.model())}));
+                                                        {row.variant, device}));
     for (const Contents& input : inputs) MOEC_RETURN_IF_ERROR(kernel_->write(input.tensor, input.bytes));
     for (int i = 0; i < kWarmUpRuns; ++i) MOEC_RETURN_IF_ERROR(kernel_->run().status());
     row_ = row.name;
     return {};
+  }
+
+  Result<bool> computes(const Row& row) const {
+    if (row.variant.empty()) return true;
+    MOEC_ASSIGN_OR_RETURN(const auto variants, model_->device().variants(row.program, row.index));
+    return std::ranges::find(variants, row.variant) != variants.end();
   }
 
   Lane lane_;

@@ -465,7 +465,7 @@ class CudaDevice final : public Device {
   Progress progress_;
   // Bytes of the GPU's memory.
   uint64_t used_by_context_ = 0, used_when_open_ = 0, used_when_loaded_ = 0, used_by_cudnn_ = 0;
-  bool in_graph_ = false;       // how the last run was submitted
+  bool in_graph_ = false;  // how the last run was submitted
   std::optional<Error> fault_;
 };
 
