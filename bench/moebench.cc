@@ -184,7 +184,8 @@ void describe(CLI::App& app, Flags& flags) {
   app.footer(
       "Flags of Google Benchmark, e.g. --benchmark_filter=REGEX, --benchmark_list_tests, "
       "--benchmark_format=json,\n"
-      "--benchmark_min_time=SECONDS, --benchmark_repetitions=N.\n\nRows: table/..., kernel/..., step/...\n\n"
+      "--benchmark_min_time=SECONDS, --benchmark_repetitions=N.\n\nRows: table/..., kernel/..., variant/..., "
+      "step/...\n\n"
       "Exit codes: 0 done, 1 failed, 2 wrong use or input.");
 }
 

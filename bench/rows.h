@@ -42,7 +42,8 @@ struct Model {
 void add_table_rows(Rows& rows, const Lane& lane);
 
 /// kernel_row(): every kernel of a model's accumulate, apply and evaluate programs
-/// once for all instructions of the same shapes, on operands from the middle of a training run.
+/// once for all instructions of the same shapes, on operands from the middle of a training run. Of a kernel
+/// with variants also a row for each of them: "variant/attention/cudnn/moe-6.9b/bf16[2,4096,896]".
 void add_kernel_rows(Rows& rows, std::span<const Model> models, const Lane& lane);
 
 /// "step/moe-tiny": an optimizer step from call to completion, on random tokens.

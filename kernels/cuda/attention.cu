@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/cudnn/attention.h"
 #include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/hopper/attention.h"
 #include "kernels/cuda/variants.h"
@@ -321,9 +322,12 @@ cudaError_t attention(const KernelCall& call, const CudaContext& context) {
 }
 
 std::span<const CudaVariant> attention_variants() {
-  static constexpr CudaVariant kVariants[] = {{"attention", "short", fits_short, attention_short},
-                                              {"attention", "hopper", fits_hopper, attention_hopper},
-                                              {"attention", "portable", always_computes, attention_portable}};
+  constexpr AttentionPass kPass = AttentionPass::kForward;
+  static constexpr CudaVariant kVariants[] = {
+      {"attention", "short", fits_short, attention_short},
+      {"attention", "hopper", fits_hopper, attention_hopper},
+      {"attention", "cudnn", cudnn_computes<kPass>, attention_cudnn<kPass>},
+      {"attention", "portable", always_computes, attention_portable}};
   return kVariants;
 }
 

@@ -1,4 +1,5 @@
 #include "kernels/cuda/attention_bwd.cuh"
+#include "kernels/cuda/cudnn/attention.h"
 #include "kernels/cuda/hopper/attention.h"
 #include "kernels/cuda/variants.h"
 
@@ -27,9 +28,11 @@ cudaError_t attention_bwd(const KernelCall& call, const CudaContext& context) {
 }
 
 std::span<const CudaVariant> attention_bwd_variants() {
+  constexpr AttentionPass kPass = AttentionPass::kBackward;
   static constexpr CudaVariant kVariants[] = {
       {"attention_bwd", "short", fits_short, attention_bwd_short},
       {"attention_bwd", "hopper", fits_hopper, attention_bwd_hopper},
+      {"attention_bwd", "cudnn", cudnn_computes<kPass>, attention_cudnn<kPass>},
       {"attention_bwd", "portable", always_computes, attention_bwd_portable}};
   return kVariants;
 }

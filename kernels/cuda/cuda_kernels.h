@@ -13,6 +13,8 @@
 
 namespace moec::cuda {
 
+class CudnnAttention;
+
 /// What kernels need of the device; owned by the runtime.
 struct CudaContext {
   cudaStream_t stream = nullptr;
@@ -21,6 +23,9 @@ struct CudaContext {
   bool kernels_overlap = false;  // a kernel may be started before the one in front of it has ended
   void* cublas_workspace = nullptr;
   size_t cublas_workspace_bytes = 0;
+  CudnnAttention* cudnn = nullptr;
+  void* cudnn_workspace = nullptr;
+  size_t cudnn_workspace_bytes = 0;
 };
 
 /// Returns the error of the first launch that failed; those of running kernels show at a later

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/cudnn/attention.h"
 #include "kernels/cuda/variants.h"
 #include "kernels/small_call.h"
 #include "runtime/cuda/activity.h"
@@ -121,10 +122,13 @@ class CudaDevice final : public Device {
 
   Result<std::vector<MemoryUse>> memory_use() override {
     MOEC_ASSIGN_OR_RETURN(const uint64_t used, bytes_in_use());
-    return std::vector<MemoryUse>{{"arenas", used_when_loaded_ - used_when_open_},
-                                  {"context", used_by_context_},
-                                  {"cuBLAS", used_when_open_ - used_by_context_},
-                                  {"code, graphs, staging", used - std::min(used, used_when_loaded_)}};
+    std::vector<MemoryUse> uses = {{"arenas", used_when_loaded_ - used_when_open_},
+                                   {"context", used_by_context_},
+                                   {"cuBLAS", used_when_open_ - used_by_context_}};
+    if (used_by_cudnn_ > 0) uses.push_back({"cuDNN", used_by_cudnn_});
+    const uint64_t itemised = used_when_loaded_ + used_by_cudnn_;
+    uses.push_back({"code, graphs, staging", used - std::min(used, itemised)});
+    return uses;
   }
 
  private:
@@ -141,6 +145,7 @@ class CudaDevice final : public Device {
     context_.cublas_lt = cublas_lt;
     context_.cublas_workspace = cublas_workspace_.get();
     context_.cublas_workspace_bytes = kCublasWorkspaceBytes;
+    context_.cudnn = &cudnn_;
     beside_context_ = context_;
     beside_context_.stream = beside_stream_.get();
     beside_context_.cublas_workspace = beside_workspace_.get();
@@ -196,7 +201,23 @@ class CudaDevice final : public Device {
       instructions_ += static_cast<uint32_t>(kernels.size());
     }
     has_run_.resize(programs().size());
+    MOEC_RETURN_IF_ERROR(reserve_for_cudnn());
     return progress_.create(instructions_);
+  }
+
+  /// Scratch memory for the variants that cuDNN computes. There is but one, of the first stream.
+  Status reserve_for_cudnn() {
+    const size_t bytes = cudnn_.workspace_bytes();
+    if (bytes == 0) return {};
+    void* workspace = nullptr;
+    MOEC_RETURN_IF_ERROR(cuda_status(cudaMalloc(&workspace, bytes),
+                                     fmt::format("{} bytes of scratch memory for cuDNN", bytes)));
+    cudnn_workspace_.reset(static_cast<std::byte*>(workspace));
+    context_.cudnn_workspace = workspace;
+    context_.cudnn_workspace_bytes = bytes;
+    MOEC_ASSIGN_OR_RETURN(const uint64_t used, bytes_in_use());
+    used_by_cudnn_ = used - std::min(used, used_when_loaded_);
+    return {};
   }
 
   std::vector<std::string_view> variants_for(std::string_view kernel, const KernelCall& call) const override {
@@ -313,8 +334,10 @@ class CudaDevice final : public Device {
     for (const size_t program : sequence.programs)
       for (size_t i = 0; i < programs()[program].calls.size(); ++i) {
         const fb::InstructionT& instruction = *programs()[program].plan->instructions[i];
+        // cuDNN's calls share one workspace, so they stay in one stream.
         const bool small =
-            is_small_call(static_cast<double>(instruction.flops), static_cast<double>(instruction.bytes));
+            is_small_call(static_cast<double>(instruction.flops), static_cast<double>(instruction.bytes)) &&
+            programs()[program].variants[i] != "cudnn";
         calls.push_back({&programs()[program].calls[i], small && recorder_ == nullptr});
       }
     ScheduledStreams streams(context_.stream, beside_context_.stream, schedule_calls(calls));
@@ -424,6 +447,8 @@ class CudaDevice final : public Device {
   CudaEvent start_, stop_;
   CublasLtHandle cublas_lt_;
   DeviceMemory<std::byte> cublas_workspace_, beside_workspace_;
+  cuda::CudnnAttention cudnn_;
+  DeviceMemory<std::byte> cudnn_workspace_;
   cuda::CudaContext context_, beside_context_;  // of the two streams
   std::vector<DeviceMemory<std::byte>> arenas_;
   std::vector<std::vector<cuda::CudaKernel>> kernels_;  // per program and instruction
@@ -436,7 +461,8 @@ class CudaDevice final : public Device {
   Staging staging_;
   LateReads late_reads_;
   Progress progress_;
-  uint64_t used_by_context_ = 0, used_when_open_ = 0, used_when_loaded_ = 0;  // bytes of the GPU's memory
+  // Bytes of the GPU's memory.
+  uint64_t used_by_context_ = 0, used_when_open_ = 0, used_when_loaded_ = 0, used_by_cudnn_ = 0;
   bool in_graph_ = false;  // how the last run was submitted
   std::optional<Error> fault_;
 };

@@ -49,6 +49,9 @@ class Lane {
   /// Whether a step that is repeated is captured into a graph before its second run.
   bool captures() const { return threads_ == 0; }
 
+  /// Whether some kernels can be computed in several ways (kernels/variants.def).
+  bool has_variants() const { return threads_ == 0; }
+
   /// For a kernel that does `work` on `operand_bytes` of memory. On a GPU kernels follow one another without
   /// gaps and find nothing in the L2 cache that the run before left there.
   Repetition repetition(const Work& work, uint64_t operand_bytes) const;

@@ -55,10 +55,11 @@ std::map<int, int> add_operands(fb::PlanT& plan, const fb::PlanT& from, const fb
   return ids;
 }
 
-/// The instruction on other tensors.
-std::unique_ptr<fb::InstructionT> renamed(const fb::InstructionT& instruction,
-                                          const std::map<int, int>& ids) {
+/// The instruction on other tensors, by a variant of its plan, counted from 1.
+std::unique_ptr<fb::InstructionT> renamed(const fb::InstructionT& instruction, const std::map<int, int>& ids,
+                                          uint32_t variant) {
   auto result = std::make_unique<fb::InstructionT>(instruction);
+  result->variant = variant;
   const auto rename = [&](int& id) {
     if (id >= 0) id = ids.at(id);
   };
@@ -83,8 +84,10 @@ Result<SingleKernel> SingleKernel::create(const fb::PlanT& plan, const fb::Instr
   auto loaded = std::make_shared<runtime::LoadedPlan>();
   loaded->source = instruction.kernel;
   fb::PlanT& repeated = loaded->plan;
-  repeated.variants = demand.variants;
-  repeated.tuned_for = demand.model;
+  if (!demand.variant.empty()) {
+    repeated.variants = {demand.variant};
+    repeated.tuned_for = demand.model;
+  }
   repeated.arenas.push_back(std::make_unique<fb::ArenaT>());
   repeated.arenas.front()->kind = fb::ArenaKind::Activations;
   std::vector<std::map<int, int>> copies;
@@ -93,7 +96,8 @@ Result<SingleKernel> SingleKernel::create(const fb::PlanT& plan, const fb::Instr
   repeated.programs.front()->kind = kProgram;
   for (int i = 0; i < repetition.runs; ++i)
     repeated.programs.front()->instructions.push_back(
-        renamed(instruction, copies[static_cast<size_t>(i % repetition.copies)]));
+        renamed(instruction, copies[static_cast<size_t>(i % repetition.copies)],
+                static_cast<uint32_t>(repeated.variants.size())));
   MOEC_ASSIGN_OR_RETURN(auto device, lane.make_device());
   MOEC_RETURN_IF_ERROR(device->load(std::move(loaded)));
   return SingleKernel(std::move(device), std::move(copies), repetition.runs);

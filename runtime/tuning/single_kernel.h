@@ -16,10 +16,10 @@
 
 namespace moec::tuning {
 
-/// The variant that a single kernel is told to use: names, of which the instruction's is counted from 1, and
-/// the model of device they are for.
+/// The variant that a single kernel is told to use, empty where the device chooses; and the model of that
+/// device.
 struct Demand {
-  std::vector<std::string> variants;
+  std::string variant;
   std::string model;
 };
 
@@ -28,7 +28,7 @@ struct Demand {
 /// same work.
 class SingleKernel {
  public:
-  /// `instruction` with the tensors of `plan`; its memory is zeroed.
+  /// `instruction` with the tensors of `plan`, and the variant demanded; its memory is zeroed.
   static Result<SingleKernel> create(const fb::PlanT& plan, const fb::InstructionT& instruction,
                                      const Work& work, const Lane& lane, const Demand& demand = {});
 

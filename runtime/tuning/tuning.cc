@@ -86,13 +86,11 @@ Result<SingleKernel> make_kernel(const runtime::LoadedPlan& plan, const TunedCal
                                  const std::string& variant, std::span<const Contents> inputs,
                                  const Lane& lane, const std::string& model) {
   const auto [program, index] = call.instructions.front();
-  fb::InstructionT instruction = *plan.program(program)->instructions[index];
-  instruction.variant = variant.empty() ? 0 : 1;
+  const fb::InstructionT& instruction = *plan.program(program)->instructions[index];
   const Work work = {.flops = static_cast<double>(instruction.flops),
                      .bytes = static_cast<double>(instruction.bytes)};
-  const Demand demand = {.variants = {variant}, .model = model};
   MOEC_ASSIGN_OR_RETURN(SingleKernel kernel,
-                        SingleKernel::create(plan.plan, instruction, work, lane, demand));
+                        SingleKernel::create(plan.plan, instruction, work, lane, {variant, model}));
   for (const Contents& input : inputs) MOEC_RETURN_IF_ERROR(kernel.write(input.tensor, input.bytes));
   return kernel;
 }

@@ -14,6 +14,7 @@
 
 #include "compiler/compile.h"
 #include "kernels/catalog.h"
+#include "kernels/cuda/cudnn/attention.h"
 #include "kernels/cuda/hopper/grouped_linear.h"
 #include "runtime/tuning/tuning.h"
 #include "schema/plan_file.h"
@@ -141,11 +142,13 @@ TEST_CASE("every variant of every op's samples equals the reference") {
   };
   for (const Storage& storage : {kF64, kF32, kBf16, kBf16WithF32Gradients, kF16})
     for_each_sample([&](const Sample& sample) { check(sample, storage); });
-  for (const Storage& storage : {kF32, kBf16, kBf16WithF32Gradients})
+  for (const Storage& storage : {kF32, kBf16, kBf16WithF32Gradients, kF16})
     for (const Sample& sample : wide_samples()) check(sample, storage);
+  const bool has_cudnn = cuda::CudnnAttention().available() && hopper::available();
   for (const KernelInfo& kernel : kernel_catalog())
     for (const std::string& name : kernel.variants) {
       if (name.starts_with("hopper") && !hopper::available()) continue;
+      if (name == "cudnn" && !has_cudnn) continue;
       CAPTURE(kernel.key);
       CAPTURE(name);
       CHECK(seen.contains(std::string(kernel.key) + " " + name));
