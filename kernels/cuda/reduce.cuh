@@ -27,8 +27,8 @@ __device__ inline int group_lane() {
 
 /// This thread's places of a row of `count`: i = lane, lane + kGroup, ... The values of the first four are
 /// held, so that their loads are in flight together and a row that is short is read once. Of a kShort row,
-/// which has one place per thread at most, that alone is held: a kernel for such rows has a fraction of the
-/// code, which it would wait for longer than for its data.
+/// which has one place per thread at most, there is no code for more: a kernel that is over after one row
+/// waits longer for its code than for its data.
 template <int kGroup, class Load, bool kShort = false>
 class HeldPlaces {
  public:
@@ -44,9 +44,10 @@ class HeldPlaces {
 #pragma unroll
     for (int j = 0; j < kHeld; ++j)
       if (place(j) < count_) use(place(j), held_[j]);
-    if constexpr (kShort) return;
+    if constexpr (!kShort) {
 #pragma unroll 4
-    for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i));
+      for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i));
+    }
   }
 
   /// use(i, load(i), other.load(i)) for all places in their order.
@@ -55,8 +56,9 @@ class HeldPlaces {
 #pragma unroll
     for (int j = 0; j < kHeld; ++j)
       if (place(j) < count_) use(place(j), held_[j], other.held_[j]);
-    if constexpr (kShort) return;
-    for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i), other.load_(i));
+    if constexpr (!kShort) {
+      for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i), other.load_(i));
+    }
   }
 
  private:
