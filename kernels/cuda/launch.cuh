@@ -14,13 +14,13 @@ constexpr int kThreads = 256;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// Waits until the kernels before this one in the stream are done and what they wrote is there to be read,
-/// then lets the kernel behind it be started. In this order, as blocks of a third kernel would otherwise fill
-/// up multiprocessors unevenly. The first statement of every kernel that these functions enqueue.
+/// Waits until the kernels before this one in the stream are done and what they wrote is there to be read.
+/// The first statement of every kernel that these functions enqueue. None of them lets the kernel behind it
+/// be started before its blocks end: blocks that wait beside running ones would be dealt out to what room
+/// these leave, several to one multiprocessor and none to another, and be as slow as the fullest.
 __device__ inline void begin_kernel() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 

@@ -36,7 +36,7 @@ __device__ Packed<T, kWidth> add(const Packed<T, kWidth>& a, const Packed<T, kWi
 
 /// What of a row is not held is read again for the variance and for y, from the cache. The variance is of
 /// centred values: no cancellation.
-template <bool kCentred, bool kSum, class T, int kWidth, int kGroup>
+template <bool kCentred, bool kSum, class T, int kWidth, int kGroup, bool kShort>
 __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
   begin_kernel();
   using Acc = Accumulator<T>;
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
   if (row >= norm.rows) return;
   const T* x = norm.x + row * norm.cols;
   const T* addend = norm.addend + row * norm.cols;
-  const auto held = hold_places<kGroup>(norm.cols / kWidth, [x, addend](int64_t i) {
+  const auto held = hold_places<kGroup, kShort>(norm.cols / kWidth, [x, addend](int64_t i) {
     if constexpr (kSum)
       return add<T>(load_packed<kWidth>(x, i), load_packed<kWidth>(addend, i));
     else
@@ -114,12 +114,12 @@ cudaError_t run_norm(const CudaContext& context, const NormViews& views, float e
                           .rows = views.x.rows(),
                           .cols = static_cast<int>(views.x.cols()),
                           .eps = Acc{eps}};
-    return with_row_layout<T>(norm.cols,
-                              {&views.x, &views.addend, &views.weight, &views.bias, &views.sum, &views.y},
-                              [&]<int kWidth, int kGroup>() {
-                                return launch(context, norm_kernel<kCentred, kSum, T, kWidth, kGroup>,
-                                              group_blocks<kGroup>(norm.rows), kThreads, norm);
-                              });
+    return with_short_row_layout<T>(
+        norm.cols, {&views.x, &views.addend, &views.weight, &views.bias, &views.sum, &views.y},
+        [&]<int kWidth, int kGroup, bool kShort>() {
+          return launch(context, norm_kernel<kCentred, kSum, T, kWidth, kGroup, kShort>,
+                        group_blocks<kGroup>(norm.rows), kThreads, norm);
+        });
   });
 }
 

@@ -1,6 +1,7 @@
 // RMSNorm and LayerNorm over the last dimension D, backward. Two launches: the first writes dx and, per piece
 // of the rows, the sums of the parameters' gradients; the second adds these sums in order.
 #include "kernels/cuda/column_sums.cuh"
+#include "kernels/cuda/norm_bwd.h"
 #include "kernels/cuda/reduce.cuh"
 
 namespace moec::cuda {
@@ -247,7 +248,7 @@ cudaError_t layernorm_bwd(const KernelCall& call, const CudaContext& context) {
                                       .workspace = call.workspace});
 }
 
-cudaError_t norm_bwd_parameters(const KernelCall& call, const CudaContext& context) {
+cudaError_t norm_bwd_parameters_in_pieces(const KernelCall& call, const CudaContext& context) {
   const TensorView absent;
   const NormBwdViews views = {.dy = call.inputs[0],
                               .x = call.inputs[1],

@@ -27,14 +27,14 @@ struct Operands {
   Packed<T, kWidth> dy, x, weight, dresidual;
 };
 
-template <bool kCentred, class T, int kWidth, int kGroup>
+template <bool kCentred, class T, int kWidth, int kGroup, bool kShort>
 __global__ void __launch_bounds__(kThreads) norm_bwd_input_kernel(const NormBwdInput<T> norm) {
   begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t row = group_row<kGroup>();
   if (row >= norm.rows) return;
   const int64_t start = row * norm.cols;
-  const auto held = hold_places<kGroup>(norm.cols / kWidth, [&norm, start](int64_t i) {
+  const auto held = hold_places<kGroup, kShort>(norm.cols / kWidth, [&norm, start](int64_t i) {
     Operands<T, kWidth> operands = {};
     operands.dy = load_packed<kWidth>(norm.dy + start, i);
     operands.x = load_packed<kWidth>(norm.x + start, i);
@@ -109,10 +109,10 @@ cudaError_t norm_bwd_input(const KernelCall& call, const CudaContext& context) {
                                   .rows = x.rows(),
                                   .cols = static_cast<int>(x.cols()),
                                   .dropout = dropout};
-    return with_row_layout<T>(
-        norm.cols, {&dy, &x, &weight, &dresidual, &dx, &dropped}, [&]<int kWidth, int kGroup>() {
-          const auto kernel = mean.present() ? norm_bwd_input_kernel<true, T, kWidth, kGroup>
-                                             : norm_bwd_input_kernel<false, T, kWidth, kGroup>;
+    return with_short_row_layout<T>(
+        norm.cols, {&dy, &x, &weight, &dresidual, &dx, &dropped}, [&]<int kWidth, int kGroup, bool kShort>() {
+          const auto kernel = mean.present() ? norm_bwd_input_kernel<true, T, kWidth, kGroup, kShort>
+                                             : norm_bwd_input_kernel<false, T, kWidth, kGroup, kShort>;
           return launch(context, kernel, group_blocks<kGroup>(norm.rows), kThreads, norm);
         });
   });

@@ -26,8 +26,10 @@ __device__ inline int group_lane() {
 }
 
 /// This thread's places of a row of `count`: i = lane, lane + kGroup, ... The values of the first four are
-/// held, so that their loads are in flight together and a row that is short is read once.
-template <int kGroup, class Load>
+/// held, so that their loads are in flight together and a row that is short is read once. Of a kShort row,
+/// which has one place per thread at most, there is no code for more: a kernel that is over after one row
+/// waits longer for its code than for its data.
+template <int kGroup, class Load, bool kShort = false>
 class HeldPlaces {
  public:
   __device__ HeldPlaces(int64_t count, Load load) : count_(count), load_(load) {
@@ -42,24 +44,28 @@ class HeldPlaces {
 #pragma unroll
     for (int j = 0; j < kHeld; ++j)
       if (place(j) < count_) use(place(j), held_[j]);
+    if constexpr (!kShort) {
 #pragma unroll 4
-    for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i));
+      for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i));
+    }
   }
 
   /// use(i, load(i), other.load(i)) for all places in their order.
   template <class Other, class Use>
-  __device__ void for_each(const HeldPlaces<kGroup, Other>& other, Use use) const {
+  __device__ void for_each(const HeldPlaces<kGroup, Other, kShort>& other, Use use) const {
 #pragma unroll
     for (int j = 0; j < kHeld; ++j)
       if (place(j) < count_) use(place(j), held_[j], other.held_[j]);
-    for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i), other.load_(i));
+    if constexpr (!kShort) {
+      for (int64_t i = place(kHeld); i < count_; i += kGroup) use(i, load_(i), other.load_(i));
+    }
   }
 
  private:
-  template <int, class>
+  template <int, class, bool>
   friend class HeldPlaces;
 
-  static constexpr int kHeld = 4;
+  static constexpr int kHeld = kShort ? 1 : 4;
 
   __device__ static int64_t place(int j) { return group_lane<kGroup>() + j * kGroup; }
 
@@ -68,8 +74,8 @@ class HeldPlaces {
   decltype(std::declval<Load>()(int64_t{})) held_[kHeld];
 };
 
-template <int kGroup, class Load>
-__device__ HeldPlaces<kGroup, Load> hold_places(int64_t count, Load load) {
+template <int kGroup, bool kShort = false, class Load>
+__device__ HeldPlaces<kGroup, Load, kShort> hold_places(int64_t count, Load load) {
   return {count, load};
 }
 
@@ -91,6 +97,16 @@ cudaError_t with_row_layout(int64_t cols, std::initializer_list<const TensorView
   return with_width<T>(cols, views, [&]<int kWidth>() {
     return with_group(cols / kWidth,
                       [&]<int kGroup>() { return body.template operator()<kWidth, kGroup>(); });
+  });
+}
+
+/// The same with whether rows are kShort: body.template operator()<kWidth, kGroup, kShort>().
+template <class T, class Body>
+cudaError_t with_short_row_layout(int64_t cols, std::initializer_list<const TensorView*> views, Body&& body) {
+  return with_row_layout<T>(cols, views, [&]<int kWidth, int kGroup>() {
+    if constexpr (kWidth > 1 && kGroup == kWarp)
+      if (cols / kWidth <= kGroup) return body.template operator()<kWidth, kGroup, true>();
+    return body.template operator()<kWidth, kGroup, false>();
   });
 }
 
