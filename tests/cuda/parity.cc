@@ -48,6 +48,11 @@ std::vector<Sample> wide_attention_samples() {
           sample("GQA", 1, 131, 14, 2, 64),
           sample("MHA", 3, 259, 2, 2, 64),
           sample("GQA, wide heads", 2, 197, 6, 2, 128),
+          sample("MHA, more tiles than processors", 132, 20, 2, 2, 64),
+          {"MQA, maxima that grow",
+           {{"x", {1, 600, 8}}},
+           R"([{name: "qkv", inputs: ["x"], op_type: "Linear", op: {out_features: 384, init_std: 1}},
+               {name: "y", inputs: ["qkv"], op_type: "Attention", op: {heads: 4, kv_heads: 1, head_dim: 64}}])"},
           sample("short, whole tiles", 2, 64, 4, 4, 32),
           sample("short GQA", 3, 50, 6, 2, 32)};
 }

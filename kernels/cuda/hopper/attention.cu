@@ -15,21 +15,35 @@ struct RunningSoftmax {
   float max[2] = {-INFINITY, -INFINITY};
   float sum[2] = {};
 
-  /// Replaces scores by weights 2^((score - max) scale); returns the factors of what was summed before.
+  /// Replaces scores by weights 2^((score - max) scale). The maximum lags behind the scores by up to 2^8 in
+  /// the weights, so that what was summed before seldom shrinks: returns whether it does in some row of the
+  /// warp.
   template <int kN>
-  __device__ void fold(float (&scores)[kN], float (&shrink)[2]) {
+  __device__ bool fold(float (&scores)[kN], float (&shrink)[2]) {
+    constexpr float kMostLog2 = 8;
+    float new_max[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float new_max = max[half];
+      new_max[half] = max[half];
 #pragma unroll
       for (int i = 0; i < kN / 4; ++i)
-        new_max = fmaxf(new_max, fmaxf(scores[4 * i + 2 * half], scores[4 * i + 2 * half + 1]));
-      new_max = fmaxf(new_max, __shfl_xor_sync(0xffffffffu, new_max, 1));
-      new_max = fmaxf(new_max, __shfl_xor_sync(0xffffffffu, new_max, 2));
-      shrink[half] = exp2_fast((max[half] - new_max) * scale);
-      max[half] = new_max;
-      const float shift = new_max * scale;
-      sum[half] *= shrink[half];
+        new_max[half] = fmaxf(new_max[half], fmaxf(scores[4 * i + 2 * half], scores[4 * i + 2 * half + 1]));
+      new_max[half] = fmaxf(new_max[half], __shfl_xor_sync(0xffffffffu, new_max[half], 1));
+      new_max[half] = fmaxf(new_max[half], __shfl_xor_sync(0xffffffffu, new_max[half], 2));
+    }
+    const auto grows = [&](int half) { return (new_max[half] - max[half]) * scale > kMostLog2; };
+    const bool shrinks = __any_sync(0xffffffffu, grows(0) || grows(1));
+    if (shrinks) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        shrink[half] = exp2_fast((max[half] - new_max[half]) * scale);
+        max[half] = new_max[half];
+        sum[half] *= shrink[half];
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float shift = max[half] * scale;
 #pragma unroll
       for (int i = 0; i < kN / 4; ++i) {
 #pragma unroll
@@ -40,6 +54,7 @@ struct RunningSoftmax {
         }
       }
     }
+    return shrinks;
   }
 
   /// Sums of whole rows.
@@ -126,7 +141,7 @@ __device__ void consume(const ForwardOperands& operands, typename Forward<kDim>:
     RunningSoftmax softmax{static_cast<float>(shape.scale()) * kLog2E};
     const auto fold = [&](int block) {
       if ((block + 1) * F::kKeys > first_position) mask_later_keys(scores, position, block * F::kKeys);
-      softmax.fold(scores, shrink);
+      return softmax.fold(scores, shrink);
     };
     const auto take_turn = [&](auto&& start) {
       sync_threads(turn, kMeeting);
@@ -163,13 +178,15 @@ __device__ void consume(const ForwardOperands& operands, typename Forward<kDim>:
       });
       wait_products<1>(scores);
       shared.ring.release(keys);
-      fold(block);
+      const bool shrinks = fold(block);
       wait_products<0>(out);
       pin(weights);
       shared.ring.release(values);
       to_fragments(scores, weights);
+      if (shrinks) {
 #pragma unroll
-      for (int i = 0; i < kDim / 2; ++i) out[i] *= shrink[i / 2 % 2];
+        for (int i = 0; i < kDim / 2; ++i) out[i] *= shrink[i / 2 % 2];
+      }
     }
     const auto skip = [&] {
       shared.ring.await(place);

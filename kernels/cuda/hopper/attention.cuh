@@ -170,20 +170,6 @@ class RowFactor {
     }
   }
 
-  /// Between two products in a loop, and in front of a branch. Registers of a factor that the loop does not
-  /// change are given to other values in it by the assembler of CUDA 13.0, so they are changed: by 0, which
-  /// it does not know.
-  __device__ __forceinline__ void renew() {
-    if constexpr (kHeld) {
-      const uint32_t zero = blockIdx.z;
-#pragma unroll
-      for (auto& fragment : fragments_) {
-#pragma unroll
-        for (uint32_t& pair : fragment) asm volatile("xor.b32 %0, %0, %1;" : "+r"(pair) : "r"(zero));
-      }
-    }
-  }
-
   /// sums = the products with the rows of b.
   template <int kRowsB>
   __device__ __forceinline__ void multiply_rows(const RowTile<kRowsB, kDim>& b,

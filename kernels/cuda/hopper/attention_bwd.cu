@@ -15,8 +15,8 @@ cudaError_t attention_bwd_hopper(const KernelCall& call, const CudaContext& cont
       .dy_rows = g.dy,
       .y = g.y,
       .lse = g.lse,
-      .statistics = reinterpret_cast<hopper::RowStatistics*>(g.delta),
-      .stride = static_cast<int>(workspace::attention_row_stride(g.shape.seq)),
+      .statistics = reinterpret_cast<hopper::TileStatistics*>(g.delta),
+      .tiles = static_cast<int>(workspace::attention_row_stride(g.shape.seq) / 64),
       .dqkv = g.dqkv};
   const cudaError_t error = hopper::differentiate_queries(operands, g, context);
   return error != cudaSuccess ? error : hopper::differentiate_keys(operands, g, context);

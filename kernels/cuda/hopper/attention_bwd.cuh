@@ -10,9 +10,19 @@
 namespace moec::cuda::hopper {
 
 /// What the weights of a query and their gradients need.
-struct alignas(8) RowStatistics {
+struct RowStatistics {
   float lse;    // times log2(e); infinity, so that weights are 0, for queries past the end
   float delta;  // sum of dy * y
+};
+
+/// Those of 64 positions of a head.
+struct alignas(16) TileStatistics {
+  float lse[64], delta[64];
+
+  __device__ void set(int i, RowStatistics row) {
+    lse[i] = row.lse;
+    delta[i] = row.delta;
+  }
 };
 
 /// Gradients of one tile's side: all query heads, or all keys and values.
@@ -23,12 +33,12 @@ struct BackwardOperands {
   const bf16* dy_rows;            // [B,S,H d]
   const bf16* y;                  // [B,S,H d]
   const float* lse;               // [B,H,S]
-  RowStatistics* statistics;      // [B,H,stride], written by the side of queries, read by that of keys
-  int stride;
+  TileStatistics* statistics;     // [B,H,tiles], written by the side of queries, read by that of keys
+  int tiles;
   bf16* dqkv;
 
-  __device__ RowStatistics* row_statistics(int batch, int head) const {
-    return statistics + (int64_t{batch} * shape.heads + head) * stride;
+  __device__ TileStatistics& statistics_from(int batch, int head, int position) const {
+    return statistics[(int64_t{batch} * shape.heads + head) * tiles + position / 64];
   }
   /// Where a position of a head of [B,S,H d] begins.
   __device__ int64_t output(int batch, int position, int head) const {

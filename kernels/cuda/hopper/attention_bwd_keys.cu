@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "kernels/cuda/hopper/attention_bwd.cuh"
 
 namespace moec::cuda::hopper {
@@ -16,7 +18,7 @@ struct KeySide {
   using OwnFactor = RowFactor<kRows, kDim, kDim == 64>;  // a warpgroup's rows of one of them
   struct Visited {
     RowTile<kQueries, kDim> queries, dy;
-    RowStatistics statistics[kQueries];
+    TileStatistics statistics;
   };
   struct Shared {
     Own own[kOwnSlots];
@@ -25,22 +27,43 @@ struct KeySide {
     Ring<kSlots> ring;
   };
 
-  /// What a block does: visits of tiles of queries, those of one query head of the group after those of the
-  /// other, each from the first key's position on. The blocks of a cluster share the visits of a tile of
-  /// keys.
+  /// The tile of keys of a turn.
   struct Work {
-    int batch, kv_head, first_key, tiles;  // tiles to visit of a query head
-    int begin, end;                        // visits
+    int batch, kv_head, first_key;
 
-    __device__ Work(const BackwardOperands& operands, int head, int rank) {
-      const AttentionShape& shape = operands.shape;
-      batch = head / shape.kv_heads;
-      kv_head = head % shape.kv_heads;
-      first_key = rank * kRows;
-      tiles = (shape.seq - first_key + kQueries - 1) / kQueries;
-      const int visits = tiles * shape.group(), part = static_cast<int>(cluster_rank());
-      begin = static_cast<int>(int64_t{visits} * part / operands.order.splits);
-      end = static_cast<int>(int64_t{visits} * (part + 1) / operands.order.splits);
+    __device__ Work(const AttentionShape& shape, int head, int rank)
+        : batch(head / shape.kv_heads), kv_head(head % shape.kv_heads), first_key(rank * kRows) {}
+  };
+
+  /// A block's visits to tiles of queries: of all heads of the group, from the last positions back to the
+  /// first key's, so that blocks ask for the same queries at about the same time. The blocks of a cluster
+  /// take turns.
+  struct Visits {
+    int group, heads_between, tiles_between;  // from a visit to the next
+    int head, first_query;                    // of the next visit; the head within the group
+
+    __device__ Visits(const AttentionShape& shape, int first_key, int splits)
+        : group(shape.group()), heads_between(splits % group), tiles_between(splits / group) {
+      const int part = static_cast<int>(cluster_rank());
+      head = part % group;
+      first_query = first_key + (tiles(shape, first_key) - 1 - part / group) * kQueries;
+    }
+    __device__ __forceinline__ void advance() {
+      head += heads_between;
+      first_query -= tiles_between * kQueries;
+      if (head < group) return;
+      head -= group;
+      first_query -= kQueries;
+    }
+
+    /// How many there are to queries that see keys from `first_key` on. Later keys are seen in the first
+    /// ones.
+    __device__ static int count(const AttentionShape& shape, int first_key, int splits) {
+      const int part = static_cast<int>(cluster_rank());
+      return max(tiles(shape, first_key) * shape.group() - part + splits - 1, 0) / splits;
+    }
+    __device__ static int tiles(const AttentionShape& shape, int first_key) {
+      return max(shape.seq - first_key + kQueries - 1, 0) / kQueries;
     }
   };
 
@@ -49,46 +72,51 @@ struct KeySide {
     RingPlace<kOwnSlots> own_place;
     RingPlace<kSlots> place;
     operands.order.for_each_turn([&](int head, int rank) {
-      const Work work(operands, head, rank);
+      const Work work(shape, head, rank);
       Own& own = shared.own[own_place.slot];
       Barrier& own_full = shared.own_ring.fill(own_place, sizeof(Own));
       const int key_head = shape.heads + work.kv_head, value_head = key_head + shape.kv_heads;
       own.keys.load(operands.keys, key_head, work.first_key, work.batch, own_full);
       own.values.load(operands.keys, value_head, work.first_key, work.batch, own_full);
       own_place.advance();
-      for (int visit = work.begin; visit < work.end; ++visit) {
-        const int query_head = work.kv_head * shape.group() + visit / work.tiles;
-        const int first = work.first_key + visit % work.tiles * kQueries;
+      const int splits = operands.order.splits;
+      Visits visits(shape, work.first_key, splits);
+      for (int left = Visits::count(shape, work.first_key, splits); left > 0; --left, visits.advance()) {
+        const int query_head = work.kv_head * shape.group() + visits.head, first = visits.first_query;
         Visited& visited = shared.visited[place.slot];
-        constexpr int kStatisticsBytes = sizeof(RowStatistics) * kQueries;
+        constexpr int kStatisticsBytes = sizeof(TileStatistics);
         Barrier& full = shared.ring.fill(place, 2 * sizeof(RowTile<kQueries, kDim>) + kStatisticsBytes);
         visited.queries.load(operands.queries, query_head, first, work.batch, full);
         visited.dy.load(operands.dy, query_head, first, work.batch, full);
-        load_bytes(operands.row_statistics(work.batch, query_head) + first, kStatisticsBytes, full,
-                   visited.statistics);
+        load_bytes(&operands.statistics_from(work.batch, query_head, first), kStatisticsBytes, full,
+                   &visited.statistics);
         place.advance();
       }
     });
   }
 
-  /// What a thread holds of 64 keys. Scores become weights, dweights dscores, and these factors of the sums.
+  /// What a thread holds of 64 keys. From scores come weights, from dweights dscores, and from
+  /// both the factors of the sums.
   struct Sums {
     float scores[kQueries / 2], dweights[kQueries / 2], dkeys[kDim / 2] = {}, dvalues[kDim / 2] = {};
+    float weights[kQueries / 2];  // apart from the scores, so that the next ones can be on their way
     uint32_t weight_factors[kQueries / 4], dscore_factors[kQueries / 4];
 
-    __device__ __forceinline__ void start_scores(const OwnFactor& keys, const OwnFactor& values,
-                                                 const Visited& visited) {
+    __device__ __forceinline__ void start_scores(const OwnFactor& keys, const Visited& visited) {
       pin(scores);
-      pin(dweights);
       begin_products();
       keys.multiply_rows(visited.queries, scores);
       commit_products();
+    }
+    __device__ __forceinline__ void start_dweights(const OwnFactor& values, const Visited& visited) {
+      pin(dweights);
+      begin_products();
       values.multiply_rows(visited.dy, dweights);
       commit_products();
     }
     /// Keys do not see queries before them: the tile's first query has the number `offset` from the first
     /// key.
-    __device__ __forceinline__ void weigh(const RowStatistics* statistics, float scale, int offset) {
+    __device__ __forceinline__ void weigh(const TileStatistics& statistics, float scale, int offset) {
       if (offset < 64) {
 #pragma unroll
         for (int i = 0; i < kQueries / 2; ++i) {
@@ -97,18 +125,30 @@ struct KeySide {
         }
       }
 #pragma unroll
-      for (int i = 0; i < kQueries / 2; ++i) {
-        const float lse = statistics[i / 4 * 8 + fragment_col() + i % 2].lse;
-        scores[i] = exp2_fast(fmaf(scores[i], scale, -lse));
+      for (int i = 0; i < kQueries / 2; i += 4) {
+        const float2 lse = of_columns(statistics.lse, i);
+#pragma unroll
+        for (int j = i; j < i + 4; j += 2) {
+          weights[j] = exp2_fast(fmaf(scores[j], scale, -lse.x));
+          weights[j + 1] = exp2_fast(fmaf(scores[j + 1], scale, -lse.y));
+        }
       }
-      to_fragments(scores, weight_factors);
+      to_fragments(weights, weight_factors);
+    }
+    /// Of the columns of scores[i] and scores[i + 1].
+    __device__ __forceinline__ static float2 of_columns(const float (&values)[kQueries], int i) {
+      return *reinterpret_cast<const float2*>(values + i / 4 * 8 + fragment_col());
     }
     /// dscores are without the factor shape.scale().
-    __device__ __forceinline__ void differentiate(const RowStatistics* statistics) {
+    __device__ __forceinline__ void differentiate(const TileStatistics& statistics) {
 #pragma unroll
-      for (int i = 0; i < kQueries / 2; ++i) {
-        const float delta = statistics[i / 4 * 8 + fragment_col() + i % 2].delta;
-        dweights[i] = scores[i] * (dweights[i] - delta);
+      for (int i = 0; i < kQueries / 2; i += 4) {
+        const float2 delta = of_columns(statistics.delta, i);
+#pragma unroll
+        for (int j = i; j < i + 4; j += 2) {
+          dweights[j] = weights[j] * (dweights[j] - delta.x);
+          dweights[j + 1] = weights[j + 1] * (dweights[j + 1] - delta.y);
+        }
       }
       to_fragments(dweights, dscore_factors);
     }
@@ -126,10 +166,10 @@ struct KeySide {
       add_weighted(dscore_factors, visited.queries, dkeys);
       commit_products();
     }
-    /// Waits for both gradients, but not for the kLeft groups of products started behind them.
+    /// Waits for the scores and both gradients, but not for the kLeft groups of products started behind them.
     template <int kLeft>
     __device__ __forceinline__ void finish_gradients() {
-      wait_products<kLeft>(dkeys, dvalues);
+      wait_products<kLeft>(scores, dkeys, dvalues);
       pin(weight_factors);
       pin(dscore_factors);
     }
@@ -142,90 +182,118 @@ struct KeySide {
     RingPlace<kOwnSlots> own_place;
     RingPlace<kSlots> place;
     operands.order.for_each_turn([&](int head, int rank) {
-      const Work work(operands, head, rank);
+      const Work work(shape, head, rank);
+      const int first_key = work.first_key + row, splits = operands.order.splits;
       Own& own = shared.own[own_place.slot];
       Sums sums;
       shared.own_ring.await(own_place);
-      OwnFactor keys(own.keys, row), values(own.values, row);
+      const OwnFactor keys(own.keys, row), values(own.values, row);
 
+      Visits visits(shape, work.first_key, splits);
       RingPlace<kSlots> previous;
       bool summing = false;  // the products of the previous visit with its tiles
-      int tile = work.begin % work.tiles;
-      for (int visit = work.begin; visit < work.end; ++visit) {
-        const int offset = tile * kQueries - row;
-        if (++tile == work.tiles) tile = 0;
-        const Visited& visited = shared.visited[place.slot];
-        keys.renew();
-        values.renew();
+      const auto work_through = [&]<int kVisits>(std::integral_constant<int, kVisits>) {
         shared.ring.await(place);
-        if (offset < 0) {  // queries before all of these keys
-          shared.ring.release(place);
+        sums.start_scores(keys, shared.visited[place.slot]);
+#pragma unroll
+        for (int i = 0; i < kVisits; ++i) {
+          const RingPlace<kSlots> current = place;
+          const Visited& visited = shared.visited[current.slot];
+          const int offset = visits.first_query - first_key;
+          visits.advance();
           place.advance();
-          continue;
+          if (i + 1 < kVisits) shared.ring.await(place);
+          sums.start_dweights(values, visited);
+          sums.template finish_gradients<1>();
+          if (summing) shared.ring.release(previous);
+          sums.weigh(visited.statistics, scale * kLog2E, offset);
+          sums.start_dvalues(visited);
+          if (i + 1 < kVisits) {
+            sums.start_scores(keys, shared.visited[place.slot]);
+            wait_products<2>(sums.dweights);
+          } else {
+            wait_products<1>(sums.dweights);
+          }
+          sums.differentiate(visited.statistics);
+          sums.start_dkeys(visited);
+          summing = true;
+          previous = current;
         }
-        sums.start_scores(keys, values, visited);
-        sums.template finish_gradients<2>();
-        if (summing) shared.ring.release(previous);
-        wait_products<1>(sums.scores);
-        sums.weigh(visited.statistics, scale * kLog2E, offset);
-        sums.start_dvalues(visited);
-        wait_products<1>(sums.dweights);
-        sums.differentiate(visited.statistics);
-        sums.start_dkeys(visited);
-        summing = true;
-        previous = place;
-        place.advance();
+      };
+      // In all visits of a run but the last, the next scores are on their way while a warpgroup works on
+      // these. The assembler demands that products whose sums are read end in the iteration in which they
+      // start.
+      constexpr int kRun = kDim == 64 ? 4 : 1;
+      int left = Visits::count(shape, first_key, splits);
+      for (; left >= kRun; left -= kRun) work_through(std::integral_constant<int, kRun>());
+      if constexpr (kRun > 1) {
+        for (; left > 0; --left) work_through(std::integral_constant<int, 1>());
       }
       sums.template finish_gradients<0>();
       if (summing) shared.ring.release(previous);
-
-      if (operands.order.splits > 1) {
-        add_cluster(sums, shared, operands.order.splits);
-        if (cluster_rank() > 0) return;
+      const int unseen =
+          Visits::count(shape, work.first_key, splits) - Visits::count(shape, first_key, splits);
+      for (int i = 0; i < unseen; ++i) {  // queries before all of these keys
+        shared.ring.await(place);
+        shared.ring.release(place);
+        place.advance();
       }
-      const int first_key = work.first_key + row, key_head = shape.heads + work.kv_head;
-      store_rows(sums.dkeys, {scale, scale}, own.keys, row, 1 + consumer,
-                 [&](int i) { return operands.gradient(work.batch, first_key + i, key_head); });
-      store_rows(sums.dvalues, {1, 1}, own.values, row, 1 + consumer, [&](int i) {
-        return operands.gradient(work.batch, first_key + i, key_head + shape.kv_heads);
-      });
+
+      if (splits > 1) add_cluster(sums, shared, splits);
+      const int key_head = shape.heads + work.kv_head, part = static_cast<int>(cluster_rank());
+      if (part == 0) {
+        store_rows(sums.dkeys, {scale, scale}, own.keys, row, 1 + consumer,
+                   [&](int i) { return operands.gradient(work.batch, first_key + i, key_head); });
+      }
+      if (part == splits - 1) {
+        store_rows(sums.dvalues, {1, 1}, own.values, row, 1 + consumer, [&](int i) {
+          return operands.gradient(work.batch, first_key + i, key_head + shape.kv_heads);
+        });
+      }
       fence_shared_for_async();
       shared.own_ring.release(own_place);
       own_place.advance();
     });
   }
 
-  /// Adds the sums of the blocks of the cluster, in their order, in the first one, by way of the memory of
-  /// the visited tiles: the blocks of a cluster have one turn, so that nothing is copied there any more.
+  /// Adds the sums of the blocks of the cluster, in their order, those of keys in the first block and those
+  /// of values in the last, by way of the memory of the visited tiles: the blocks of a cluster have one turn,
+  /// so that nothing is copied there any more.
   __device__ static void add_cluster(Sums& sums, Shared& shared, int blocks) {
-    constexpr int kQuads = kDim / 8, kConsumerThreads = kConsumers * kWarpgroup;  // of one gradient
-    static_assert(sizeof(shared.visited) >= 2 * kQuads * kConsumerThreads * sizeof(float4));
-    float4* const part = reinterpret_cast<float4*>(shared.visited) + threadIdx.x - kWarpgroup;
+    constexpr int kConsumerThreads = kConsumers * kWarpgroup;
+    using Part = float4[kDim / 8][kConsumerThreads];
+    static_assert(sizeof(shared.visited) >= 2 * sizeof(Part));
+    Part* const parts = reinterpret_cast<Part*>(shared.visited);
+    const int thread = static_cast<int>(threadIdx.x) - kWarpgroup;
+    const auto publish = [thread](const float(&gradient)[kDim / 2], Part& part) {
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i)
+        part[i][thread] =
+            make_float4(gradient[4 * i], gradient[4 * i + 1], gradient[4 * i + 2], gradient[4 * i + 3]);
+    };
+    const auto add = [thread, blocks](float(&gradient)[kDim / 2], Part& part) {
+      for (int rank = 0; rank < blocks; ++rank) {
+        const Part& other = *in_block(&part, static_cast<uint32_t>(rank));
+#pragma unroll
+        for (int i = 0; i < kDim / 8; ++i) {
+          const float4 quad = other[i][thread];
+          const float values[] = {quad.x, quad.y, quad.z, quad.w};
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            float& sum = gradient[4 * i + j];
+            sum = rank == 0 ? values[j] : sum + values[j];
+          }
+        }
+      }
+    };
     sync_threads(1 + kConsumers, kConsumerThreads);
-    if (cluster_rank() > 0) {
-#pragma unroll
-      for (int i = 0; i < kQuads; ++i) {
-        const float *const k = sums.dkeys + 4 * i, *const v = sums.dvalues + 4 * i;
-        part[i * kConsumerThreads] = make_float4(k[0], k[1], k[2], k[3]);
-        part[(kQuads + i) * kConsumerThreads] = make_float4(v[0], v[1], v[2], v[3]);
-      }
-    }
+    publish(sums.dkeys, parts[0]);
+    publish(sums.dvalues, parts[1]);
     sync_cluster();
-    for (int rank = 1; cluster_rank() == 0 && rank < blocks; ++rank) {
-      const float4* const other = in_block(part, static_cast<uint32_t>(rank));
-#pragma unroll
-      for (int i = 0; i < kQuads; ++i) {
-        add(other[i * kConsumerThreads], sums.dkeys + 4 * i);
-        add(other[(kQuads + i) * kConsumerThreads], sums.dvalues + 4 * i);
-      }
-    }
+    const int own = static_cast<int>(cluster_rank());
+    if (own == 0) add(sums.dkeys, parts[0]);
+    if (own == blocks - 1) add(sums.dvalues, parts[1]);
     sync_cluster();
-  }
-  __device__ static __forceinline__ void add(float4 value, float* sums) {
-    sums[0] += value.x;
-    sums[1] += value.y;
-    sums[2] += value.z;
-    sums[3] += value.w;
   }
 };
 

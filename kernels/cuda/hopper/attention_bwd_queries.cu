@@ -66,17 +66,17 @@ struct QuerySide {
     sum += __shfl_xor_sync(row_lanes, sum, 2);
     const int64_t index = (int64_t{work.batch} * operands.shape.heads + head) * operands.shape.seq + position;
     const RowStatistics statistics{operands.lse[index] * kLog2E, sum};
-    if (lane == 0) operands.row_statistics(work.batch, head)[position] = statistics;
+    if (lane == 0) operands.statistics_from(work.batch, head, position).set(position % 64, statistics);
     return statistics;
   }
 
   /// Statistics of the places behind the last position of the work's heads.
   __device__ static void pad_statistics(const BackwardOperands& operands, const QueryWork& work) {
-    const int pad = operands.stride - operands.shape.seq;
+    const int seq = operands.shape.seq, pad = operands.tiles * 64 - seq;
     for (int i = static_cast<int>(threadIdx.x) - kWarpgroup; i < pad * work.heads;
          i += kConsumers * kWarpgroup)
-      operands.row_statistics(work.batch, work.first_head + i / pad)[operands.shape.seq + i % pad] = {
-          INFINITY, 0};
+      operands.statistics_from(work.batch, work.first_head + i / pad, seq)
+          .set((seq + i % pad) % 64, {INFINITY, 0});
   }
 
   __device__ static void consume(const BackwardOperands& operands, Shared& shared) {
