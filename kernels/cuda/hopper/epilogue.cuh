@@ -2,13 +2,15 @@
 // and a little shared memory of its own, through which results go out: panels of 16 rows of 128 bytes, laid
 // out as TMA expects them.
 //
-// Result rows are written while the next tile is multiplied: their sums are rounded and kept in half as many
-// registers, and the main loop (grouped.cuh) hands them to run() in pieces of 16 x 32, one a step, together
-// with the warp's part in the tile that is being multiplied, for which an epilogue may begin to fetch.
-// Registers are scarce there, so addresses are 32 bits wide and computed anew for each piece. Weight
-// gradients are handed to store() as they are, and the tensor cores wait; their tiles are deep.
+// Results are written while the next tile is multiplied: their sums are rounded and kept in half as many
+// registers, and the main loop (grouped.cuh) hands them to run() in pieces of 16 x 32, at most one a step
+// where steps are many; those of rows together with the warp's part in the tile that is being multiplied, for
+// which an epilogue may begin to fetch. Registers are scarce there, so addresses are 32 bits wide and
+// computed anew for each piece. Weight gradients in f32 are handed to store() as they are, and the tensor
+// cores wait.
 //
-// An epilogue says what a warp needs of shared memory: panels, and barriers that expect one arrival.
+// An epilogue says what a warp needs of shared memory: panels, and barriers that expect one arrival; and
+// whether it streams so much that the factors are to be kept in L2.
 #pragma once
 
 #include "kernels/cuda/hopper/wgmma.cuh"
@@ -54,13 +56,21 @@ __device__ inline float2 unpack(uint32_t pair) {
 }
 
 /// Place of 16-byte chunk 0 of row `row` in a panel; chunk c is at this ^ c * 16.
+template <int kRowBytes = kRunBytes>
 __device__ inline uint32_t panel_row(const unsigned char* panel, uint32_t row) {
-  return shared_address(panel) + row * kRunBytes + row % 8 * 16;
+  return shared_address(panel) + row * kRowBytes + row * kRowBytes / kRunBytes % (kRowBytes / 16) * 16;
 }
 
-/// The warp's stores have read their panels, which may be written again.
+/// The warp's stores but the last kPending have read their panels, which may be written again.
+template <int kPending>
 __device__ inline void reopen_panels() {
-  if (elect_one()) wait_stores_read<0>();
+  if (elect_one()) wait_stores_read<kPending>();
+  __syncwarp();
+}
+
+/// What the warp has written to panels may be sent.
+__device__ inline void close_panels() {
+  fence_shared_for_async();
   __syncwarp();
 }
 
@@ -75,33 +85,34 @@ __device__ inline void write_piece(unsigned char* panel, int half, const Piece& 
                  : "memory");
 }
 
-/// A matrix of bf16 [rows, cols] that panels go to; rows behind a part's end stay as they are.
+/// A matrix of bf16 [rows, cols] that panels of kRowBytes a row go to; rows behind a part's end stay as they
+/// are. Each panel is one group of stores.
+template <int kRowBytes = kRunBytes>
 struct PanelsOut {
-  CUtensorMap map;  // box: 64 columns x 16 rows
+  CUtensorMap map;  // box: kRowBytes of columns x 16 rows
   bf16* data;
   int cols;
 
-  /// Starts to write the panel to columns from `col` on. The warp's writes to it may still be on their way.
+  /// Starts to write the closed panel to columns from `col` on.
   __device__ void send(const unsigned char* panel, const Part& part, int col) const {
     const int rows = part.row_end - part.row;
     if (rows >= kPanelRows) {
-      fence_shared_for_async();
-      __syncwarp();
       if (elect_one()) {
         store_box(map, panel, col, part.row, 0);
         commit_stores();
       }
     } else {
-      __syncwarp();
+      constexpr uint32_t kChunks = kRowBytes / 16;
       const uint32_t lane = lane_id();
-      const int chunk_col = col + static_cast<int>(lane % 8) * 8;
+      const int chunk_col = col + static_cast<int>(lane % kChunks) * 8;
       if (chunk_col < cols) {
 #pragma unroll 1
-        for (int row = static_cast<int>(lane / 8); row < rows; row += 4)
+        for (int row = static_cast<int>(lane / kChunks); row < rows; row += 32 / kChunks)
           *reinterpret_cast<uint4*>(data + static_cast<int64_t>(part.row + row) * cols + chunk_col) =
-              load_shared<uint4>(panel_row(panel, row) ^ lane % 8 * 16);
+              load_shared<uint4>(panel_row<kRowBytes>(panel, row) ^ lane % kChunks * 16);
       }
       __syncwarp();
+      if (elect_one()) commit_stores();
     }
   }
 };
@@ -109,27 +120,31 @@ struct PanelsOut {
 /// Result rows.
 struct StoreRows {
   static constexpr int kPanels = 1, kBarriers = 0;
-  PanelsOut c;
+  static constexpr bool kStreams = false;
+  PanelsOut<> c;
 
   __device__ void run(int piece, const Piece& sums, const Part& part, const Part&, unsigned char* panels,
                       Barrier*) const {
     if (part.empty()) return;
-    if (piece % 2 == 0) reopen_panels();
+    if (piece % 2 == 0) reopen_panels<0>();
     write_piece(panels, piece % 2, sums);
-    if (piece % 2 == 1) c.send(panels, part, part.col + (piece - 1) * kPieceCols);
+    if (piece % 2 == 0) return;
+    close_panels();
+    c.send(panels, part, part.col + (piece - 1) * kPieceCols);
   }
 };
 
 /// h = sums, with gate and up in turns, and y[rows, cols / 2] = silu(gate) * up.
 struct StoreSwiglu {
   static constexpr int kPanels = 2, kBarriers = 0;
-  PanelsOut h, y;
+  static constexpr bool kStreams = false;
+  PanelsOut<> h, y;
 
   __device__ void run(int piece, const Piece& sums, const Part& part, const Part&, unsigned char* panels,
                       Barrier*) const {
     if (part.empty()) return;
     unsigned char *h_panel = panels, *y_panel = panels + kPanelBytes;
-    if (piece % 2 == 0) reopen_panels();
+    if (piece % 2 == 0) reopen_panels<0>();
     write_piece(h_panel, piece % 2, sums);
     // A lane has y of every fourth column.
     const uint32_t lane = lane_id();
@@ -140,23 +155,29 @@ struct StoreSwiglu {
       store_shared((row ^ i / 2 * 8) + i % 2 * 8 * kRunBytes,
                    __bfloat16_as_ushort(__float2bfloat16_rn(pair.x * sigmoid<bf16>(pair.x) * pair.y)));
     }
-    if (piece % 2 == 1) h.send(h_panel, part, part.col + (piece - 1) * kPieceCols);
+    if (piece % 2 == 0) return;
+    close_panels();
+    h.send(h_panel, part, part.col + (piece - 1) * kPieceCols);
     if (piece % 4 == 3) y.send(y_panel, part, (part.col + (piece - 3) * kPieceCols) / 2);
   }
 };
 
 /// With dy = sums, of y = silu(gate) * up: dh and y again. h, dh: [rows, 2 * cols]. Panels of h come by TMA
-/// while pieces before theirs are at work, become dh, and go out; kAhead are on their way.
+/// while pieces before theirs are at work, become dh, and go out, each with half a panel of y; kAhead are on
+/// their way. Stores have the time of a piece to read their panels: these are reused from the one after it.
 struct StoreSwigluBwd {
-  static constexpr int kBarriers = kPieces / 2, kAhead = kBarriers - 1;  // panels of h
+  static constexpr int kBarriers = kPieces / 2, kAhead = kBarriers - 2;  // panels of h
   static constexpr int kPanels = kBarriers + 1;
+  /// h, dh and y would drive the factors, which many tiles read, from L2.
+  static constexpr bool kStreams = true;
   CUtensorMap h;  // box: 64 columns x 16 rows
-  PanelsOut dh, y;
+  PanelsOut<> dh;
+  PanelsOut<kRunBytes / 2> y;
 
   __device__ void run(int piece, const Piece& sums, const Part& part, const Part& next, unsigned char* panels,
                       Barrier* loaded) const {
     if (elect_one()) {
-      wait_stores_read<0>();
+      wait_stores_read<2>();  // of the piece before, dh and y
       const int coming = piece + kAhead;
       const bool same = coming < kPieces;
       if (same ? !part.empty() : !next.empty())
@@ -165,30 +186,36 @@ struct StoreSwigluBwd {
     __syncwarp();
     if (part.empty()) return;
     unsigned char *panel = panels + piece % kBarriers * kPanelBytes,
-                  *y_panel = panels + kBarriers * kPanelBytes;
+                  *y_panel = panels + kBarriers * kPanelBytes + piece % 2 * (kPanelBytes / 2);
     // Each panel is used twice for a part, so a part begins with the first one and in an even phase.
     loaded[piece % kBarriers].wait(piece / kBarriers % 2);
     // Lanes of odd rows take the groups of 8 columns in another order, so that 16 lanes meet all banks.
     const uint32_t lane = lane_id();
     const bool turned = lane / 4 % 2 != 0;
     const uint32_t at = panel_row(panel, lane / 4) ^ (lane % 4 * 8 | (turned ? 64 : 0));
-    const uint32_t y_at = panel_row(y_panel, lane / 4) ^ (piece % 2 * 64 | lane % 4 * 4) ^ (turned ? 32 : 0);
+    const uint32_t y_at = panel_row<kRunBytes / 2>(y_panel, lane / 4) ^ (lane % 4 * 4 | (turned ? 32 : 0));
+    // Of row lane / 4, and of the one 8 rows down; all before any is used, so that they are waited for once.
+    constexpr uint32_t kGroups = kPieceCols / 8, kDown = 8 * kRunBytes;
+    uint2 h0[kGroups], h1[kGroups];
 #pragma unroll
-    for (uint32_t i = 0; i < kPiecePairs / 2; ++i) {
-      // Row lane / 4, and the one 8 rows down.
-      constexpr uint32_t kDown = 8 * kRunBytes;
-      const uint2 h0 = load_shared<uint2>(at ^ i * 32), h1 = load_shared<uint2>((at ^ i * 32) + kDown);
+    for (uint32_t i = 0; i < kGroups; ++i) {
+      h0[i] = load_shared<uint2>(at ^ i * 32);
+      h1[i] = load_shared<uint2>((at ^ i * 32) + kDown);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kGroups; ++i) {
       uint2 dh0, dh1;
       uint32_t y0, y1;
-      bwd(h0, turned ? sums[2 * i ^ 4] : sums[2 * i], &dh0, &y0);
-      bwd(h1, turned ? sums[2 * i + 1 ^ 4] : sums[2 * i + 1], &dh1, &y1);
+      bwd(h0[i], turned ? sums[2 * i ^ 4] : sums[2 * i], &dh0, &y0);
+      bwd(h1[i], turned ? sums[2 * i + 1 ^ 4] : sums[2 * i + 1], &dh1, &y1);
       store_shared(at ^ i * 32, dh0);
       store_shared((at ^ i * 32) + kDown, dh1);
       store_shared(y_at ^ i * 16, y0);
-      store_shared((y_at ^ i * 16) + kDown, y1);
+      store_shared((y_at ^ i * 16) + kDown / 2, y1);
     }
+    close_panels();
     dh.send(panel, part, 2 * (part.col + piece * kPieceCols));
-    if (piece % 2 == 1) y.send(y_panel, part, part.col + (piece - 1) * kPieceCols);
+    y.send(y_panel, part, part.col + piece * kPieceCols);
   }
 
  private:
@@ -230,76 +257,77 @@ static_assert(kSquaresRows == kPanelRows && kSquaresCols == kPieces * kPieceCols
 template <class T>
 struct StoreGradient {
   static constexpr int kPanels = 2, kBarriers = 0;
+  static constexpr bool kRounds = sizeof(T) == 2, kStreams = false;
   CUtensorMap map;  // box: 128 bytes of columns x 16 rows
   bool accumulate;
   Squares squares;
 
   __device__ bool skips(int depth) const { return accumulate && depth == 0; }
 
+  /// A piece of rounded sums.
+  __device__ void run(int piece, const Piece& sums, const Part& part, unsigned char* panels) const {
+    unsigned char* panel = panels + piece / 2 % 2 * kPanelBytes;
+    if (piece % 2 == 0) reopen_panels<1>();
+    write_piece(panel, piece % 2, sums);
+    if (piece % 2 == 1) send(panel, part, part.col + (piece - 1) * kPieceCols);
+  }
+
+  /// After the pieces: all values of a part, which are pairs of bf16 or f32.
+  template <class Values>
+  __device__ void finish(const Values& values, const Part& part) const {
+    if (squares.sums == nullptr) return;
+    const double sum = group_reduce<32>(squares_of(values));
+    if (lane_id() == 0) squares.of(part) = sum;
+  }
+
+  /// Sums as they are.
   template <int kSums>
   __device__ void store(const float (&sums)[kSums], const Part& part, unsigned char* panels) const {
-    constexpr int kPanelCols = kRunBytes / sizeof(T), kPanelSums = kPanelCols / 2;
+    constexpr int kPanelCols = kRunBytes / sizeof(float), kPanelSums = kPanelCols / 2;
     const uint32_t lane = lane_id();
 #pragma unroll
     for (int i = 0; i < kSums / kPanelSums; ++i) {
       unsigned char* panel = panels + i % 2 * kPanelBytes;
-      if (elect_one()) wait_stores_read<1>();
-      __syncwarp();
+      reopen_panels<1>();
       const float* s = sums + i * kPanelSums;
-      if constexpr (sizeof(T) == 2) {
+      const uint32_t at = panel_row(panel, lane / 4) ^ lane % 4 * 8;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          Piece pairs;
-#pragma unroll
-          for (int j = 0; j < kPiecePairs; ++j)
-            pairs[j] = pack(s[half * 16 + 2 * j], s[half * 16 + 2 * j + 1]);
-          write_piece(panel, half, pairs);
-        }
-      } else {
-        const uint32_t at = panel_row(panel, lane / 4) ^ lane % 4 * 8;
-#pragma unroll
-        for (uint32_t j = 0; j < 8; ++j)
-          store_shared((at ^ j / 2 * 32) + j % 2 * 8 * kRunBytes, float2{s[2 * j], s[2 * j + 1]});
-      }
-      fence_shared_for_async();
-      __syncwarp();
-      if (elect_one()) {
-        const int col = part.col + i * kPanelCols;
-        accumulate ? add_box(map, panel, col, part.row, part.expert)
-                   : store_box(map, panel, col, part.row, part.expert);
-        commit_stores();
-      }
+      for (uint32_t j = 0; j < 8; ++j)
+        store_shared((at ^ j / 2 * 32) + j % 2 * 8 * kRunBytes, float2{s[2 * j], s[2 * j + 1]});
+      send(panel, part, part.col + i * kPanelCols);
     }
-    if (squares.sums != nullptr) {
-      const double sum = group_reduce<32>(squares_of(sums));
-      if (lane == 0) squares.of(part) = sum;
-    }
+    finish(sums, part);
   }
 
  private:
-  /// Of the values that are stored; in f64 where f32 overflows.
-  template <int kSums>
-  __device__ static double squares_of(const float (&sums)[kSums]) {
-    const float sum = sum_squares<float>(sums);
-    return isfinite(sum) ? sum : sum_squares<double>(sums);
+  __device__ void send(const unsigned char* panel, const Part& part, int col) const {
+    close_panels();
+    if (elect_one()) {
+      accumulate ? add_box(map, panel, col, part.row, part.expert)
+                 : store_box(map, panel, col, part.row, part.expert);
+      commit_stores();
+    }
   }
-  template <class Sum, int kSums>
-  __device__ static Sum sum_squares(const float (&sums)[kSums]) {
+
+  /// Of the values that are stored; in f64 where f32 overflows.
+  template <class Values>
+  __device__ static double squares_of(const Values& values) {
+    const float sum = sum_squares<float>(values);
+    return isfinite(sum) ? sum : sum_squares<double>(values);
+  }
+  template <class Sum, class Values>
+  __device__ static Sum sum_squares(const Values& values) {
     Sum low = 0, high = 0;
 #pragma unroll
-    for (int i = 0; i < kSums; i += 2) {
-      const float2 pair = stored(sums[i], sums[i + 1]);
+    for (int i = 0; i < kPieces * kPiecePairs; ++i) {
+      const float2 pair = pair_of(values, i);
       low += Sum{pair.x} * pair.x;
       high += Sum{pair.y} * pair.y;
     }
     return low + high;
   }
-  __device__ static float2 stored(float low, float high) {
-    if constexpr (sizeof(T) == 2)
-      return unpack(pack(low, high));
-    else
-      return {low, high};
-  }
+  __device__ static float2 pair_of(const uint32_t* rounded, int i) { return unpack(rounded[i]); }
+  __device__ static float2 pair_of(const float* sums, int i) { return {sums[2 * i], sums[2 * i + 1]}; }
 };
 
 }  // namespace moec::cuda::hopper

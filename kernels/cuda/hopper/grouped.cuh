@@ -121,15 +121,16 @@ struct FactorStep {
   static constexpr int kBoxRows = kRunsAlongRows ? 64 : kShareRows;
   static_assert(kShareRows % (kRunsAlongRows ? 64 : 8) == 0);
 
-  /// Starts to load a share into all kShares blocks.
+  /// Starts to load a share into all kShares blocks. `policy`: nothing, or that of L2.
+  template <class... Policy>
   __device__ static void load(const CUtensorMap& map, Barrier& barrier, unsigned char* to, int row, int depth,
-                              int expert, int share) {
+                              int expert, int share, Policy... policy) {
     const int first = share * kShareRows;
     const auto load = [&](int x, int y, unsigned char* box) {
       if constexpr (kShares > 1)
-        load_box_to_all<kShares>(map, barrier, box, x, y, expert);
+        load_box_to_all<kShares>(map, barrier, box, x, y, expert, policy...);
       else
-        load_box(map, barrier, box, x, y, expert);
+        load_box(map, barrier, box, x, y, expert, policy...);
     };
     if constexpr (kRunsAlongRows) {
 #pragma unroll
@@ -183,8 +184,14 @@ class GroupedBlock {
         full.arrive_expecting(Tile::kStepBytes);
         unsigned char* to = step_at(place.slot);
         const int depth = tile.depth_begin + step * Tile::kK;
-        StepA::load(a, full, to, tile.row, depth, 0, 0);
-        StepB::load(b, full, to + Tile::kBytesA, tile.col, depth, expert_b, rank);
+        const auto load = [&](auto... policy) {
+          StepA::load(a, full, to, tile.row, depth, 0, 0, policy...);
+          StepB::load(b, full, to + Tile::kBytesA, tile.col, depth, expert_b, rank, policy...);
+        };
+        if constexpr (Epilogue::kStreams)
+          load(keep_in_l2());
+        else
+          load();
       }
     }
   }
@@ -266,33 +273,55 @@ class GroupedBlock {
     for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, next, panels, loaded);
   }
 
-  /// kDepth: depths are many, or none; the epilogue gets the sums as they are.
+  /// kDepth. As consume_rows(), but each expert has its own depth, and may have none: what the epilogue has
+  /// not done when the last step has been started it does before the sums behind are rounded, and the last
+  /// tile's with no steps beside it. An epilogue that does not round gets the sums as they are.
   __device__ void consume_depths(int consumer) {
     const int warp = warp_id() - 4;
     unsigned char* panels = panels_ + warp * Epilogue::kPanels * kPanelBytes;
     RingPlace<kSteps> place;
     Tiles<kGrouped> tiles;
     TilePlace tile;
-    while (tiles.next(problem_, &tile)) {
+    Rounded rounded = {};
+    Part part = kNoPart;
+    for (bool more = true; more;) {
+      more = tiles.next(problem_, &tile);
+      const int steps = more ? steps_of(tile) : 0;
       Sums sums = {};
-      const int steps = steps_of(tile);
-      int previous = 0;
+      int piece = part.empty() ? kPieces + 1 : 0, previous = 0;
 #pragma unroll 1
-      for (int step = 0; step < steps; ++step, place.advance()) {
-        full_[place.slot].wait(place.parity);
-        const int left = tile.depth - step * Tile::kK;
-        if (left < Tile::kK) clear_runs(step_at(place.slot), left);
-        multiply_step(sums, place.slot, consumer, true);
-        if (step > 0) {
-          wait_products<1>();
-          release(previous);
+      for (int step = 0; step < steps || piece <= kPieces; ++step) {
+        if (step < steps) {
+          full_[place.slot].wait(place.parity);
+          const int left = tile.depth - step * Tile::kK;
+          if (left < Tile::kK) clear_runs(step_at(place.slot), left);
+          multiply_step(sums, place.slot, consumer, true);
+          if (step > 0) {
+            wait_products<1>();
+            release(previous);
+          }
+          previous = place.slot;
+          place.advance();
         }
-        previous = place.slot;
+        if constexpr (Epilogue::kRounds) {
+          if (piece < kPieces)
+            with_constant<0, kPieces>(piece,
+                                      [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, panels); });
+          else if (piece == kPieces)
+            epilogue_.finish(rounded, part);
+          ++piece;
+        }
       }
       wait_products<0>(sums);
       if (steps > 0) release(previous);
-      const Part part = part_of(tile, consumer);
-      if (!part.empty() && !epilogue_.skips(tile.depth)) epilogue_.store(sums, part, panels);
+      const Part done = more && !epilogue_.skips(tile.depth) ? part_of(tile, consumer) : kNoPart;
+      if constexpr (Epilogue::kRounds) {
+        part = done;
+#pragma unroll
+        for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
+      } else if (!done.empty()) {
+        epilogue_.store(sums, done, panels);
+      }
     }
   }
 

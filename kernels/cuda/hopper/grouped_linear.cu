@@ -22,10 +22,11 @@ cudaError_t map_experts(const TensorView& matrices, int box_rows, CUtensorMap* m
       {matrices.data, matrices.dtype, matrices.dim(0), matrices.dim(1), matrices.dim(2), box_rows}, map);
 }
 
-cudaError_t panels_to(const TensorView& to, PanelsOut* out) {
+template <int kRowBytes>
+cudaError_t panels_to(const TensorView& to, PanelsOut<kRowBytes>* out) {
   out->data = to.as<bf16>();
   out->cols = static_cast<int>(to.cols());
-  return map_rows(to, kPanelRows, &out->map);
+  return make_map({to.data, to.dtype, 1, to.rows(), to.cols(), kPanelRows, kRowBytes}, &out->map);
 }
 
 template <Along kAlongA, Along kAlongB, Grouped kGrouped, class Epilogue>

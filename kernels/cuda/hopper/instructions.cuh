@@ -150,6 +150,13 @@ __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
+/// For loads whose lines are to stay in L2 when others make room.
+__device__ inline uint64_t keep_in_l2() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 /// Starts to load the box at (x, y, z), innermost first, of a tensor of rank 3; its bytes arrive at
 /// `barrier`.
 __device__ inline void load_box(const CUtensorMap& map, Barrier& barrier, void* to, int x, int y, int z) {
@@ -157,6 +164,15 @@ __device__ inline void load_box(const CUtensorMap& map, Barrier& barrier, void* 
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
       "[%2];" ::"r"(shared_address(to)),
       "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+
+__device__ inline void load_box(const CUtensorMap& map, Barrier& barrier, void* to, int x, int y, int z,
+                                uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
       : "memory");
 }
 
@@ -169,6 +185,17 @@ __device__ inline void load_box_to_all(const CUtensorMap& map, Barrier& barrier,
       "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
       "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z),
       "h"(static_cast<uint16_t>((1 << kBlocks) - 1))
+      : "memory");
+}
+
+template <int kBlocks>
+__device__ inline void load_box_to_all(const CUtensorMap& map, Barrier& barrier, void* to, int x, int y,
+                                       int z, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+      ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6, %7;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z),
+      "h"(static_cast<uint16_t>((1 << kBlocks) - 1)), "l"(policy)
       : "memory");
 }
 
