@@ -216,7 +216,7 @@ class CudaDevice final : public Device {
     context_.cudnn_workspace = workspace;
     context_.cudnn_workspace_bytes = bytes;
     MOEC_ASSIGN_OR_RETURN(const uint64_t used, bytes_in_use());
-    used_by_cudnn_ = used - std::min(used, used_when_loaded_);
+    used_by_cudnn_ = std::max<uint64_t>(bytes, used - std::min(used, used_when_loaded_));
     return {};
   }
 
