@@ -274,7 +274,7 @@ struct StoreGradient {
 
   /// After the pieces: all values of a part, which are pairs of bf16 or f32.
   template <class Values>
-  __device__ void finish(const Values& values, const Part& part) const {
+  __device__ void finish(Values& values, const Part& part) const {
     if (squares.sums == nullptr) return;
     const double sum = group_reduce<32>(squares_of(values));
     if (lane_id() == 0) squares.of(part) = sum;
@@ -282,7 +282,7 @@ struct StoreGradient {
 
   /// Sums as they are.
   template <int kSums>
-  __device__ void store(const float (&sums)[kSums], const Part& part, unsigned char* panels) const {
+  __device__ void store(float (&sums)[kSums], const Part& part, unsigned char* panels) const {
     constexpr int kPanelCols = kRunBytes / sizeof(float), kPanelSums = kPanelCols / 2;
     const uint32_t lane = lane_id();
 #pragma unroll
@@ -309,25 +309,42 @@ struct StoreGradient {
     }
   }
 
-  /// Of the values that are stored; in f64 where f32 overflows.
+  /// What values are multiplied by where the sum of their squares overflows f32.
+  static constexpr float kDown = 0x1p-80f;
+
+  /// Of the values that are stored. Pinned, as the compiler would move the sum in front of the loop over
+  /// steps, where the tensor cores wait for it.
   template <class Values>
-  __device__ static double squares_of(const Values& values) {
-    const float sum = sum_squares<float>(values);
-    return isfinite(sum) ? sum : sum_squares<double>(values);
+  __device__ static double squares_of(Values& values) {
+    pin(values);
+    const float sum = sum_squares<false>(values);
+    if (isfinite(sum)) return sum;
+    return static_cast<double>(sum_squares<true>(values)) / (double{kDown} * kDown);
   }
-  template <class Sum, class Values>
-  __device__ static Sum sum_squares(const Values& values) {
-    Sum low = 0, high = 0;
+  template <bool kScaled, class Values>
+  __device__ static float sum_squares(const Values& values) {
+    float low = 0, high = 0;
 #pragma unroll
     for (int i = 0; i < kPieces * kPiecePairs; ++i) {
-      const float2 pair = pair_of(values, i);
-      low += Sum{pair.x} * pair.x;
-      high += Sum{pair.y} * pair.y;
+      const float2 pair = pair_of<kScaled>(values, i);
+      low = fmaf(pair.x, pair.x, low);
+      high = fmaf(pair.y, pair.y, high);
     }
     return low + high;
   }
-  __device__ static float2 pair_of(const uint32_t* rounded, int i) { return unpack(rounded[i]); }
-  __device__ static float2 pair_of(const float* sums, int i) { return {sums[2 * i], sums[2 * i + 1]}; }
+  /// Multiplied while packed, so that nothing is unpacked ahead of need and kept in registers.
+  template <bool kScaled>
+  __device__ static float2 pair_of(const uint32_t* rounded, int i) {
+    if constexpr (!kScaled) return unpack(rounded[i]);
+    const __nv_bfloat162 pair = reinterpret_cast<const __nv_bfloat162&>(rounded[i]);
+    const __nv_bfloat162 scaled = __hmul2(pair, __float2bfloat162_rn(kDown));
+    return unpack(reinterpret_cast<const uint32_t&>(scaled));
+  }
+  template <bool kScaled>
+  __device__ static float2 pair_of(const float* sums, int i) {
+    constexpr float kFactor = kScaled ? kDown : 1;
+    return {kFactor * sums[2 * i], kFactor * sums[2 * i + 1]};
+  }
 };
 
 }  // namespace moec::cuda::hopper
