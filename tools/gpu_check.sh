@@ -116,7 +116,8 @@ import re, sys
 text = {device: open(f"{sys.argv[1]}/{device}.out").read() for device in ("cpu", "cuda")}
 loss = {device: float(re.search(r"validation loss ([\d.]+)\s*\|? ?(?:saved.*)?$", out.strip()).group(1)) for device, out in text.items()}
 time = {device: re.search(r"^done .* after ([^|]+) \|", out, re.M).group(1) for device, out in text.items()}
-print(f"note: validation loss {loss['cuda']:.4f} in {time['cuda']}, on the CPU {loss['cpu']:.4f} in {time['cpu']}")
+step = re.findall(r"\| ([\d.]+ .?s) \|", text["cuda"])[-1]
+print(f"note: validation loss {loss['cuda']:.4f} in {time['cuda']}, {step} a step at the end, on the CPU {loss['cpu']:.4f} in {time['cpu']}")
 sys.exit(abs(loss["cuda"] - loss["cpu"]) > 0.01 * loss["cpu"])
 PYTHON
 }
