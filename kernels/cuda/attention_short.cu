@@ -46,8 +46,8 @@ __device__ void multiply(const float* a, int stride_a, int row, const float* b, 
       for (int i = 0; i < 4; ++i) right.split(i, values[i]);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const uint32_t *big = right.big + j * 2, *small = right.small + j * 2;
 #if __CUDA_ARCH__ >= 800
+        const uint32_t *big = right.big + j * 2, *small = right.small + j * 2;
         multiply_add_tf32(sums[t + j], left.big, big[0], big[1]);
         multiply_add_tf32(corrections[t + j], left.small, big[0], big[1]);
         multiply_add_tf32(corrections[t + j], left.big, small[0], small[1]);
