@@ -1,6 +1,7 @@
 #include "compiler/programs.h"
 
 #include "compiler/autodiff.h"
+#include "compiler/check_routing.h"
 #include "kernels/train_state.h"
 
 namespace moec {
@@ -29,6 +30,7 @@ ModelBuilder add_model(Graph& graph, const fb::ModelT& model, const fb::RecipeT&
   builder.define(kTokensName, tokens);
   builder.define(kTargetsName, targets);
   builder.add_model(model);
+  check_routing(graph);
   return builder;
 }
 
