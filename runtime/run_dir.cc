@@ -1,6 +1,7 @@
 #include "runtime/run_dir.h"
 
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <cstring>
 #include <filesystem>
@@ -51,19 +52,51 @@ std::vector<Slot> optimizer_slots(const Session& session) {
   return slots;
 }
 
-Status save_parameters(const std::string& path, Session& session) {
+/// Of tensors, in any order: a damaged byte shows, and a tensor in the place of another.
+class Checksum {
+ public:
+  void add(const HostTensor& tensor, std::string_view name) {
+    sum_ += XXH64(tensor.data.data(), tensor.data.size(), XXH64(name.data(), name.size(), 0));
+  }
+  std::string text() const { return fmt::format("{:016x}", sum_); }
+  /// A file whose checksum was not kept is taken as it is.
+  Status check(const std::string& path, const std::string& kept) const {
+    if (kept.empty() || kept == text()) return {};
+    return input_error(path + ": damaged: it is not what was saved");
+  }
+
+ private:
+  uint64_t sum_ = 0;
+};
+
+/// Returns the checksum.
+Result<std::string> save_parameters(const std::string& path, Session& session) {
   std::vector<TensorInfo> infos;
   for (size_t i = 0; i < session.plan().plan.parameters.size(); ++i)
     infos.push_back(session.parameter_info(i));
-  return write_safetensors(path, infos, [&](size_t i) { return session.read_parameter(i); },
-                           {{"format", "pt"}});
+  Checksum sum;
+  const auto source = [&](size_t i) -> Result<HostTensor> {
+    MOEC_ASSIGN_OR_RETURN(HostTensor value, session.read_parameter(i));
+    sum.add(value, infos[i].name);
+    return value;
+  };
+  MOEC_RETURN_IF_ERROR(write_safetensors(path, infos, source, {{"format", "pt"}}));
+  return sum.text();
 }
 
-Status save_optimizer(const std::string& path, Session& session) {
+/// Returns the checksum.
+Result<std::string> save_optimizer(const std::string& path, Session& session) {
   const std::vector<Slot> slots = optimizer_slots(session);
   std::vector<TensorInfo> infos;
   for (const Slot& slot : slots) infos.push_back(slot.info);
-  return write_safetensors(path, infos, [&](size_t i) { return session.read_tensor(slots[i].tensor); });
+  Checksum sum;
+  const auto source = [&](size_t i) -> Result<HostTensor> {
+    MOEC_ASSIGN_OR_RETURN(HostTensor value, session.read_tensor(slots[i].tensor));
+    sum.add(value, infos[i].name);
+    return value;
+  };
+  MOEC_RETURN_IF_ERROR(write_safetensors(path, infos, source));
+  return sum.text();
 }
 
 /// Removes checkpoint files, finished or not, other than the current ones.
@@ -104,6 +137,8 @@ Result<RunConfig> parse_config(const std::string& text) {
   MOEC_ASSIGN_OR_RETURN(result.model_file, plain_name(config, "model"));
   MOEC_ASSIGN_OR_RETURN(result.optimizer_file, plain_name(config, "optimizer"));
   MOEC_ASSIGN_OR_RETURN(result.tokenizer, parse_tokenizer(config.at("tokenizer")));
+  result.model_checksum = config.value("model_checksum", "");
+  result.optimizer_checksum = config.value("optimizer_checksum", "");
   result.options = config.at("options");
   return result;
 }
@@ -129,14 +164,16 @@ Status save_run(const std::string& dir, Session& session, const Tokenizer& token
                             .optimizer_file = stamped(kOptimizerPrefix, session.step()),
                             .tokenizer = nullptr,
                             .options = options};
-    const json config = {{"version", kConfigVersion},        {"step", current.step},
-                         {"model", current.model_file},      {"optimizer", current.optimizer_file},
-                         {"tokenizer", tokenizer.to_json()}, {"options", options}};
+    json config = {{"version", kConfigVersion},        {"step", current.step},
+                   {"model", current.model_file},      {"optimizer", current.optimizer_file},
+                   {"tokenizer", tokenizer.to_json()}, {"options", options}};
     const auto write = [&]() -> Status {
       MOEC_RETURN_IF_ERROR(make_directories(dir));
       MOEC_RETURN_IF_ERROR(write_file(plan_path(dir), session.plan().bytes));
-      MOEC_RETURN_IF_ERROR(save_parameters(dir + "/" + current.model_file, session));
-      MOEC_RETURN_IF_ERROR(save_optimizer(dir + "/" + current.optimizer_file, session));
+      MOEC_ASSIGN_OR_RETURN(config["model_checksum"],
+                            save_parameters(dir + "/" + current.model_file, session));
+      MOEC_ASSIGN_OR_RETURN(config["optimizer_checksum"],
+                            save_optimizer(dir + "/" + current.optimizer_file, session));
       return write_file(config_path(dir), config.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
     };
     const Status written = write();
@@ -163,21 +200,28 @@ Result<std::shared_ptr<const LoadedPlan>> load_run_plan(const std::string& dir) 
 }
 
 Status load_parameters(const std::string& dir, const RunConfig& config, Session& session) {
-  MOEC_ASSIGN_OR_RETURN(const Safetensors file, Safetensors::open(dir + "/" + config.model_file));
+  const std::string path = dir + "/" + config.model_file;
+  MOEC_ASSIGN_OR_RETURN(const Safetensors file, Safetensors::open(path));
+  Checksum sum;
   for (size_t i = 0; i < session.plan().plan.parameters.size(); ++i) {
     MOEC_ASSIGN_OR_RETURN(const HostTensor value, file.read(session.parameter_info(i)));
+    sum.add(value, session.parameter_info(i).name);
     MOEC_RETURN_IF_ERROR(session.write_parameter(value));
   }
-  return {};
+  return sum.check(path, config.model_checksum);
 }
 
 Status load_checkpoint(const std::string& dir, const RunConfig& config, Session& session) {
   MOEC_RETURN_IF_ERROR(load_parameters(dir, config, session));
-  MOEC_ASSIGN_OR_RETURN(const Safetensors file, Safetensors::open(dir + "/" + config.optimizer_file));
+  const std::string path = dir + "/" + config.optimizer_file;
+  MOEC_ASSIGN_OR_RETURN(const Safetensors file, Safetensors::open(path));
+  Checksum sum;
   for (const Slot& slot : optimizer_slots(session)) {
     MOEC_ASSIGN_OR_RETURN(const HostTensor value, file.read(slot.info));
+    sum.add(value, slot.info.name);
     MOEC_RETURN_IF_ERROR(session.write_tensor(slot.tensor, value));
   }
+  MOEC_RETURN_IF_ERROR(sum.check(path, config.optimizer_checksum));
   MOEC_ASSIGN_OR_RETURN(const TrainState state, session.read_train_state());
   if (state.step != config.step)
     return input_error(fmt::format("{}: {} is of step {}, config.json of step {}", dir, config.optimizer_file,

@@ -29,6 +29,8 @@ struct RunConfig {
   int64_t step = 0;
   std::string model_file;  // names inside the directory
   std::string optimizer_file;
+  std::string model_checksum;  // of what the files hold; empty where none was kept
+  std::string optimizer_checksum;
   TokenizerPtr tokenizer;
   nlohmann::json options;  // what the caller of save_run wanted to remember
 };

@@ -18,6 +18,7 @@ source "$here/common.sh"
 bin='' logs='' text='' gpt2='' peer='' only=''
 while (($# > 0)); do
   case $1 in
+    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" && exit ;;
     --bin | --log | --text | --gpt2 | --peer | --only) (($# > 1)) || die "$1 needs a value" ;;
     *) die "unknown argument: $1" ;;
   esac

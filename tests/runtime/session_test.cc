@@ -396,6 +396,21 @@ TEST_CASE("a damaged run directory is an input error") {
   CHECK(train_in(session, "", 9, true).error().kind == ErrorKind::kInput);
 }
 
+TEST_CASE("a damaged checkpoint is refused") {
+  for (const char* name : {"model-00000003.safetensors", "optimizer-00000003.safetensors"}) {
+    const test::ScratchDir dir;
+    Session session = make_session();
+    must(train_in(session, dir.path(), 3, false).status());
+    const RunConfig config = must(read_run_config(dir.path()));
+    std::string bytes = test::slurp(dir / name);
+    bytes[bytes.size() - 9] ^= 1;
+    dir.file(name, bytes);
+    Session loaded = make_session();
+    const Status status = load_checkpoint(dir.path(), config, loaded);
+    CHECK(contains(status.error().message, std::string(name) + ": damaged"));
+  }
+}
+
 TEST_CASE("an interrupted save leaves the checkpoint before it") {
   const test::ScratchDir dir;
   Session session = make_session();
