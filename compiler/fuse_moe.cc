@@ -11,12 +11,6 @@ namespace {
 
 using Index = size_t;
 
-/// Takes a node out, at `dropped`, whose outputs another now makes.
-void drop(Graph& graph, std::vector<Node> nodes, Index dropped) {
-  nodes.erase(nodes.begin() + static_cast<std::ptrdiff_t>(dropped));
-  graph.replace_nodes(std::move(nodes));
-}
-
 /// The node of this key that writes `id`; nullptr when another does.
 Node* producer(const Graph& graph, std::vector<Node>& nodes, ValueId id, std::string_view key) {
   const int index = graph.value(id).producer;
@@ -24,23 +18,23 @@ Node* producer(const Graph& graph, std::vector<Node>& nodes, ValueId id, std::st
                                                                  : nullptr;
 }
 
+/// Both rules change `nodes`, those of the graph, and return whether the node at `at` goes, as another now
+/// makes its outputs.
+///
 /// h = grouped_linear(...); y = swiglu(h)  ->  h, y = grouped_linear_swiglu(...).
-bool fuse_forward(Graph& graph, Index at) {
-  if (!is(graph.nodes()[at], "swiglu")) return false;
-  std::vector<Node> nodes = graph.nodes();
+bool fuse_forward(Graph& graph, std::vector<Node>& nodes, Index at) {
+  if (!is(nodes[at], "swiglu")) return false;
   Node* linear = producer(graph, nodes, nodes[at].inputs[0], "grouped_linear");
   if (linear == nullptr) return false;
   linear->def = &find_op("grouped_linear_swiglu");
   linear->outputs.push_back(nodes[at].outputs[0]);
-  drop(graph, std::move(nodes), at);
   return true;
 }
 
 /// dy = grouped_linear_bwd_input(...); dh = swiglu_bwd(dy, h)  ->
 /// dh, y = grouped_linear_bwd_input_swiglu(..., h), after which weight gradients read this y.
-bool fuse_backward(Graph& graph, Index at) {
-  if (!is(graph.nodes()[at], "swiglu_bwd")) return false;
-  std::vector<Node> nodes = graph.nodes();
+bool fuse_backward(Graph& graph, std::vector<Node>& nodes, Index at) {
+  if (!is(nodes[at], "swiglu_bwd")) return false;
   const ValueId dy = nodes[at].inputs[0], h = nodes[at].inputs[1];
   Node* linear = producer(graph, nodes, dy, "grouped_linear_bwd_input");
   const Node* forward = producer(graph, nodes, h, "grouped_linear_swiglu");
@@ -55,15 +49,20 @@ bool fuse_backward(Graph& graph, Index at) {
   linear->outputs = {nodes[at].outputs[0], again};
   for (auto node = nodes.begin() + (linear - nodes.data()); node != nodes.end(); ++node)
     if (is(*node, "grouped_linear_bwd_weight")) std::ranges::replace(node->inputs, saved, again);
-  drop(graph, std::move(nodes), at);
   return true;
 }
 
 }  // namespace
 
 void fuse_moe(Graph& graph) {
-  for (const auto rule : {fuse_forward, fuse_backward})
-    for (Index at = 0; at < graph.nodes().size();) at += rule(graph, at) ? 0 : 1;
+  for (const auto rule : {fuse_forward, fuse_backward}) {
+    std::vector<Node> nodes = graph.nodes(), kept;
+    std::vector<bool> gone(nodes.size());
+    for (Index at = 0; at < nodes.size(); ++at) gone[at] = rule(graph, nodes, at);
+    for (Index at = 0; at < nodes.size(); ++at)
+      if (!gone[at]) kept.push_back(std::move(nodes[at]));
+    graph.replace_nodes(std::move(kept));
+  }
 }
 
 }  // namespace moec
