@@ -135,7 +135,10 @@ ValueId ModelBuilder::parameter(const std::string& label, const ParameterSpec& s
     return graph_.persistent(spec.tied_to, type, Role::kParameter);
   }
   const std::string name = label + "." + spec.name;
+  const size_t values = graph_.values().size();
   const ValueId id = graph_.persistent(name, type, Role::kParameter);
+  if (graph_.values().size() == values)
+    compile_error("{}: another node has a parameter of this name, by its block's name and its own", name);
   graph_.value(id).requires_grad = true;
   parameters_.push_back({name, spec});
   return id;

@@ -72,6 +72,14 @@ TEST_CASE("wrong specs are refused with the place and the reason") {
        "body.y: input 'z' is part of a cycle"},
       {"too few inputs", spec(R"({name: "y", inputs: ["x"], op_type: "Add", op: {}})"),
        "needs 2 inputs (a, b), not 1"},
+      {"two parameters of a name", R"({name: "m", context: 8, blocks: [
+         {name: "a", nodes: [
+           {name: "b.x", inputs: ["tokens"], op_type: "Embedding", op: {vocab_size: 5, dim: 4}}]},
+         {name: "a.b", nodes: [
+           {name: "x", inputs: ["b.x"], op_type: "Linear", op: {out_features: 5}},
+           {name: "loss", inputs: ["x", "targets"], op_type: "CrossEntropy", op: {}}]}],
+         recipe: {batch_size: 2, seq_len: 4}})",
+       "a.b.x.weight: another node has a parameter of this name"},
       {"two of a name", spec(std::string(kSilu) + "," + kSilu), "body.y: the name stands twice"},
       {"shapes differ", spec(R"({name: "z", inputs: ["x"], op_type: "Linear", op: {out_features: 3}},
                                 {name: "y", inputs: ["x", "z"], op_type: "Add", op: {}})"),
