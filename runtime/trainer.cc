@@ -100,7 +100,6 @@ class Trainer {
     const fb::RecipeT& recipe = *session_.plan().plan.recipe;
     const std::string& dir = options_.out_dir;
     if (options_.resume) {
-      if (!has_checkpoint(dir)) return input_error(dir + ": holds no checkpoint to resume from");
       MOEC_ASSIGN_OR_RETURN(const RunConfig config, read_run_config(dir));
       MOEC_ASSIGN_OR_RETURN(const auto plan, load_run_plan(dir));
       if (plan->bytes != session_.plan().bytes)

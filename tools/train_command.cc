@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <atomic>
 #include <cerrno>
@@ -96,9 +97,16 @@ Result<runtime::Dataset> load_data(const TrainFlags& flags, const fb::PlanT& pla
   return runtime::load_dataset(options);
 }
 
-nlohmann::json run_options(const TrainFlags& flags, int64_t max_steps) {
+constexpr char kDataChecksum[] = "data_checksum";  // of the tokens to train on
+
+std::string checksum(const std::vector<int32_t>& tokens) {
+  return fmt::format("{:016x}", XXH64(tokens.data(), tokens.size() * sizeof(int32_t), 0));
+}
+
+nlohmann::json run_options(const TrainFlags& flags, int64_t max_steps, const runtime::Dataset& data) {
   return {{"model", flags.model},
           {"data", flags.data.files},
+          {kDataChecksum, checksum(data.train)},
           {"val_data", flags.data.validation_files},
           {"val_fraction", flags.data.validation_fraction},
           {"max_steps", max_steps}};
@@ -212,10 +220,22 @@ std::string result_text(const runtime::TrainResult& result, double seconds, cons
   return text;
 }
 
+/// Says so when a run goes on with other data than it had.
+Status compare_data(const TrainFlags& flags, const runtime::Dataset& data, LiveOutput& out) {
+  if (!flags.options.resume) return {};
+  MOEC_ASSIGN_OR_RETURN(const runtime::RunConfig config, runtime::read_run_config(flags.options.out_dir));
+  const std::string kept = config.options.value(kDataChecksum, "");
+  if (!kept.empty() && kept != checksum(data.train))
+    out.line("data    not what the run was trained on so far: it does not go on with the same bits");
+  return {};
+}
+
 /// What a run keeps from its start cannot be given again when it is continued.
 Status check_resume(const TrainFlags& flags) {
   if (flags.options.out_dir.empty()) return input_error("--out-dir: needs a directory");
   if (!flags.options.resume) return {};
+  if (!runtime::has_checkpoint(flags.options.out_dir))
+    return input_error(flags.options.out_dir + ": holds no checkpoint to resume from");
   const char* kept = flags.recipe.seed() ? "--seed" : flags.encoding.empty() ? nullptr : "--encoding";
   if (kept == nullptr) return {};
   return input_error(fmt::format("{} cannot change on --resume: the run keeps its own", kept));
@@ -235,12 +255,13 @@ Status train(const TrainFlags& flags) {
   options.seed = flags.recipe.seed();
   if (flags.recipe.lr()) options.lr = static_cast<double>(*flags.recipe.lr());
   options.sample.sampler.seed = options.seed.value_or(plan->plan.recipe->seed);
-  options.run_options = run_options(flags, options.max_steps);
+  options.run_options = run_options(flags, options.max_steps, data);
   options.stop = &stop_asked;
   stop_on_signals();
 
   LiveOutput out(stdout);
   MOEC_RETURN_IF_ERROR(print_header(out, session, data, options.ceilings));
+  MOEC_RETURN_IF_ERROR(compare_data(flags, data, out));
   Progress progress(out);
   const auto start = std::chrono::steady_clock::now();
   MOEC_ASSIGN_OR_RETURN(const runtime::TrainResult result,

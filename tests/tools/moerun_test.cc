@@ -95,6 +95,19 @@ TEST_CASE("a resumed run, and one with another thread count, end with the same w
   CHECK(weights != model_bytes(setup.scratch.path("seed")));
 }
 
+TEST_CASE("a run that goes on with other data says so") {
+  const Setup setup;
+  const std::string other = setup.scratch.path("other.txt"), told = "not what the run was trained on so far";
+  write(other, sample_text(7000));
+  REQUIRE(run("moerun", setup.train("run", {"--max-steps", "2"})).exit_code == 0);
+  const Outcome same = run("moerun", setup.train("run", {"--max-steps", "3", "--resume"}));
+  CHECK(same.exit_code == 0);
+  CHECK_FALSE(has(same.out, told));
+  Words changed = setup.train("run", {"--max-steps", "4", "--resume"});
+  std::ranges::replace(changed, setup.text, other);
+  CHECK(has(run("moerun", changed).out, told));
+}
+
 TEST_CASE("a trace is a file that viewers of Chrome's format read, and planned memory is told") {
   const Setup setup;
   const std::string trace = setup.scratch.path("trace.json");
@@ -231,7 +244,7 @@ TEST_CASE("wrong use of moerun is one line and exit code 2") {
   check_rejected(setup.train("r", {"--max-steps", "0"}), "--max-steps: '0'");
   check_rejected(setup.train("r", {"--max-steps", "ten"}), "--max-steps: 'ten'");
   check_rejected(setup.train("r", {"--batch-size", "4"}), "--batch-size");
-  check_rejected(setup.train("r", {"--resume"}), "config.json");
+  check_rejected(setup.train("r", {"--resume"}), "holds no checkpoint");
   check_rejected({"train", setup.plan, "--out-dir", none}, "--data");
   check_rejected({"train", setup.plan, "--data", none, "--out-dir", none}, none);
   check_rejected({"train", none, "--data", setup.text, "--out-dir", none}, none);
