@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <system_error>
 #include <utility>
@@ -70,33 +71,31 @@ class Checksum {
 };
 
 /// Returns the checksum.
+Result<std::string> save_tensors(const std::string& path, const std::vector<TensorInfo>& infos,
+                                 const TensorSource& source,
+                                 const std::map<std::string, std::string>& metadata = {}) {
+  Checksum sum;
+  const auto summed = [&](size_t i) -> Result<HostTensor> {
+    MOEC_ASSIGN_OR_RETURN(HostTensor value, source(i));
+    sum.add(value, infos[i].name);
+    return value;
+  };
+  MOEC_RETURN_IF_ERROR(write_safetensors(path, infos, summed, metadata));
+  return sum.text();
+}
+
 Result<std::string> save_parameters(const std::string& path, Session& session) {
   std::vector<TensorInfo> infos;
   for (size_t i = 0; i < session.plan().plan.parameters.size(); ++i)
     infos.push_back(session.parameter_info(i));
-  Checksum sum;
-  const auto source = [&](size_t i) -> Result<HostTensor> {
-    MOEC_ASSIGN_OR_RETURN(HostTensor value, session.read_parameter(i));
-    sum.add(value, infos[i].name);
-    return value;
-  };
-  MOEC_RETURN_IF_ERROR(write_safetensors(path, infos, source, {{"format", "pt"}}));
-  return sum.text();
+  return save_tensors(path, infos, [&](size_t i) { return session.read_parameter(i); }, {{"format", "pt"}});
 }
 
-/// Returns the checksum.
 Result<std::string> save_optimizer(const std::string& path, Session& session) {
   const std::vector<Slot> slots = optimizer_slots(session);
   std::vector<TensorInfo> infos;
   for (const Slot& slot : slots) infos.push_back(slot.info);
-  Checksum sum;
-  const auto source = [&](size_t i) -> Result<HostTensor> {
-    MOEC_ASSIGN_OR_RETURN(HostTensor value, session.read_tensor(slots[i].tensor));
-    sum.add(value, infos[i].name);
-    return value;
-  };
-  MOEC_RETURN_IF_ERROR(write_safetensors(path, infos, source));
-  return sum.text();
+  return save_tensors(path, infos, [&](size_t i) { return session.read_tensor(slots[i].tensor); });
 }
 
 /// Removes checkpoint files, finished or not, other than the current ones.

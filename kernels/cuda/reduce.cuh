@@ -26,9 +26,8 @@ __device__ inline int group_lane() {
 }
 
 /// This thread's places of a row of `count`: i = lane, lane + kGroup, ... The values of the first four are
-/// held, so that their loads are in flight together and a row that is short is read once. Of a kShort row,
-/// which has one place per thread at most, there is no code for more: a kernel that is over after one row
-/// waits longer for its code than for its data.
+/// held, so that their loads are in flight together and a row that is short is read once. A kShort row
+/// has one place per thread at most, and no code for more.
 template <int kGroup, class Load, bool kShort = false>
 class HeldPlaces {
  public:

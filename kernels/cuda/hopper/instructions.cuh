@@ -167,6 +167,7 @@ __device__ inline void load_box(const CUtensorMap& map, Barrier& barrier, void* 
       : "memory");
 }
 
+/// The same by a policy of the L2 cache.
 __device__ inline void load_box(const CUtensorMap& map, Barrier& barrier, void* to, int x, int y, int z,
                                 uint64_t policy) {
   asm volatile(
