@@ -194,8 +194,14 @@ TEST_CASE("Hopper's grouped_linear_bwd_input, alone and with the gradient of Swi
     finish(hopper::grouped_linear_bwd_input_swiglu(dy, p.offsets, p.weight, h, dh, y, p.context));
     p.check_rows(dh, exact_dh.values);
     p.check_rows(y, exact_y.values);
+    const auto equals_dh = [&](const Shared& other) {
+      return std::memcmp(other.view().data, dh.view().data, static_cast<size_t>(dh.view().bytes())) == 0;
+    };
+    const Shared alone = p.result(2 * Problem::kIn);
+    finish(hopper::grouped_linear_bwd_input_swiglu(dy, p.offsets, p.weight, h, alone, {}, p.context));
+    CHECK(equals_dh(alone));
     finish(hopper::grouped_linear_bwd_input_swiglu(dy, p.offsets, p.weight, h, h, y, p.context));
-    CHECK(std::memcmp(h.view().data, dh.view().data, static_cast<size_t>(h.view().bytes())) == 0);
+    CHECK(equals_dh(h));
   }
 }
 

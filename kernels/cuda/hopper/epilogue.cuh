@@ -162,12 +162,14 @@ struct StoreSwiglu {
   }
 };
 
-/// With dy = sums, of y = silu(gate) * up: dh and y again. h, dh: [rows, 2 * cols]. Panels of h come by TMA
-/// while pieces before theirs are at work, become dh, and go out, each with half a panel of y; kAhead are on
-/// their way. Stores have the time of a piece to read their panels: these are reused from the one after it.
+/// With dy = sums, of y = silu(gate) * up: dh, and with kMakesY y again. h, dh: [rows, 2 * cols]. Panels of h
+/// come by TMA while pieces before theirs are at work, become dh, and go out, each with half a panel of y;
+/// kAhead are on their way. Stores have the time of a piece to read their panels: these are reused from the
+/// one after it.
+template <bool kMakesY>
 struct StoreSwigluBwd {
   static constexpr int kBarriers = kPieces / 2, kAhead = kBarriers - 2;  // panels of h
-  static constexpr int kPanels = kBarriers + 1;
+  static constexpr int kPanels = kBarriers + kMakesY;
   /// h, dh and y would drive the factors, which many tiles read, from L2.
   static constexpr bool kStreams = true;
   CUtensorMap h;  // box: 64 columns x 16 rows
@@ -177,7 +179,7 @@ struct StoreSwigluBwd {
   __device__ void run(int piece, const Piece& sums, const Part& part, const Part& next, unsigned char* panels,
                       Barrier* loaded) const {
     if (elect_one()) {
-      wait_stores_read<2>();  // of the piece before, dh and y
+      wait_stores_read<1 + kMakesY>();  // of the piece before
       const int coming = piece + kAhead;
       const bool same = coming < kPieces;
       if (same ? !part.empty() : !next.empty())
@@ -210,12 +212,14 @@ struct StoreSwigluBwd {
       bwd(h1[i], turned ? sums[2 * i + 1 ^ 4] : sums[2 * i + 1], &dh1, &y1);
       store_shared(at ^ i * 32, dh0);
       store_shared((at ^ i * 32) + kDown, dh1);
-      store_shared(y_at ^ i * 16, y0);
-      store_shared((y_at ^ i * 16) + kDown / 2, y1);
+      if constexpr (kMakesY) {
+        store_shared(y_at ^ i * 16, y0);
+        store_shared((y_at ^ i * 16) + kDown / 2, y1);
+      }
     }
     close_panels();
     dh.send(panel, part, 2 * (part.col + piece * kPieceCols));
-    y.send(y_panel, part, part.col + piece * kPieceCols);
+    if constexpr (kMakesY) y.send(y_panel, part, part.col + piece * kPieceCols);
   }
 
  private:

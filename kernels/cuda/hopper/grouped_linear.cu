@@ -82,6 +82,18 @@ cudaError_t multiply_depths(const TensorView& dy, const TensorView& rows, const 
       context);
 }
 
+template <bool kMakesY>
+cudaError_t multiply_with_swiglu_bwd(const TensorView& dy, const TensorView& offsets,
+                                     const TensorView& weight, const TensorView& h, const TensorView& dh,
+                                     const TensorView& y, const CudaContext& context) {
+  StoreSwigluBwd<kMakesY> epilogue = {};
+  cudaError_t error = map_rows(h, kPanelRows, &epilogue.h);
+  if (error == cudaSuccess) error = panels_to(dh, &epilogue.dh);
+  if (kMakesY && error == cudaSuccess) error = panels_to(y, &epilogue.y);
+  if (error != cudaSuccess) return error;
+  return multiply_rows<Along::kRows>(dy, offsets, weight, epilogue, context);
+}
+
 }  // namespace
 
 bool available() { return has_hopper_code(); }
@@ -125,12 +137,8 @@ cudaError_t grouped_linear_bwd_input_swiglu(const TensorView& dy, const TensorVi
                                             const TensorView& weight, const TensorView& h,
                                             const TensorView& dh, const TensorView& y,
                                             const CudaContext& context) {
-  StoreSwigluBwd epilogue;
-  cudaError_t error = map_rows(h, kPanelRows, &epilogue.h);
-  if (error == cudaSuccess) error = panels_to(dh, &epilogue.dh);
-  if (error == cudaSuccess) error = panels_to(y, &epilogue.y);
-  if (error != cudaSuccess) return error;
-  return multiply_rows<Along::kRows>(dy, offsets, weight, epilogue, context);
+  return y.present() ? multiply_with_swiglu_bwd<true>(dy, offsets, weight, h, dh, y, context)
+                     : multiply_with_swiglu_bwd<false>(dy, offsets, weight, h, dh, y, context);
 }
 
 cudaError_t grouped_linear_bwd_weight(const TensorView& dy, const TensorView& rows, const TensorView& offsets,
