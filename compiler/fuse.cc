@@ -4,6 +4,7 @@
 
 #include "compiler/fuse_linear.h"
 #include "compiler/fuse_norm.h"
+#include "compiler/fuse_rope.h"
 #include "compiler/rewriter.h"
 
 namespace moec {
@@ -109,11 +110,13 @@ constexpr RewriteRule kRules[] = {embedding_then_positions,
                                   embedding_then_dropout,
                                   linear_then_activation,
                                   linear_then_dropout,
+                                  linear_then_rope,
                                   add_residual,
                                   add_then_norm,
                                   norm_gradient_then_dropout,
                                   linear_gradient_then_activation,
                                   linear_parameter_gradients,
+                                  attention_gradient_then_rope,
                                   loss_and_gradient};
 
 }  // namespace

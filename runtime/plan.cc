@@ -55,9 +55,11 @@ bool holds_heads(const Attributes& attributes, int64_t width) {
 
 /// Whether the heads that kernels of attention and RoPE read are those of their operands.
 bool heads_fit(const LoadedPlan& loaded, const fb::InstructionT& instruction) {
-  const int qkv = find_kernel(instruction.kernel)->input_index("qkv");  // that of rope_bwd is its first, dy
+  // Where no operand is called so, the output holds them.
+  const int qkv = find_kernel(instruction.kernel)->input_index("qkv");
   const auto width = [&]() -> int64_t {
-    const auto& shape = loaded.tensor(instruction.inputs[static_cast<size_t>(std::max(qkv, 0))])->shape;
+    const int packed = qkv < 0 ? instruction.outputs[0] : instruction.inputs[static_cast<size_t>(qkv)];
+    const auto& shape = loaded.tensor(packed)->shape;
     return shape.empty() ? 0 : shape.back();
   };
   if (const fb::AttentionT* attention = instruction.op.AsAttention()) return holds_heads(*attention, width());

@@ -43,11 +43,17 @@ struct SharedMemory {
 };
 
 struct GroupedProblem {
-  const int32_t* offsets;  // [experts + 1]
+  const int32_t* offsets;  // [experts + 1]; nullptr: each expert has the next `share` rows, up to the last
   int experts;
   int rows;   // of c; kRows: unused
   int cols;   // of c
   int depth;  // kDepth: unused
+  int share = 0, last = 0;
+
+  /// The first row of an expert, or behind the last one's rows.
+  __device__ int begin(int expert) const {
+    return offsets == nullptr ? min(expert * share, last) : __ldg(offsets + expert);
+  }
 };
 
 /// Number of this warp in its block, which the compiler then knows to be the same for all lanes.
@@ -81,7 +87,7 @@ class Tiles {
   __device__ bool next(const GroupedProblem& problem, TilePlace* place) {
     const int col_tiles = ceil_div(problem.cols, Tile::kN);
     for (; expert_ < problem.experts; ++expert_) {
-      const int begin = __ldg(problem.offsets + expert_), end = __ldg(problem.offsets + expert_ + 1);
+      const int begin = problem.begin(expert_), end = problem.begin(expert_ + 1);
       const int rows = kGrouped == Grouped::kRows ? end - begin : problem.rows;
       const int row_tiles = ceil_div(rows, kClusterRows);
       if (tile_ < row_tiles * col_tiles) {
