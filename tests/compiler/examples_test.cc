@@ -123,10 +123,11 @@ TEST_CASE("the validator knows which gradients the norm sums by way of their squ
         }).starts_with("apply: grad_norm leaves out 'grad.block."));
   CHECK(fault_of([&](fb::InstructionT& i) { return is_squared(i) && (i.outputs[1] = -1); }) ==
         "apply: grad_norm reads 'squares', which holds other things than sums of squares");
+  const auto expert = std::ranges::find_if(
+      sound.parameters, [](const auto& p) { return p->name.find("gate_up.weight") != std::string::npos; });
+  REQUIRE(expert != sound.parameters.end());
   CHECK(fault_of([&](fb::InstructionT& i) {
-          if (!is_norm(i)) return false;
-          i.inputs.push_back(sound.parameters[0]->grad);
-          return true;
+          return is_norm(i) && (i.inputs[2] = (*expert)->grad);
         }).find("which share bytes") != std::string::npos);
 }
 
