@@ -121,6 +121,15 @@ std::unique_ptr<fb::InterfaceT> make_interface(const PlanWriter& writer) {
   return io;
 }
 
+/// Refuses what no machine addresses, such as an absurd window of tokens.
+void check_size(const fb::PlanT& plan) {
+  constexpr uint64_t kMostBytes = uint64_t{1} << 48;
+  for (const auto& arena : plan.arenas)
+    if (arena->size > kMostBytes)
+      compile_error("{}: {} bytes in the arena {} are more than any machine has", plan.model->name,
+                    arena->size, fb::EnumNameArenaKind(arena->kind));
+}
+
 void check_plan(const fb::PlanT& plan) {
   const std::vector<uint8_t> bytes = serialize_plan(plan);
   const std::vector<std::string> faults = planner::validate(*fb::GetPlan(bytes.data()));
@@ -233,6 +242,7 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
     for (const auto& program : lowered.programs)
       options.on_stage(fmt::format("{}: instructions", fb::EnumNameProgramKind(program->kind)),
                        dump_program(lowered, *program));
+  check_size(lowered);
   check_plan(lowered);
   return lowered;
 }
