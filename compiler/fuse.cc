@@ -27,7 +27,8 @@ bool add_residual(Rewriter& graph, int at) {
     Node fused = graph.node(op);
     fused.inputs[static_cast<size_t>(residual)] = add.inputs[static_cast<size_t>(1 - branch)];
     fused.outputs[0] = add.outputs[0];
-    if (graph.merge(at, op, std::move(fused))) return true;
+    // Where the add was, if what is added comes later than the op.
+    if (graph.merge(at, op, fused) || graph.merge(op, at, std::move(fused))) return true;
   }
   return false;
 }
