@@ -3,13 +3,11 @@
 #include <string_view>
 #include <tuple>
 
+#include "kernels/catalog.h"
 #include "planner/validate_parts.h"
 
 namespace moec::planner {
 namespace {
-
-// Operands of kernels (kernels/catalog.def).
-constexpr uint32_t kNormSquares = 1, kNormGrads = 2, kAdamwGrad = 1;
 
 bool inside(const Extent& part, const Extent& whole) {
   return part.arena == whole.arena && whole.begin <= part.begin && part.end <= whole.end;
@@ -17,6 +15,19 @@ bool inside(const Extent& part, const Extent& whole) {
 
 bool is(const fb::Instruction& instruction, std::string_view kernel) {
   return instruction.kernel()->string_view() == kernel;
+}
+
+/// The id at a place of an operand list, -1 where there is none.
+int id_at(const flatbuffers::Vector<int32_t>* ids, int place) {
+  return place < 0 ? -1 : ids->Get(static_cast<uint32_t>(place));
+}
+
+int input(const fb::Instruction& instruction, std::string_view name) {
+  return id_at(instruction.inputs(), find_kernel(instruction.kernel()->string_view())->input_index(name));
+}
+
+int output(const fb::Instruction& instruction, std::string_view name) {
+  return id_at(instruction.outputs(), find_kernel(instruction.kernel()->string_view())->output_index(name));
 }
 
 /// Where a place starts, in the order of arenas.
@@ -77,7 +88,7 @@ class GradientNorm {
       if (is(instruction, "grad_norm")) add_norm(instruction, squares);
       normed |= is(instruction, "grad_norm");
       if (!is(instruction, "adamw")) continue;
-      used_.add(instruction.inputs()->Get(kAdamwGrad));
+      used_.add(input(instruction, "grad"));
       if (!normed) faults_.add("{}: no grad_norm in front of it", describe(checked_, program_, i));
     }
     if (used_.empty() && !normed) return;
@@ -97,8 +108,9 @@ class GradientNorm {
   }
 
   void add_norm(const fb::Instruction& norm, const std::vector<SquaredGradient>& squares) {
-    for (uint32_t k = kNormGrads; k < length(norm.inputs()); ++k) summed_.add(norm.inputs()->Get(k));
-    const int read = norm.inputs()->Get(kNormSquares);
+    const auto first = static_cast<uint32_t>(find_kernel("grad_norm")->input_index("grads"));
+    for (uint32_t k = first; k < length(norm.inputs()); ++k) summed_.add(norm.inputs()->Get(k));
+    const int read = input(norm, "squares");
     if (read == -1) return;
     uint64_t bytes = 0;
     auto of = std::ranges::lower_bound(squares, start(extent(read)), {}, [&](const SquaredGradient& squared) {
@@ -136,8 +148,7 @@ class GradientNorm {
 
 std::optional<SquaredGradient> squared_gradient(const CheckedPlan& checked,
                                                 const fb::Instruction& instruction) {
-  if (!is(instruction, "grouped_linear_bwd_weight")) return std::nullopt;
-  const int gradient = instruction.outputs()->Get(0), sums = instruction.outputs()->Get(1);
+  const int gradient = output(instruction, "dweight"), sums = output(instruction, "squares");
   const auto stays = [&](int id) { return id != -1 && checked.tensors[id].program == -1; };
   return stays(gradient) && stays(sums) ? std::optional(SquaredGradient{gradient, sums}) : std::nullopt;
 }
