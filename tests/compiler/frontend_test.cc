@@ -4,6 +4,8 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cctype>
 #include <fstream>
 
 #include "compiler/compile.h"
@@ -198,6 +200,24 @@ TEST_CASE("attributes that are no number, or of the wrong sign, are refused by n
     for (const char* value : {"nan", "inf", "-1"})
       CHECK(error_of(spec(kSilu, fmt::format("seq_len: 4, adamw: {{{}: {}}}", name, value)))
                 .starts_with("m: recipe: adamw: "));
+}
+
+TEST_CASE("a token is below the vocabulary of every embedding and the classes of every loss") {
+  const auto vocabulary = [](int embedded, int first, int second) {
+    const std::string json =
+        fmt::format(R"({{name: "m", context: 8, recipe: {{batch_size: 2, seq_len: 4}}, blocks: [
+      {{name: "b", nodes: [
+        {{name: "x", inputs: ["tokens"], op_type: "Embedding", op: {{vocab_size: {}, dim: 4}}}},
+        {{name: "y", inputs: ["x"], op_type: "Linear", op: {{out_features: {}}}}},
+        {{name: "z", inputs: ["x"], op_type: "Linear", op: {{out_features: {}}}}},
+        {{name: "first", inputs: ["y", "targets"], op_type: "CrossEntropy", op: {{}}}},
+        {{name: "second", inputs: ["z", "targets"], op_type: "CrossEntropy", op: {{}}}}]}}]}})",
+                    embedded, first, second);
+    return compile(parse_model(json, "m.json")).vocab_size;
+  };
+  CHECK(vocabulary(5, 7, 9) == 5);
+  CHECK(vocabulary(9, 7, 8) == 7);
+  CHECK(vocabulary(9, 8, 7) == 7);
 }
 
 TEST_CASE("every prefix of a spec is refused without a crash") {
