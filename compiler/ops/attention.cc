@@ -8,6 +8,8 @@ namespace {
 
 /// Of a rotation, per element.
 constexpr int kRopeFlops = 3;
+/// Of every device's attention (kernels/operand_shapes.def).
+constexpr uint32_t kMostHeadDim = 256;
 
 template <class Attrs>
 void require_packed(const OpCall& call, const TensorType& qkv) {
@@ -38,6 +40,7 @@ void infer_attention(OpCall& call) {
   const auto& attrs = call.attrs<fb::AttentionT>();
   const TensorType& qkv = call.input(0);
   require_packed<fb::AttentionT>(call, qkv);
+  call.require(attrs.head_dim <= kMostHeadDim, "head_dim {} is more than {}", attrs.head_dim, kMostHeadDim);
   call.set_output(0, {qkv.dtype, {qkv.shape[0], qkv.shape[1], int64_t{attrs.heads} * attrs.head_dim}});
   call.set_output(1, {call.precision().accumulator(), {qkv.shape[0], attrs.heads, qkv.shape[1]}});
 }
