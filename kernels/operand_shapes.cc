@@ -60,10 +60,7 @@ constexpr Word kWords[] = {
     {"vocab_size", [](const fb::OpUnion&, const PlanSizes& plan) { return plan.vocab_size; }},
 };
 
-/// The product of leading dimensions goes by this letter; rows write it twice.
-constexpr char kLeading = '.';
-
-/// A number, a letter or a word.
+/// A number, a letter or a word. The letter of "..", the product of leading dimensions, is '.'.
 struct Factor {
   std::string text;
   int64_t number = 0;
