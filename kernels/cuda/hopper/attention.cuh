@@ -108,7 +108,7 @@ struct Ring {
   __device__ void await(const RingPlace<kSlots>& place) { full[place.slot].wait(place.parity); }
   /// By all threads of a consumer.
   __device__ void release(const RingPlace<kSlots>& place) {
-    if (threadIdx.x % 32 == 0) arrive(empty[place.slot]);
+    if (threadIdx.x % 32 == 0) empty[place.slot].arrive();
   }
 };
 

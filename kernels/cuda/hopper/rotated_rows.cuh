@@ -11,19 +11,18 @@ namespace moec::cuda::hopper {
 /// neighbours; else the elements of a head, half of which lie between those of a pair: pieces of its first
 /// half wait in their panels for those of its second.
 template <int kHeadDim>
-struct StoreRotated {
-  static constexpr int kPanels = kHeadDim == 128 ? 2 : 1, kBarriers = 0;
-  static constexpr bool kStreams = false;
+struct StoreRotated : WithoutMover {
+  static constexpr int kPanels = kHeadDim == 128 ? 2 : 1;
   /// Pieces that go out together, and those between the elements of a pair.
   static constexpr int kTogether = 2 * kPanels, kApart = kHeadDim / 2 / kPieceCols;
 
-  PanelsOut<> c;
+  PanelsOut c;
   Rotation rotation;
   uint32_t seq_len, reciprocal;  // (2^32 - 1) / seq_len
   int rotated_cols;              // of queries and keys; values follow
 
-  __device__ void run(int piece, const Piece& sums, const Part& part, const Part&, unsigned char* panels,
-                      Barrier*) const {
+  __device__ void run(int piece, const Piece& sums, const Part& part, unsigned char* panels,
+                      Barriers&) const {
     if (part.empty()) return;
     const int col = part.col + piece * kPieceCols, place = piece % kTogether;
     if (place == 0) reopen_panels<0>();
