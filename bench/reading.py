@@ -1,9 +1,22 @@
-"""How scripts read files and call tools: what cannot be read, or is not what it should be, ends them with one line."""
+"""How scripts read files, call tools and need libraries: what cannot be read, is not what it should be, or is not
+installed, ends them with one line. Imported before libraries that a machine may lack.
+"""
 
 import contextlib
 import struct
 import subprocess
 import sys
+
+
+def report_missing_library(kind, fault, trace):
+    """Takes the place of sys.excepthook, which ends scripts with exit code 1."""
+    if issubclass(kind, ModuleNotFoundError):
+        print(f"{sys.argv[0]}: needs the Python package {fault.name}, which is not installed", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, fault, trace)
+
+
+sys.excepthook = report_missing_library
 
 
 @contextlib.contextmanager

@@ -115,8 +115,10 @@ void ModelBuilder::publish(const fb::NodeT& node, const KernelInfo& kernel,
 std::vector<ValueId> ModelBuilder::data_inputs(const fb::NodeT& node, const OpDef& def,
                                                const std::string& label) const {
   std::vector<std::string> expected;
+  // Optional operands that are no parameters are for fused ops.
   for (const Operand& operand : def.kernel().inputs)
-    if (operand.name != "state" && !is_parameter_operand(def, operand.name)) expected.push_back(operand.name);
+    if (operand.name != "state" && !operand.optional && !is_parameter_operand(def, operand.name))
+      expected.push_back(operand.name);
   if (node.inputs.size() != expected.size())
     compile_error("{} ({}): needs {} input{} ({}), not {}", label, op_name(node.op.type), expected.size(),
                   expected.size() == 1 ? "" : "s", fmt::join(expected, ", "), node.inputs.size());

@@ -75,9 +75,24 @@ fb::RecipeT with_loss_scale(fb::RecipeT recipe) {
   return recipe;
 }
 
-/// Tokens that may be both read by every embedding and predicted: those below this number.
-uint32_t vocab_size(const fb::ModelT& model, int64_t logits) {
-  int64_t size = std::min<int64_t>(logits, INT32_MAX);
+/// Classes that each loss of the program knows.
+int64_t least_classes(const Graph& graph) {
+  int64_t least = INT32_MAX;
+  for (const Node& node : graph.nodes()) {
+    const KernelInfo& kernel = node.def->kernel();
+    if (kernel.input_index("targets") < 0) continue;
+    const auto type = [&](const char* operand) -> const TensorType& {
+      return graph.value(node.inputs[static_cast<size_t>(kernel.input_index(operand))]).type;
+    };
+    least =
+        std::min(least, kernel.input_index("logits") >= 0 ? type("logits").cols() : type("weight").rows());
+  }
+  return least;
+}
+
+/// Tokens that may be both read by every embedding and predicted by every loss: those below this number.
+uint32_t vocab_size(const fb::ModelT& model, const Graph& graph) {
+  int64_t size = least_classes(graph);
   bool found = false;
   for (const auto& block : model.blocks)
     for (const auto& node : block->nodes)
@@ -121,6 +136,15 @@ std::unique_ptr<fb::InterfaceT> make_interface(const PlanWriter& writer) {
   return io;
 }
 
+/// Refuses what no machine addresses, such as an absurd window of tokens.
+void check_size(const fb::PlanT& plan) {
+  constexpr uint64_t kMostBytes = uint64_t{1} << 48;
+  for (const auto& arena : plan.arenas)
+    if (arena->size > kMostBytes)
+      compile_error("{}: {} bytes in the arena {} are more than any machine has", plan.model->name,
+                    arena->size, fb::EnumNameArenaKind(arena->kind));
+}
+
 void check_plan(const fb::PlanT& plan) {
   const std::vector<uint8_t> bytes = serialize_plan(plan);
   const std::vector<std::string> faults = planner::validate(*fb::GetPlan(bytes.data()));
@@ -156,7 +180,6 @@ Programs make_programs(const fb::ModelT& model, const CompileOptions& options) {
   Graph init = init_program(parameters, precision);
   Graph apply = apply_program(storage, recipe, precision);
   Programs programs{.parameters = std::move(parameters),
-                    .logits = std::move(logits),
                     .storage = std::move(storage),
                     .init = std::move(init),
                     .accumulate = std::move(accumulate),
@@ -227,12 +250,13 @@ fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   lowered.io = std::move(io);
   lowered.model = std::make_unique<fb::ModelT>(model);
   lowered.recipe = std::make_unique<fb::RecipeT>(recipe);
-  lowered.vocab_size = vocab_size(model, programs.logits.cols());
+  lowered.vocab_size = vocab_size(model, programs.accumulate);
   lowered.saved_by_order = programs.saved_by_order;
   if (options.on_stage)
     for (const auto& program : lowered.programs)
       options.on_stage(fmt::format("{}: instructions", fb::EnumNameProgramKind(program->kind)),
                        dump_program(lowered, *program));
+  check_size(lowered);
   check_plan(lowered);
   return lowered;
 }

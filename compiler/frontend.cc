@@ -2,6 +2,8 @@
 
 #include <flatbuffers/idl.h>
 
+#include <algorithm>
+#include <cctype>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -13,10 +15,11 @@
 namespace moec {
 namespace {
 
+bool is_control(char c) { return std::iscntrl(static_cast<unsigned char>(c)) != 0; }
+
 /// The parser's message is "<file>:<line>: <column>: error: <what>", possibly with further lines.
 std::string one_line(std::string message) {
-  for (char& c : message)
-    if (c == '\n' || c == '\r') c = ' ';
+  std::ranges::replace_if(message, is_control, ' ');
   while (!message.empty() && message.back() == ' ') message.pop_back();
   return message;
 }
@@ -27,6 +30,27 @@ std::string model_schema() {
   const std::string include = "include \"ops.fbs\";";
   model.erase(model.find(include), include.size());
   return std::string(schema_text::ops) + model;
+}
+
+/// Messages, logs and reports show names as they are.
+void check_names(const fb::ModelT& model, const std::string& file) {
+  const auto check = [&](const std::string& name) {
+    if (std::ranges::any_of(name, is_control))
+      compile_error("{}: the name '{}' has control characters", file, one_line(name));
+  };
+  check(model.name);
+  for (const auto& block : model.blocks) {
+    check(block->name);
+    for (const auto& carry : block->carry) {
+      check(carry->from);
+      check(carry->to);
+    }
+    for (const auto& node : block->nodes) {
+      check(node->name);
+      std::ranges::for_each(node->inputs, check);
+      if (const fb::LinearT* linear = node->op.AsLinear()) check(linear->tied_to);
+    }
+  }
 }
 
 }  // namespace
@@ -47,6 +71,7 @@ fb::ModelT parse_model(const std::string& json, const std::string& name) {
   if (model.version == 0 || model.version > kModelVersion)
     compile_error("{}: model version {}, but this build reads versions 1 to {}", name, model.version,
                   kModelVersion);
+  check_names(model, name);
   if (!model.recipe) model.recipe = std::make_unique<fb::RecipeT>();
   if (!model.recipe->adamw) model.recipe->adamw = std::make_unique<fb::AdamWT>();
   if (!model.recipe->schedule) model.recipe->schedule = std::make_unique<fb::ScheduleT>();

@@ -4,6 +4,7 @@
 
 #include "compiler/fuse_linear.h"
 #include "compiler/fuse_norm.h"
+#include "compiler/fuse_rope.h"
 #include "compiler/rewriter.h"
 
 namespace moec {
@@ -27,7 +28,8 @@ bool add_residual(Rewriter& graph, int at) {
     Node fused = graph.node(op);
     fused.inputs[static_cast<size_t>(residual)] = add.inputs[static_cast<size_t>(1 - branch)];
     fused.outputs[0] = add.outputs[0];
-    if (graph.merge(at, op, std::move(fused))) return true;
+    // Where the add was, if what is added comes later than the op.
+    if (graph.merge(at, op, fused) || graph.merge(op, at, std::move(fused))) return true;
   }
   return false;
 }
@@ -108,11 +110,13 @@ constexpr RewriteRule kRules[] = {embedding_then_positions,
                                   embedding_then_dropout,
                                   linear_then_activation,
                                   linear_then_dropout,
+                                  linear_then_rope,
                                   add_residual,
                                   add_then_norm,
                                   norm_gradient_then_dropout,
                                   linear_gradient_then_activation,
                                   linear_parameter_gradients,
+                                  attention_gradient_then_rope,
                                   loss_and_gradient};
 
 }  // namespace

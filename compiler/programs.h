@@ -31,7 +31,6 @@ Graph prefill_program(const fb::ModelT& model, const fb::RecipeT& recipe, const 
 /// Everything that a plan is made of, before memory is planned.
 struct Programs {
   std::vector<Parameter> parameters;
-  TensorType logits;
   Storage storage;
   Graph init, accumulate, apply, evaluate, prefill;
   uint64_t saved_by_order = 0;

@@ -92,6 +92,17 @@ std::vector<std::string> variants_of(std::string_view key) {
   return names;
 }
 
+/// The kernel's row in operand_shapes.def; every shape where it has none.
+ShapeRule shapes_of(const KernelInfo& info) {
+  constexpr std::pair<std::string_view, std::string_view> kRows[] = {
+#define SHAPES(key, shapes) {#key, shapes},
+#include "kernels/operand_shapes.def"
+#undef SHAPES
+  };
+  const auto row = std::ranges::find(kRows, info.key, &std::pair<std::string_view, std::string_view>::first);
+  return row == std::end(kRows) ? ShapeRule() : ShapeRule(info, row->second);
+}
+
 int index_of(const std::vector<Operand>& operands, std::string_view name) {
   for (size_t i = 0; i < operands.size(); ++i)
     if (operands[i].name == name) return static_cast<int>(i);
@@ -129,10 +140,16 @@ struct CallTypes {
     return false;
   }
 
+  /// Parameters of 16 bits have masters.
+  bool allow_absent(OperandType type) const {
+    return type != OperandType::master || (number != fb::DType::BF16 && number != fb::DType::F16);
+  }
+
   bool allow(const std::vector<TensorView>& operands, const std::vector<Operand>& declared) const {
-    for (size_t i = 0; i < operands.size(); ++i)
-      if (operands[i].present() && !allow(declared[std::min(i, declared.size() - 1)].type, operands[i].dtype))
-        return false;
+    for (size_t i = 0; i < operands.size(); ++i) {
+      const OperandType type = declared[std::min(i, declared.size() - 1)].type;
+      if (operands[i].present() ? !allow(type, operands[i].dtype) : !allow_absent(type)) return false;
+    }
     return true;
   }
 };
@@ -154,6 +171,7 @@ KernelInfo make_row(std::string_view key, const char* signature, const char* in_
                              .input = info.input_index(pair.substr(sep + 1)),
                              .required = pair[sep] == '!'});
   }
+  info.shapes = shapes_of(info);
   return info;
 }
 

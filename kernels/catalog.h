@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/kernel.h"
+#include "kernels/operand_shapes.h"
 
 namespace moec {
 
@@ -36,6 +37,7 @@ struct KernelInfo {
   std::vector<Operand> outputs;
   std::vector<InPlace> in_place;
   std::vector<std::string> variants;  // names of kernels/variants.def
+  ShapeRule shapes;
   /// Bytes of workspace for a call with these operand shapes; data pointers are not read.
   uint64_t (*workspace)(const KernelCall& call) = nullptr;
 
@@ -43,7 +45,7 @@ struct KernelInfo {
   int input_index(std::string_view name) const;
   int output_index(std::string_view name) const;
 
-  /// Whether operands of these types can be those of one call; absent ones fit.
+  /// Whether operands of these types can be those of one call; absent ones fit, but for masters of 16 bits.
   bool types_fit(const KernelCall& call) const;
 };
 

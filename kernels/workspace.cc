@@ -41,10 +41,10 @@ namespace {
 
 constexpr uint64_t kF64 = 8;
 
-/// The first present operand of rank two or more: the matrix that a reduction kernel reads.
+/// The first operand that is no scalar: the matrix that a reduction kernel reads.
 const TensorView& matrix(const KernelCall& call) {
   return *std::find_if(call.inputs.begin(), call.inputs.end(),
-                       [](const TensorView& t) { return t.rank >= 2; });
+                       [](const TensorView& t) { return t.rank >= 1; });
 }
 
 }  // namespace

@@ -293,6 +293,7 @@ std::vector<std::string> validate(const fb::Plan& plan) {
   Faults faults;
   check_tables(checked, faults);
   if (faults.none()) check_calls(checked, faults);
+  if (faults.none()) check_gradient_norm(checked, faults);
   if (faults.none()) check_memory(checked, faults);
   return faults.take();
 }

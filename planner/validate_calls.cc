@@ -5,7 +5,6 @@
 #include <string_view>
 
 #include "kernels/catalog.h"
-#include "kernels/workspace.h"
 #include "planner/validate_parts.h"
 
 namespace moec::planner {
@@ -16,10 +15,6 @@ using Ids = flatbuffers::Vector<int32_t>;
 /// Index of the declaration that the i-th operand of a list falls under.
 int declared_at(uint32_t i, const std::vector<Operand>& declared) {
   return static_cast<int>(std::min<size_t>(i, declared.size() - 1));
-}
-
-bool operator_known(const fb::Instruction& instruction) {
-  return instruction.op_type() != fb::Op::NONE && instruction.op_type() <= fb::Op::MAX;
 }
 
 /// One instruction, whose faults start with `where`.
@@ -35,11 +30,12 @@ class Call {
   void check() {
     info_ = find_kernel(instruction_.kernel()->string_view());
     if (!info_) return fault("the kernel is unknown");
-    if (!operator_known(instruction_)) return fault("the op has no attributes");
+    if (const fb::Op op = instruction_.op_type(); op != info_->attributes)
+      return fault("the kernel has the attributes of '{}'", op <= fb::Op::MAX ? fb::EnumNameOp(op) : "?");
     check_variant();
     const bool inputs = check_list(instruction_.inputs(), info_->inputs, "input");
     const bool outputs = check_list(instruction_.outputs(), info_->outputs, "output");
-    if (!inputs || !outputs || !check_types_and_workspace()) return;
+    if (!inputs || !outputs || !check_types_shapes_and_workspace()) return;
     check_outputs();
     check_required_pairs();
   }
@@ -114,9 +110,8 @@ class Call {
     return false;
   }
 
-  /// Types and workspace. The catalog's demand is a function of shapes; it may read only what the operands
-  /// are known to have.
-  bool check_types_and_workspace() {
+  /// The catalog's demand for workspace is a function of shapes that fit.
+  bool check_types_shapes_and_workspace() {
     const int id = instruction_.workspace();
     if (id != -1) {
       if (!check_id(id)) return false;
@@ -125,15 +120,21 @@ class Call {
         return false;
       }
     }
-    KernelCall call;
-    call.inputs = views(instruction_.inputs());
-    call.outputs = views(instruction_.outputs());
+    fb::OpUnion op;
+    op.type = instruction_.op_type();
+    op.value = fb::OpUnion::UnPack(instruction_.op(), op.type, nullptr);
+    const KernelCall call{.inputs = views(instruction_.inputs()),
+                          .outputs = views(instruction_.outputs()),
+                          .workspace = {},
+                          .op = &op};
     if (!info_->types_fit(call)) {
       fault("the operands' types do not fit the kernel: {}", types_text(call));
       return false;
     }
-    if (!shapes_fit(call)) {
-      fault("the operands' shapes do not fit the kernel");
+    const fb::Recipe& recipe = *checked_.plan.recipe();
+    const PlanSizes sizes = {recipe.batch_size(), recipe.seq_len(), checked_.plan.vocab_size()};
+    if (const std::string misfit = info_->shapes.misfit(*info_, call, sizes); !misfit.empty()) {
+      fault("{}", misfit);
       return false;
     }
     const uint64_t needed = info_->workspace(call);
@@ -151,19 +152,6 @@ class Call {
       return fmt::format("{}", fmt::join(types, ", "));
     };
     return list(call.inputs) + " -> " + list(call.outputs);
-  }
-
-  bool shapes_fit(const KernelCall& call) const {
-    const auto demand = info_->workspace;
-    if (demand == workspace::column_partials || demand == workspace::column_partials_twice ||
-        demand == workspace::row_partials)
-      return std::ranges::any_of(call.inputs, [](const TensorView& view) { return view.rank >= 2; });
-    if (demand == workspace::expert_index) {
-      constexpr int64_t kMostIndices = int64_t{1} << 31;  // they are i32
-      const int64_t assignments = call.inputs[0].elements(), offsets = call.outputs[0].elements();
-      return assignments < kMostIndices && offsets > 0 && offsets < kMostIndices;
-    }
-    return true;
   }
 
   std::vector<TensorView> views(const Ids* ids) const {

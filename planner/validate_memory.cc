@@ -99,6 +99,7 @@ class Walk {
     }
     for (uint32_t k = 0; k < length(instruction.outputs()); ++k)
       if (const int id = instruction.outputs()->Get(k); id != -1) write(i, id, where);
+    if (const auto squared = squared_gradient(checked_, instruction)) squared_.push_back(*squared);
   }
 
   /// `where` names the reader; it is called only to report a fault.
@@ -136,11 +137,15 @@ class Walk {
                   quoted(tensor.name()), before);
   }
 
-  /// What the program leaves for the host must be there at its end.
+  /// What the program leaves for the host, or for grad_norm in place of a gradient, must be there at its end.
   void hand_over(uint32_t last) {
+    const std::string program = program_name(checked_.program(program_).kind());
+    const auto norm = [&] { return program + ": grad_norm"; };
+    for (const SquaredGradient& squared : squared_)
+      for (const int id : {squared.gradient, squared.sums}) read(last, id, norm);
     const fb::Interface* io = checked_.plan.io();
     if (!io) return;
-    const auto host = [&] { return program_name(checked_.program(program_).kind()) + ": the host"; };
+    const auto host = [&] { return program + ": the host"; };
     for (int id : {io->train_state(), io->metrics(), io->logits()})
       if (id != -1 && written_[id]) read(last, id, host);
   }
@@ -155,6 +160,7 @@ class Walk {
   int program_;
   std::vector<Use>& uses_;
   std::vector<bool> written_;
+  std::vector<SquaredGradient> squared_;
   std::array<Contents, static_cast<size_t>(fb::ArenaKind::MAX) + 1> contents_;
 };
 

@@ -1,10 +1,11 @@
 // What the parts of the validator share. Each part may assume that the parts before it found no fault:
-// tables, then calls, then memory.
+// tables, then calls, then the gradient norm, then memory.
 #pragma once
 
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -79,9 +80,22 @@ std::string describe(const CheckedPlan& checked, int program, uint32_t instructi
 /// refer to. Fills `checked.tensors`.
 void check_tables(CheckedPlan& checked, Faults& faults);
 
-/// Every instruction against its row of the catalog: kernel, operands, workspace, which operands share bytes,
-/// and which are the interface's.
+/// Every instruction against its row of the catalog: kernel, attributes, operands, workspace, which operands
+/// share bytes, and which are the interface's.
 void check_calls(const CheckedPlan& checked, Faults& faults);
+
+/// Tensor ids of a gradient that outlives programs, and of the sums of its squares, by the kernel that wrote
+/// both.
+struct SquaredGradient {
+  int gradient, sums;
+};
+
+/// What the instruction is that, nothing where it is another.
+std::optional<SquaredGradient> squared_gradient(const CheckedPlan& checked,
+                                                const fb::Instruction& instruction);
+
+/// Whether grad_norm sums each gradient that adamw uses, and nothing else, once.
+void check_gradient_norm(const CheckedPlan& checked, Faults& faults);
 
 /// Walks each program with a map from addresses to the tensors last written there, then compares lifetimes,
 /// overlaps of live buffers and the lower bound with what the walk saw.

@@ -43,47 +43,6 @@ Status check_identifier(const std::string& bytes, const std::string& source) {
                                  printable(found), fb::PlanIdentifier()));
 }
 
-/// Whether rows of this width hold the query heads, and of keys and values each the kv_heads, that the
-/// attributes tell of.
-template <class Attributes>
-bool holds_heads(const Attributes& attributes, int64_t width) {
-  const uint64_t heads = attributes.heads, groups = attributes.kv_heads, dim = attributes.head_dim;
-  const auto columns = static_cast<uint64_t>(width);
-  return groups > 0 && dim > 0 && heads <= columns && groups <= columns && dim <= columns &&
-         heads % groups == 0 && (heads + 2 * groups) * dim == columns;
-}
-
-/// Whether the heads that kernels of attention and RoPE read are those of their operands.
-bool heads_fit(const LoadedPlan& loaded, const fb::InstructionT& instruction) {
-  const int qkv = find_kernel(instruction.kernel)->input_index("qkv");  // that of rope_bwd is its first, dy
-  const auto width = [&]() -> int64_t {
-    const auto& shape = loaded.tensor(instruction.inputs[static_cast<size_t>(std::max(qkv, 0))])->shape;
-    return shape.empty() ? 0 : shape.back();
-  };
-  if (const fb::AttentionT* attention = instruction.op.AsAttention()) return holds_heads(*attention, width());
-  if (const fb::RopeT* rope = instruction.op.AsRope()) return holds_heads(*rope, width());
-  return true;
-}
-
-Status check_attributes(const LoadedPlan& loaded) {
-  for (const auto& program : loaded.plan.programs) {
-    for (size_t i = 0; i < program->instructions.size(); ++i) {
-      const fb::InstructionT& instruction = *program->instructions[i];
-      if (instruction.op.value != nullptr &&
-          instruction.op.type == find_kernel(instruction.kernel)->attributes) {
-        if (heads_fit(loaded, instruction)) continue;
-        return input_error(
-            fmt::format("{}: {} instruction {}: the heads of '{}' are not those of its operands",
-                        loaded.source, fb::EnumNameProgramKind(program->kind), i, instruction.kernel));
-      }
-      return input_error(fmt::format("{}: {} instruction {}: kernel '{}' has the attributes of '{}'",
-                                     loaded.source, fb::EnumNameProgramKind(program->kind), i,
-                                     instruction.kernel, fb::EnumNameOp(instruction.op.type)));
-    }
-  }
-  return {};
-}
-
 TensorView shape_view(const fb::PlanT& plan, int id) {
   TensorView view;
   if (id < 0) return view;
@@ -155,7 +114,6 @@ Result<std::shared_ptr<const LoadedPlan>> parse_plan(std::string bytes, const st
     loaded->source = source;
     plan.UnPackTo(&loaded->plan);
     loaded->bytes = std::move(bytes);
-    MOEC_RETURN_IF_ERROR(check_attributes(*loaded));
     return std::shared_ptr<const LoadedPlan>(std::move(loaded));
   });
 }

@@ -41,9 +41,8 @@ std::string_view variant_of(const fb::PlanT& plan, const fb::InstructionT& instr
 /// Shapes of an instruction of the plan, as call_shapes() of kernels/call_shapes.h shows them.
 std::string call_shapes(const fb::PlanT& plan, const fb::InstructionT& instruction);
 
-/// Reads and checks a plan file: identifier, FlatBuffers verifier, version, the independent validator, and
-/// the kind of attributes each kernel is given. An unsound file is an input error of one line that names it
-/// and the fault.
+/// Reads and checks a plan file: identifier, FlatBuffers verifier, version, and the independent validator. An
+/// unsound file is an input error of one line that names it and the fault.
 Result<std::shared_ptr<const LoadedPlan>> load_plan(const std::string& path);
 
 /// The same from memory; `source` stands for the path in messages.

@@ -11,6 +11,7 @@
 
 #include "runtime/file_io.h"
 #include "runtime/guard.h"
+#include "runtime/pace.h"
 #include "runtime/run_dir.h"
 #include "runtime/trace_file.h"
 
@@ -18,9 +19,6 @@ namespace moec::runtime {
 namespace {
 
 using nlohmann::json;
-
-/// How far the host is ahead of the device, at most: enough to never let it wait, little enough to stop soon.
-constexpr double kSecondsInFlight = 0.25;
 
 Status check_options(const TrainOptions& options) {
   const std::pair<const char*, int64_t> counts[] = {
@@ -66,7 +64,7 @@ class Trainer {
       MOEC_RETURN_IF_ERROR(session_.train_step());
       MOEC_ASSIGN_OR_RETURN(LateMetrics late, session_.read_metrics_later());
       in_flight_.push_back(std::move(late));
-      MOEC_RETURN_IF_ERROR(take_in(most_in_flight()));
+      MOEC_RETURN_IF_ERROR(take_in(pace_.most_in_flight()));
       if (!at_end()) MOEC_RETURN_IF_ERROR(do_what_is_due());
     }
     MOEC_RETURN_IF_ERROR(take_in(0));
@@ -164,7 +162,7 @@ class Trainer {
         MOEC_RETURN_IF_ERROR(take_in(in_flight_.front()));
         in_flight_.pop_front();
       } else if (in_flight_.size() > most) {
-        sleep_while_in_flight();
+        std::this_thread::sleep_for(std::chrono::duration<double>(pace_.sleep_seconds(in_flight_.size())));
       } else {
         return {};
       }
@@ -172,23 +170,11 @@ class Trainer {
     return {};
   }
 
-  /// For half of the time that the steps in flight should take: the device has work for the other half.
-  void sleep_while_in_flight() const {
-    constexpr double kLeast = 20e-6, kMost = 0.1;
-    const double seconds = 0.5 * static_cast<double>(in_flight_.size()) * step_seconds_;
-    std::this_thread::sleep_for(std::chrono::duration<double>(std::clamp(seconds, kLeast, kMost)));
-  }
-
-  size_t most_in_flight() const {
-    constexpr double kLeast = 2, kMost = Device::kMostLateReads - 1;
-    if (step_seconds_ <= 0) return static_cast<size_t>(kLeast);
-    return static_cast<size_t>(std::clamp(kSecondsInFlight / step_seconds_, kLeast, kMost));
-  }
-
   Status take_in(LateMetrics& step) {
     MOEC_ASSIGN_OR_RETURN(row_.metrics, step.metrics());
-    MOEC_ASSIGN_OR_RETURN(step_seconds_, step.seconds());
-    row_.seconds += step_seconds_;
+    MOEC_ASSIGN_OR_RETURN(const double seconds, step.seconds());
+    pace_.step_took(seconds);
+    row_.seconds += seconds;
     ++row_.steps;
     row_.skipped = row_.metrics.skipped_steps > skipped_steps_;
     skipped_steps_ = row_.metrics.skipped_steps;
@@ -274,7 +260,7 @@ class Trainer {
   std::optional<LineFile> log_;
   std::optional<StepTracer> tracer_;
   std::deque<LateMetrics> in_flight_;  // steps submitted and not taken in, oldest first
-  double step_seconds_ = 0;            // of the last step taken in
+  Pace pace_{Device::kMostLateReads - 1};
   Row row_;
   int64_t skipped_steps_ = 0;  // by the steps taken in
   int64_t saved_step_ = -1;    // of the newest checkpoint

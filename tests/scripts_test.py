@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Gives the Python scripts files that are missing or broken: each must end with one line that names the file. Runs shell
-scripts with stand-ins for what takes long.
+"""Gives the Python scripts files that are missing or broken, and takes libraries from them: each must end with one line that
+names the file or the library. Runs shell scripts with stand-ins for what takes long.
 
     scripts_test.py BIN
 
-BIN is the folder of the built tools. Scripts whose libraries this machine lacks are passed over.
+BIN is the folder of the built tools. Scripts whose libraries this machine lacks are asked for these only.
 """
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,14 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def fault_of(command, named):
+LIBRARIES = ("numpy", "torch", "transformers")
+
+
+def fault_of(command, named, environment=None):
     """What is wrong with the way in which a script refuses its input, None when nothing is."""
-    done = subprocess.run([sys.executable, "-B", *map(str, command)], cwd=ROOT, capture_output=True, text=True)
-    if "ModuleNotFoundError" in done.stderr:
+    done = subprocess.run([sys.executable, "-B", *map(str, command)], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | (environment or {}))
+    if any(done.stderr == f"{command[0]}: needs the Python package {library}, which is not installed\n" for library in LIBRARIES):
         return None
     last = done.stderr.strip().split("\n")[-1]
     usage = done.stderr.startswith("usage: ")
@@ -48,6 +53,18 @@ def cases(tools, folder):
     yield ["bench/peers/torch_char_gpt.py", missing], missing
     yield ["tests/oracle/kernel_errors.py", missing], missing
     yield ["tests/report/page_test.py", missing, example], missing
+
+
+def library_faults(folder):
+    """What scripts do wrong where the libraries that they need are not installed."""
+    for library in LIBRARIES:
+        (folder / f"{library}.py").write_text(f"raise ModuleNotFoundError('', name='{library}')\n")
+    needing = re.compile(rf"^(import|from) ({'|'.join(LIBRARIES)})\b.*__main__", re.MULTILINE | re.DOTALL)
+    scripts = sorted(path.relative_to(ROOT) for place in ("bench/peers", "tests/oracle") for path in ROOT.glob(f"{place}/*.py")
+                     if needing.search(path.read_text()))
+    compare = ["bench/compare.py", "--moebench", sys.executable]
+    for command in [*([script] for script in scripts), [*compare, "numpy"], [*compare, "torch"]]:
+        yield fault_of(command, "needs the Python package", {"PYTHONPATH": str(folder)})
 
 
 def make_tool(path, body):
@@ -87,8 +104,10 @@ def quickstart_fault(folder):
 
 
 def main():
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as tree:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as tree, \
+            tempfile.TemporaryDirectory() as libraries:
         faults = [fault_of(*case) for case in cases(pathlib.Path(sys.argv[1]), pathlib.Path(folder))]
+        faults += library_faults(pathlib.Path(libraries))
         faults.append(quickstart_fault(pathlib.Path(tree)))
         faults.append(gpu_check_fault(pathlib.Path(folder)))
     for fault in filter(None, faults):

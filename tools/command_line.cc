@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <iostream>
@@ -185,6 +186,7 @@ CLI::App* add_command(CLI::App& app, const std::string& name, const std::string&
 
 int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const Command> commands) {
   const std::string tool = app.get_name();
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that grows too large is a write that fails
   try {
     if (argc < 2) {
       report(tool, "nothing to do; see --help", kWrongUse);

@@ -87,7 +87,11 @@ sanitize() {
   local cases="every op's samples run on memory*,the optimizer step*,gradients of a layer in full precision*"
   # Our own kernels for Hopper store by TMA, too; the variants hold them.
   [[ $1 == initcheck ]] || cases+=",every variant of every op's samples runs*"
-  "$sanitizer" --tool "$1" --print-limit 100000 --error-exitcode 9 "$bin/test_cuda" -tc="$cases" | tee "$work/$1"
+  # racecheck misjudges the clusters of cuBLAS' own kernels (nvjet).
+  local skip=()
+  [[ $1 != racecheck ]] || skip=(--kernel-name-exclude kns=nvjet)
+  "$sanitizer" --tool "$1" "${skip[@]}" --print-limit 100000 --error-exitcode 9 "$bin/test_cuda" -tc="$cases" |
+    tee "$work/$1"
   local status=${PIPESTATUS[0]}
   sed -n 's/.*ERROR SUMMARY: \(.*\)/note: \1/p; s/.*RACECHECK SUMMARY: \(.*\)/note: \1/p' "$work/$1"
   if [[ $1 == initcheck && $status == 9 ]] && reads_tma_alone "$work/$1"; then
@@ -104,7 +108,7 @@ planted() {
   ((status == 9)) && echo "note: found"
 }
 
-# Losses of the same 1,000 steps on both devices, within 1%.
+# Losses of the same 1,000 steps on both devices, within 1%; those of the GPU under half a second, start-up aside.
 training() {
   "$bin/moec" "$root/schema/examples/char-gpt.json" -o "$work/char-gpt.plan" || return 1
   local device
@@ -113,13 +117,14 @@ training() {
       --log-every 250 --peak-tflops 1 --out-dir "$work/run-$device" | tee "$work/$device.out" || return 1
   done
   python3 - "$work" <<'PYTHON'
-import re, sys
+import json, re, sys
 text = {device: open(f"{sys.argv[1]}/{device}.out").read() for device in ("cpu", "cuda")}
 loss = {device: float(re.search(r"validation loss ([\d.]+)\s*\|? ?(?:saved.*)?$", out.strip()).group(1)) for device, out in text.items()}
 time = {device: re.search(r"^done .* after ([^|]+) \|", out, re.M).group(1) for device, out in text.items()}
-step = re.findall(r"\| ([\d.]+ .?s) \|", text["cuda"])[-1]
-print(f"note: validation loss {loss['cuda']:.4f} in {time['cuda']}, {step} a step at the end, on the CPU {loss['cpu']:.4f} in {time['cpu']}")
-sys.exit(abs(loss["cuda"] - loss["cpu"]) > 0.01 * loss["cpu"])
+rows = [json.loads(line) for line in open(f"{sys.argv[1]}/run-cuda/log.jsonl")]
+steps = sum(250 * row["ms"] for row in rows if "ms" in row) / 1000
+print(f"note: validation loss {loss['cuda']:.4f}, steps {steps:.2f} s (< 0.5) of {time['cuda']}, on the CPU {loss['cpu']:.4f} in {time['cpu']}")
+sys.exit(abs(loss["cuda"] - loss["cpu"]) > 0.01 * loss["cpu"] or steps >= 0.5)
 PYTHON
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <limits>
 #include <map>
 #include <memory>
@@ -51,13 +52,25 @@ fb::LossScaleT& loss_scale(fb::RecipeT& recipe) {
   return *recipe.loss_scale;
 }
 
+/// A flag that only some schedules read.
+struct ScheduleFlag {
+  const char* flag;
+  bool (*read_by)(fb::ScheduleKind kind);
+  const char* readers;
+};
+
+constexpr ScheduleFlag kScheduleFlags[] = {
+    {"--min-lr-ratio", [](fb::ScheduleKind kind) { return kind != fb::ScheduleKind::Constant; },
+     "linear, cosine or wsd"},
+    {"--decay-steps", [](fb::ScheduleKind kind) { return kind == fb::ScheduleKind::Wsd; }, "wsd"}};
+
 }  // namespace
 
 template <class T>
 void RecipeFlags::add(CLI::App& app, const std::string& name, const std::string& help,
                       void (*set)(fb::RecipeT&, T)) {
   const auto keep = [this, name, set](const T& value) {
-    if (compile_flag_.empty()) compile_flag_ = name;
+    compile_flags_.push_back(name);
     changes_.push_back([set, value](fb::RecipeT& recipe) { set(recipe, value); });
   };
   app.add_option_function<T>(name, keep, help)
@@ -72,7 +85,7 @@ void RecipeFlags::add_enum(CLI::App& app, const std::string& name, const std::st
   std::vector<std::string> choices;
   for (const auto& [word, value] : words) choices.push_back(word);
   const auto keep = [this, name, set, words](const std::string& text) {
-    if (compile_flag_.empty()) compile_flag_ = name;
+    compile_flags_.push_back(name);
     for (const auto& [word, value] : words)
       if (word == text) changes_.push_back([set, v = value](fb::RecipeT& recipe) { set(recipe, v); });
   };
@@ -140,16 +153,15 @@ void RecipeFlags::add_to(CLI::App& app, MemoryBudgetFlag memory_budget) {
                           {"sequential", fb::Sampling::Sequential}},
                          [](R& r, fb::Sampling v) { r.sampling = v; });
   const auto keep_budget = [this](const std::string& text) {
-    if (compile_flag_.empty()) compile_flag_ = "--memory-budget";
+    compile_flags_.push_back("--memory-budget");
     changes_.push_back([bytes = *parse_bytes(text)](R& r) { r.memory_budget = bytes; });
   };
   if (memory_budget == MemoryBudgetFlag::kOffered)
     app.add_option_function<std::string>(
            "--memory-budget", keep_budget,
-           "Bytes that all arenas may take together, e.g. 139GiB: the fastest "
-           "plan\nwithin them, which computes again in the backward pass what it "
-           "cannot\nkeep. Without, nothing runs twice, and experts' activations "
-           "are not kept")
+           "Bytes that all arenas may take together, e.g. 139GiB: the fastest plan\n"
+           "within them, which computes again in the backward pass what it cannot\n"
+           "keep; without, nothing runs twice, and experts' activations are not kept")
         ->check(byte_size())
         ->type_name("BYTES")
         ->group(kGroup);
@@ -158,7 +170,7 @@ void RecipeFlags::add_to(CLI::App& app, MemoryBudgetFlag memory_budget) {
       ->type_name("N")
       ->group(kGroup);
   const auto keep_window = [this](const int64_t& tokens) {
-    if (compile_flag_.empty()) compile_flag_ = "--window-tokens";
+    compile_flags_.push_back("--window-tokens");
     window_tokens_ = tokens;
   };
   app.add_option_function<int64_t>("--window-tokens", keep_window,
@@ -184,6 +196,9 @@ fb::ModelT RecipeFlags::read_spec(const std::string& path) const {
   for (const auto& change : changes_) change(*model.recipe);
   if (lr_) model.recipe->lr = *lr_;
   if (seed_) model.recipe->seed = *seed_;
+  for (const auto& [flag, read_by, readers] : kScheduleFlags)
+    if (std::ranges::count(compile_flags_, flag) > 0 && !read_by(model.recipe->schedule->kind))
+      compile_error("{}: {} is for --schedule {}", path, flag, readers);
   return model;
 }
 

@@ -32,12 +32,12 @@ class RecipeFlags {
   void add_to(CLI::App& app, MemoryBudgetFlag memory_budget = MemoryBudgetFlag::kOffered);
 
   /// The first flag given that only a compilation can honour (all but --lr and --seed), empty when none.
-  const std::string& compile_flag() const { return compile_flag_; }
+  std::string compile_flag() const { return compile_flags_.empty() ? "" : compile_flags_.front(); }
   std::optional<float> lr() const { return lr_; }
   std::optional<uint64_t> seed() const { return seed_; }
 
   /// The spec at `path` with the recipe changed as the flags say. Throws CompileError, with the place, for
-  /// JSON that is no model.
+  /// JSON that is no model, and for flags that the recipe would ignore.
   fb::ModelT read_spec(const std::string& path) const;
   /// `options` with what the flags say about compiling. Fails for a file of measured times that cannot be
   /// read.
@@ -57,7 +57,7 @@ class RecipeFlags {
                 std::vector<std::pair<std::string, T>> words, void (*set)(fb::RecipeT&, T));
 
   std::vector<std::function<void(fb::RecipeT&)>> changes_;
-  std::string compile_flag_;
+  std::vector<std::string> compile_flags_;  // as given
   std::optional<float> lr_;
   std::optional<uint64_t> seed_;
   std::optional<int64_t> window_tokens_;

@@ -10,7 +10,12 @@ for library in ("OMP", "OPENBLAS", "MKL", "BLIS"):
     os.environ[f"{library}_NUM_THREADS"] = "1"
 
 import statistics
+import sys
 import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import reading  # noqa: E402, F401: tells of libraries that are missing
 
 import numpy as np
 

@@ -7,8 +7,12 @@ mean over the whole rest, in consecutive windows of 64 (a shorter last one is le
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import reading  # noqa: E402, F401: tells of libraries that are missing
 
 import torch
 import torch.nn.functional as F

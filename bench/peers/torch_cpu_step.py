@@ -8,7 +8,12 @@ the fastest of several rounds, and the fastest step. Needs torch; torch.compile 
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import reading  # noqa: E402, F401: tells of libraries that are missing
 
 import torch
 import torch.nn.functional as F

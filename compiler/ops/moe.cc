@@ -51,8 +51,17 @@ void infer_dispatch(OpCall& call) {
 
 void dispatch_rule(BackwardContext& b) { b.emit("dispatch_bwd", {b.grad(0), b.input(2)}, {0}); }
 
+/// Output 0 of this type, to which the optional input is added.
+void set_output_with_residual(OpCall& call, TensorType y, int residual) {
+  if (call.has_input(residual))
+    call.require(call.input(residual) == y, "residual {} is not like {}", call.input(residual).to_string(),
+                 y.to_string());
+  call.set_output(0, std::move(y));
+}
+
 void infer_dispatch_bwd(OpCall& call) {
-  call.set_output(0, {call.input(0).dtype, with_cols(call.input(1).shape, call.input(0).cols())});
+  set_output_with_residual(call, {call.input(0).dtype, with_cols(call.input(1).shape, call.input(0).cols())},
+                           2);
 }
 
 void infer_grouped_linear(OpCall& call) {
@@ -137,7 +146,7 @@ void infer_combine(OpCall& call) {
   call.require(
       rows.shape.size() == 2 && weights.elements() == rows.shape[0] && call.input(2).shape == weights.shape,
       "routing {} does not fit rows {}", weights.to_string(), rows.to_string());
-  call.set_output(0, {rows.dtype, with_cols(weights.shape, rows.cols())});
+  set_output_with_residual(call, {rows.dtype, with_cols(weights.shape, rows.cols())}, 4);
 }
 
 double combine_flops(const OpCall& call) { return 2 * static_cast<double>(call.input(0).elements()); }
@@ -172,6 +181,10 @@ std::vector<Sample> combine_samples() {
   const std::string index = R"([
     {name: "index", inputs: ["experts"], op_type: "ExpertIndex", op: {experts: 4}},
     {name: "y", inputs: ["rows", "weights", "index.inverse", "index.permutation"], op_type: "Combine", op: {}}])";
+  const std::string with_residual = R"([
+    {name: "index", inputs: ["experts"], op_type: "ExpertIndex", op: {experts: 4}},
+    {name: "rows.combined", inputs: ["rows", "weights", "index.inverse", "index.permutation"], op_type: "Combine", op: {}},
+    {name: "y", inputs: ["r", "rows.combined"], op_type: "Add", op: {}}])";
   const std::string layer = R"([
     {name: "router", inputs: ["logits"], op_type: "Router", op: {top_k: 2}},
     {name: "index", inputs: ["router.experts"], op_type: "ExpertIndex", op: {experts: 4}},
@@ -188,6 +201,12 @@ std::vector<Sample> combine_samples() {
           {"long rows",
            {{"rows", {2, 150}}, {"weights", {1, 2}}, {"experts", {1, 2}, Fill::kDistinctExperts, 4}},
            index},
+          {"residual",
+           {{"rows", {30, 6}},
+            {"weights", {3, 5, 2}},
+            {"experts", {3, 5, 2}, Fill::kDistinctExperts, 4},
+            {"r", {3, 5, 6}}},
+           with_residual},
           {"top-k ties", {{"x", {5, 3}}, {"logits", {5, 4}, Fill::kTies}}, layer}};
 }
 
@@ -195,9 +214,18 @@ std::vector<Sample> dispatch_samples() {
   const std::string nodes = R"([
     {name: "index", inputs: ["experts"], op_type: "ExpertIndex", op: {experts: 4}},
     {name: "y", inputs: ["x", "index.permutation", "index.inverse"], op_type: "Dispatch", op: {}}])";
-  return {{"an empty expert", {{"x", {3, 5, 6}}, {"experts", {3, 5, 2}, Fill::kDistinctExperts, 4}}, nodes},
-          {"all on the same", {{"x", {7, 6}}, {"experts", {7, 1}, Fill::kOneExpert, 4}}, nodes},
-          {"long rows", {{"x", {1, 150}}, {"experts", {1, 2}, Fill::kDistinctExperts, 4}}, nodes}};
+  // x is read again, by what makes rows of the same number.
+  const std::string twice = R"([
+    {name: "index", inputs: ["experts"], op_type: "ExpertIndex", op: {experts: 4}},
+    {name: "rows", inputs: ["x", "index.permutation", "index.inverse"], op_type: "Dispatch", op: {}},
+    {name: "gate", inputs: ["x"], op_type: "Linear", op: {out_features: 2}},
+    {name: "back", inputs: ["rows", "gate", "index.inverse", "index.permutation"], op_type: "Combine", op: {}},
+    {name: "y", inputs: ["back"], op_type: "Silu", op: {}}])";
+  return {
+      {"an empty expert", {{"x", {3, 5, 6}}, {"experts", {3, 5, 2}, Fill::kDistinctExperts, 4}}, nodes},
+      {"all on the same", {{"x", {7, 6}}, {"experts", {7, 1}, Fill::kOneExpert, 4}}, nodes},
+      {"long rows", {{"x", {1, 150}}, {"experts", {1, 2}, Fill::kDistinctExperts, 4}}, nodes},
+      {"a second gradient", {{"x", {3, 5, 6}}, {"experts", {3, 5, 2}, Fill::kDistinctExperts, 4}}, twice}};
 }
 
 /// Nodes of experts as models have them, which are fused.

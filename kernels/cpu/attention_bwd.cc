@@ -3,6 +3,7 @@
 // = dS^T Q (Dao et al. 2022).
 #include <algorithm>
 
+#include "kernels/attention_part.h"
 #include "kernels/cpu/attention_layout.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/parallel.h"
@@ -195,6 +196,13 @@ void attention_bwd(const KernelCall& call) {
   } else {
     differentiate.operator()<float>();
   }
+}
+
+/// One step after the other: the reference for kernels that save a pass over memory.
+void attention_bwd_rope(const KernelCall& call) {
+  const TensorView& dqkv = call.outputs[0];
+  attention_bwd(AttentionPart(call).call());
+  rope_bwd({.inputs = {dqkv}, .outputs = {dqkv}, .workspace = {}, .op = call.op});
 }
 
 }  // namespace moec::cpu

@@ -26,9 +26,10 @@ void scan_counts(int32_t* counts, int64_t blocks, int64_t experts, int32_t* offs
   offsets[experts] = slot;
 }
 
-/// y[t] = sum_j weight(t*k + j) * rows[inverse[t,j]], in the order of j.
+/// y[t] = residual[t] + sum_j weight(t*k + j) * rows[inverse[t,j]], in this order; y may be the residual.
 template <class T, class Weight>
-void gather_rows(const TensorView& rows, const TensorView& inverse, const TensorView& y, Weight weight) {
+void gather_rows(const TensorView& rows, const TensorView& inverse, const TensorView& residual,
+                 const TensorView& y, Weight weight) {
   using Acc = Accumulator<T>;
   constexpr int64_t kCols = 256;
   const int64_t dim = y.cols(), k = inverse.elements() / y.rows();
@@ -36,6 +37,7 @@ void gather_rows(const TensorView& rows, const TensorView& inverse, const Tensor
     for (int64_t begin = 0; begin < dim; begin += kCols) {
       const int64_t n = std::min(kCols, dim - begin);
       Acc sums[kCols] = {};
+      if (residual.present()) std::copy_n(residual.as<const T>() + t * dim + begin, n, sums);
       for (int64_t a = t * k; a < (t + 1) * k; ++a) {
         const T* row = rows.as<const T>() + inverse.as<const int32_t>()[a] * dim + begin;
         const Acc factor = weight(a);
@@ -95,7 +97,8 @@ void dispatch(const KernelCall& call) {
 void dispatch_bwd(const KernelCall& call) {
   const TensorView &drows = call.inputs[0], &inverse = call.inputs[1];
   dispatch(drows.dtype, [&]<class T>() {
-    gather_rows<T>(drows, inverse, call.outputs[0], [](int64_t) { return Accumulator<T>{1}; });
+    gather_rows<T>(drows, inverse, call.inputs[2], call.outputs[0],
+                   [](int64_t) { return Accumulator<T>{1}; });
   });
 }
 
@@ -103,7 +106,8 @@ void combine(const KernelCall& call) {
   const TensorView &rows = call.inputs[0], &inverse = call.inputs[2];
   dispatch(rows.dtype, [&]<class T>() {
     const auto* weights = call.inputs[1].as<const Accumulator<T>>();
-    gather_rows<T>(rows, inverse, call.outputs[0], [weights](int64_t a) { return weights[a]; });
+    gather_rows<T>(rows, inverse, call.inputs[4], call.outputs[0],
+                   [weights](int64_t a) { return weights[a]; });
   });
 }
 

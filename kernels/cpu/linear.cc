@@ -59,6 +59,13 @@ void fused_linear(const KernelCall& call) {
   if (residual.present()) run(add, {residual, y}, y, fb::AddT());
 }
 
+/// As fused_linear.
+void linear_rope(const KernelCall& call) {
+  const TensorView& y = call.outputs[0];
+  linear(call);
+  rope({.inputs = {y}, .outputs = {y}, .workspace = {}, .op = call.op});
+}
+
 void linear_bwd_input(const KernelCall& call) {
   const Matrix dy = as_matrix(call.inputs[0]), weight = as_matrix(call.inputs[1]);
   multiply({.a = dy, .b = weight, .c = as_matrix(call.outputs[0])});

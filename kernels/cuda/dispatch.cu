@@ -26,17 +26,18 @@ __global__ void scatter_rows_kernel(const Unit* x, const int32_t* inverse, Unit*
   }
 }
 
-/// y[t] = sum_j weight(t*k + j) * rows[inverse[t,j]], in the order of j, by a warp. Weights are 1 without
-/// `weights`.
+/// y[t] = residual[t] + sum_j weight(t*k + j) * rows[inverse[t,j]], in this order, by a warp. Weights are 1
+/// without `weights`; y may be the residual.
 template <class T, int kWidth>
-__global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const Accumulator<T>* weights, T* y,
-                                   int64_t tokens, int k, int cols) {
+__global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const Accumulator<T>* weights,
+                                   const T* residual, T* y, int64_t tokens, int k, int cols) {
   begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t token = group_row<kWarp>();
   if (token >= tokens) return;
   for (int i = group_lane<kWarp>(); i < cols / kWidth; i += kWarp) {
     Acc sums[kWidth] = {};
+    if (residual) unpack(load_packed<kWidth>(residual + token * cols, i), sums);
 #pragma unroll kTogether
     for (int64_t a = token * k; a < (token + 1) * k; ++a) {
       Acc values[kWidth];
@@ -50,13 +51,13 @@ __global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const 
 }
 
 cudaError_t gather_rows(const CudaContext& context, const TensorView& rows, const TensorView& inverse,
-                        const TensorView& weights, const TensorView& y) {
+                        const TensorView& weights, const TensorView& residual, const TensorView& y) {
   return with_type(rows.dtype, [&]<class T>() {
-    return with_width<T>(y.cols(), {&rows, &y}, [&]<int kWidth>() {
+    return with_width<T>(y.cols(), {&rows, &residual, &y}, [&]<int kWidth>() {
       return launch(context, gather_rows_kernel<T, kWidth>, group_blocks<kWarp>(y.rows()), kThreads,
                     rows.as<const T>(), inverse.as<const int32_t>(), weights.as<const Accumulator<T>>(),
-                    y.as<T>(), y.rows(), static_cast<int>(inverse.elements() / y.rows()),
-                    static_cast<int>(y.cols()));
+                    residual.as<const T>(), y.as<T>(), y.rows(),
+                    static_cast<int>(inverse.elements() / y.rows()), static_cast<int>(y.cols()));
     });
   });
 }
@@ -125,11 +126,12 @@ cudaError_t dispatch(const KernelCall& call, const CudaContext& context) {
 }
 
 cudaError_t dispatch_bwd(const KernelCall& call, const CudaContext& context) {
-  return gather_rows(context, call.inputs[0], call.inputs[1], {}, call.outputs[0]);
+  return gather_rows(context, call.inputs[0], call.inputs[1], {}, call.inputs[2], call.outputs[0]);
 }
 
 cudaError_t combine(const KernelCall& call, const CudaContext& context) {
-  return gather_rows(context, call.inputs[0], call.inputs[2], call.inputs[1], call.outputs[0]);
+  return gather_rows(context, call.inputs[0], call.inputs[2], call.inputs[1], call.inputs[4],
+                     call.outputs[0]);
 }
 
 cudaError_t combine_bwd(const KernelCall& call, const CudaContext& context) {

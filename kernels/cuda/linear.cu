@@ -5,6 +5,7 @@
 #include "kernels/cuda/bias_gradient.cuh"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/grid.cuh"
+#include "kernels/cuda/hopper/dense_product.h"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/variants.h"
 #include "kernels/workspace.h"
@@ -85,16 +86,17 @@ __global__ void epilogue_kernel(const T* z, T* y, int64_t n, bool aligned, Epilo
   store_run(y + place, count, whole, sums);
 }
 
-/// The ways to compute products: by our tiles, or by cuBLASLt's best algorithms, of which kCublas is the
-/// first.
-enum class Way { kTiled, kCublas, kCublas1, kCublas2, kCublas3 };
+/// The ways to compute products: by our tiles, those for Hopper among them, or by cuBLASLt's best algorithms,
+/// of which kCublas is the first.
+enum class Way { kTiled, kHopper, kCublas, kCublas1, kCublas2, kCublas3 };
 
 /// How many algorithms of cuBLASLt are better than that of `way`.
 int algorithm_of(Way way) { return static_cast<int>(way) - static_cast<int>(Way::kCublas); }
 
 cudaError_t multiply_alone(Way way, const Product& product, const CudaContext& context) {
-  return way == Way::kTiled ? multiply_tiled(product, context)
-                            : multiply_cublas(product, context, algorithm_of(way));
+  if (way == Way::kTiled) return multiply_tiled(product, context);
+  if (way == Way::kHopper) return hopper::multiply_dense(product, context);
+  return multiply_cublas(product, context, algorithm_of(way));
 }
 
 /// The product by cuBLASLt, and then its epilogue in a pass of its own.
@@ -175,11 +177,13 @@ bool is_small(const Product& product) {
 
 bool computes(Way way, const Product& product, const CudaContext& context) {
   if (way == Way::kTiled) return tiled_supports(product);
+  if (way == Way::kHopper) return hopper::computes_dense(product, context);
   return algorithm_of(way) < cublas_algorithms(product, algorithm_of(way) + 1, context);
 }
 
 /// Small products in bf16 are as fast by cuBLASLt, but for those that would take a second pass.
-Way choose(const Product& product) {
+Way choose(const Product& product, const CudaContext& context) {
+  if (hopper::computes_dense(product, context) && hopper::suits_dense(product)) return Way::kHopper;
   const bool saves_pass = product.a.dtype == fb::DType::F32 || !product.epilogue.empty();
   return (is_small(product) && saves_pass) || !cublas_supports(product) ? Way::kTiled : Way::kCublas;
 }
@@ -206,6 +210,32 @@ cudaError_t differentiate_parameters(Way way, const KernelCall& call, const Cuda
   return error == cudaSuccess ? bias_gradient(dy, dbias, accumulate, call.workspace, context) : error;
 }
 
+/// The product of linear_rope, and its rotation, where it can be in the same pass.
+bool rotates_at_once(const KernelCall& call, const CudaContext& context) {
+  return hopper::computes_rotated(forward(call), call.attrs<fb::RopeT>(), context);
+}
+
+cudaError_t multiply_rotated(const KernelCall& call, const CudaContext& context) {
+  return hopper::multiply_rotated(forward(call), call.attrs<fb::RopeT>(), call.outputs[0].dim(1), context);
+}
+
+/// The same in two passes.
+cudaError_t rotate(cudaError_t multiplied, const KernelCall& call, const CudaContext& context) {
+  const TensorView& y = call.outputs[0];
+  return multiplied == cudaSuccess ? rope({{y}, {y}, {}, call.op}, context) : multiplied;
+}
+
+template <Way kWay>
+bool computes_rotated_as(const KernelCall& call, const CudaContext& context) {
+  return kWay == Way::kHopper ? rotates_at_once(call, context) : computes(kWay, forward(call), context);
+}
+
+template <Way kWay>
+cudaError_t multiply_rotated_as(const KernelCall& call, const CudaContext& context) {
+  return kWay == Way::kHopper ? multiply_rotated(call, context)
+                              : rotate(multiply(kWay, forward(call), context), call, context);
+}
+
 template <Product (*kProduct)(const KernelCall&), Way kWay>
 bool computes_as(const KernelCall& call, const CudaContext& context) {
   return computes(kWay, kProduct(call), context);
@@ -221,26 +251,29 @@ cudaError_t differentiate_parameters_as(const KernelCall& call, const CudaContex
   return differentiate_parameters(kWay, call, context);
 }
 
-/// A variant of every kernel.
+/// A variant of every kernel; Hopper's products have no epilogue of fused_linear.
 template <Way kWay>
 void add_variants(std::string_view name, std::vector<CudaVariant>& to) {
   to.insert(
       to.end(),
       {{"linear", name, computes_as<forward, kWay>, multiply_as<forward, kWay>},
-       {"fused_linear", name, computes_as<fused_forward, kWay>, multiply_as<fused_forward, kWay>},
+       {"linear_rope", name, computes_rotated_as<kWay>, multiply_rotated_as<kWay>},
        {"linear_bwd_input", name, computes_as<input_gradient, kWay>, multiply_as<input_gradient, kWay>},
-       {"fused_linear_bwd_input", name, computes_as<fused_input_gradient, kWay>,
-        multiply_as<fused_input_gradient, kWay>},
        {"linear_bwd_weight", name, computes_as<weight_gradient, kWay>, multiply_as<weight_gradient, kWay>},
        {"linear_bwd_parameters", name, computes_as<weight_gradient, kWay>,
         differentiate_parameters_as<kWay>}});
+  if constexpr (kWay != Way::kHopper)
+    to.insert(to.end(),
+              {{"fused_linear", name, computes_as<fused_forward, kWay>, multiply_as<fused_forward, kWay>},
+               {"fused_linear_bwd_input", name, computes_as<fused_input_gradient, kWay>,
+                multiply_as<fused_input_gradient, kWay>}});
 }
 
 }  // namespace
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
   if (is_narrow(product)) return multiply_narrow(product, context);
-  return multiply(choose(product), product, context);
+  return multiply(choose(product, context), product, context);
 }
 
 cudaError_t linear(const KernelCall& call, const CudaContext& context) {
@@ -249,6 +282,12 @@ cudaError_t linear(const KernelCall& call, const CudaContext& context) {
 
 cudaError_t fused_linear(const KernelCall& call, const CudaContext& context) {
   return multiply(fused_forward(call), context);
+}
+
+cudaError_t linear_rope(const KernelCall& call, const CudaContext& context) {
+  const Product product = forward(call);
+  if (rotates_at_once(call, context) && hopper::suits_dense(product)) return multiply_rotated(call, context);
+  return rotate(multiply(product, context), call, context);
 }
 
 cudaError_t linear_bwd_input(const KernelCall& call, const CudaContext& context) {
@@ -266,7 +305,7 @@ cudaError_t linear_bwd_weight(const KernelCall& call, const CudaContext& context
 cudaError_t linear_bwd_parameters(const KernelCall& call, const CudaContext& context) {
   const Product product = weight_gradient(call);
   const bool at_once = is_small(product) && differentiates_at_once(call, context);
-  return differentiate_parameters(at_once ? Way::kTiled : choose(product), call, context);
+  return differentiate_parameters(at_once ? Way::kTiled : choose(product, context), call, context);
 }
 
 cudaError_t bias_bwd(const KernelCall& call, const CudaContext& context) {
@@ -281,6 +320,7 @@ std::span<const CudaVariant> linear_variants() {
     add_variants<Way::kCublas2>("cublas.2", all);
     add_variants<Way::kCublas3>("cublas.3", all);
     add_variants<Way::kTiled>("tiled", all);
+    add_variants<Way::kHopper>("hopper", all);
     return all;
   }();
   return variants;

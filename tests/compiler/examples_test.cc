@@ -100,4 +100,51 @@ TEST_CASE("the validator rejects every mutation of compiled plans") {
   CHECK(total >= 1000);
 }
 
+TEST_CASE("the validator knows which gradients the norm sums by way of their squares") {
+  const fb::PlanT sound = compile(example("moe-6.9b"));
+  const auto fault_of = [&](auto&& change) {
+    fb::PlanT plan(sound);
+    for (const auto& program : plan.programs)
+      for (const auto& instruction : program->instructions)
+        if (change(*instruction)) {
+          const std::vector<std::string> faults = faults_of(plan);
+          return faults.empty() ? std::string() : faults.front();
+        }
+    return std::string("nothing changed");
+  };
+  const auto is_norm = [](const fb::InstructionT& i) { return i.kernel == "grad_norm" && i.inputs[1] != -1; };
+  const auto is_squared = [](const fb::InstructionT& i) {
+    return i.kernel == "grouped_linear_bwd_weight" && i.outputs[1] != -1;
+  };
+  CHECK(fault_of(is_norm).empty());
+  CHECK(fault_of(is_squared).empty());
+  CHECK(fault_of([&](fb::InstructionT& i) {
+          return is_norm(i) && (i.inputs[1] = -1);
+        }).starts_with("apply: grad_norm leaves out 'grad.block."));
+  CHECK(fault_of([&](fb::InstructionT& i) { return is_squared(i) && (i.outputs[1] = -1); }) ==
+        "apply: grad_norm reads 'squares', which holds other things than sums of squares");
+  const auto expert = std::ranges::find_if(
+      sound.parameters, [](const auto& p) { return p->name.find("gate_up.weight") != std::string::npos; });
+  REQUIRE(expert != sound.parameters.end());
+  CHECK(fault_of([&](fb::InstructionT& i) {
+          return is_norm(i) && (i.inputs[2] = (*expert)->grad);
+        }).find("which share bytes") != std::string::npos);
+}
+
+TEST_CASE("plans of examples are sound in every type, and under a memory budget") {
+  for (const char* name : {"moe-tiny", "char-moe", "qwen2.5-0.5b"})
+    for (const fb::DType dtype : {fb::DType::F64, fb::DType::F32, fb::DType::BF16, fb::DType::F16}) {
+      fb::ModelT model = example(name);
+      model.recipe->dtype = dtype;
+      if (dtype == fb::DType::BF16) {
+        model.recipe->grad_dtype = dtype;
+        model.recipe->moment_dtype = dtype;
+      }
+      CHECK(faults_of(compile(model)).empty());
+      const std::vector<FrontierPoint> points = frontier(model);
+      model.recipe->memory_budget = points.back().bytes;
+      CHECK(faults_of(compile(model)).empty());
+    }
+}
+
 }  // namespace moec::test

@@ -4,6 +4,8 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cctype>
 #include <fstream>
 
 #include "compiler/compile.h"
@@ -117,6 +119,15 @@ TEST_CASE("wrong specs are refused with the place and the reason") {
        "spec.json:3"},
       {"dropout of all", spec(R"({name: "y", inputs: ["x"], op_type: "Dropout", op: {p: 1}})"),
        "p must be in [0, 1)"},
+      {"a name with control characters", R"({name: "a\u001b[31mb", blocks: []})",
+       "the name 'a [31mb' has control characters"},
+      {"an input with control characters",
+       spec(R"({name: "y", inputs: ["no\npe"], op_type: "Silu", op: {}})"),
+       "the name 'no pe' has control characters"},
+      {"a field with control characters", R"({name: "m", blocks: [], "co\u0007lour": 3})", "co lour"},
+      {"wide heads", spec(R"({name: "w", inputs: ["x"], op_type: "Linear", op: {out_features: 771}},
+        {name: "y", inputs: ["w"], op_type: "Attention", op: {heads: 1, kv_heads: 1, head_dim: 257}})"),
+       "head_dim 257 is more than 256"},
       {"sequence above context", spec(kSilu, "batch_size: 1, seq_len: 9"), "longer than the model's context"},
       {"no batch", spec(kSilu, "batch_size: 0, seq_len: 4"), "at least 1"},
       {"unknown dtype", spec(kSilu, "dtype: \"F8\""), "F8"},
@@ -148,7 +159,7 @@ TEST_CASE("wrong specs are refused with the place and the reason") {
     const std::string message = error_of(fault.json);
     CAPTURE(message);
     CHECK(message.find(fault.message) != std::string::npos);
-    CHECK(message.find('\n') == std::string::npos);
+    CHECK(std::ranges::none_of(message, [](unsigned char c) { return std::iscntrl(c) != 0; }));
   }
 }
 
@@ -189,6 +200,24 @@ TEST_CASE("attributes that are no number, or of the wrong sign, are refused by n
     for (const char* value : {"nan", "inf", "-1"})
       CHECK(error_of(spec(kSilu, fmt::format("seq_len: 4, adamw: {{{}: {}}}", name, value)))
                 .starts_with("m: recipe: adamw: "));
+}
+
+TEST_CASE("a token is below the vocabulary of every embedding and the classes of every loss") {
+  const auto vocabulary = [](int embedded, int first, int second) {
+    const std::string json =
+        fmt::format(R"({{name: "m", context: 8, recipe: {{batch_size: 2, seq_len: 4}}, blocks: [
+      {{name: "b", nodes: [
+        {{name: "x", inputs: ["tokens"], op_type: "Embedding", op: {{vocab_size: {}, dim: 4}}}},
+        {{name: "y", inputs: ["x"], op_type: "Linear", op: {{out_features: {}}}}},
+        {{name: "z", inputs: ["x"], op_type: "Linear", op: {{out_features: {}}}}},
+        {{name: "first", inputs: ["y", "targets"], op_type: "CrossEntropy", op: {{}}}},
+        {{name: "second", inputs: ["z", "targets"], op_type: "CrossEntropy", op: {{}}}}]}}]}})",
+                    embedded, first, second);
+    return compile(parse_model(json, "m.json")).vocab_size;
+  };
+  CHECK(vocabulary(5, 7, 9) == 5);
+  CHECK(vocabulary(9, 7, 8) == 7);
+  CHECK(vocabulary(9, 8, 7) == 7);
 }
 
 TEST_CASE("every prefix of a spec is refused without a crash") {

@@ -80,7 +80,8 @@ TEST_CASE("a norm's gradient takes in the gradient that goes around it") {
   CHECK(node.outputs[0] == total);
 }
 
-TEST_CASE("a gradient that has another reader, or comes before the one around it, is not taken in") {
+TEST_CASE(
+    "a norm's gradient waits for the gradient around it, and is left alone where something else reads it") {
   Program p;
   const ValueId dx = p.norm_bwd(p.input("dy"), p.input("x"));
   SUBCASE("another reader") {
@@ -95,7 +96,13 @@ TEST_CASE("a gradient that has another reader, or comes before the one around it
   SUBCASE("too early") {
     const ValueId around = p.silu(p.input("g"));
     p.add(around, dx);
-    CHECK(p.fused() == Keys{"norm_bwd_parameters", "norm_bwd_input", "silu", "add"});
+    CHECK(p.fused() == Keys{"norm_bwd_parameters", "silu", "norm_bwd_input"});
+  }
+  SUBCASE("read before what is around it is there") {
+    p.silu(dx);
+    const ValueId around = p.silu(p.input("g"));
+    p.add(around, dx);
+    CHECK(p.fused() == Keys{"norm_bwd_parameters", "norm_bwd_input", "silu", "silu", "add"});
   }
 }
 
@@ -137,6 +144,50 @@ TEST_CASE("a loss and its gradient become one op where nothing else reads the st
   CHECK(p.fused() == Keys{"cross_entropy_gradient"});
   CHECK(p.graph.nodes()[0].inputs == std::vector<ValueId>{logits, targets, dloss});
   CHECK(p.graph.nodes()[0].outputs == std::vector<ValueId>{made[0], dlogits});
+}
+
+namespace {
+
+/// A layer that makes queries, keys and values, its RoPE, attention and what autodiff makes of the last two.
+struct RotatedAttention : Program {
+  ValueId qkv = kNoValue;
+
+  explicit RotatedAttention(uint32_t head_dim = 4) {
+    fb::LinearT layer;
+    layer.out_features = 16;
+    fb::RopeT rotation;
+    rotation.heads = 8 / head_dim;
+    rotation.kv_heads = 4 / head_dim;
+    rotation.head_dim = head_dim;
+    fb::AttentionT heads;
+    heads.heads = 2;
+    heads.kv_heads = 1;
+    heads.head_dim = 4;
+    const ValueId x = graph.persistent("x", {fb::DType::F32, {1, 4, 8}}, Role::kIo);
+    const ValueId weights = graph.persistent("weights", {fb::DType::F32, {16, 8}}, Role::kParameter);
+    qkv = call("linear", layer, {x, weights})[0];
+    const ValueId rotated = call("rope", rotation, {qkv})[0];
+    const std::vector<ValueId> y = call("attention", heads, {rotated});
+    const ValueId gradient = call("attention_bwd", heads, {y[0], rotated, y[0], y[1]})[0];
+    call("rope_bwd", rotation, {gradient});
+  }
+};
+
+}  // namespace
+
+TEST_CASE("RoPE goes into the layer in front of it, its gradient into that of attention") {
+  RotatedAttention p;
+  CHECK(p.fused() == Keys{"linear_rope", "attention", "attention_bwd_rope"});
+  CHECK(p.graph.nodes()[0].attrs.AsRope()->heads == 2);
+  CHECK(p.graph.nodes()[2].attrs.AsRope()->heads == 2);
+}
+
+TEST_CASE("a RoPE whose input has another reader, or whose heads are not attention's, stays") {
+  RotatedAttention read;
+  read.call("scale", fb::ScaleT{}, {read.qkv});
+  CHECK(read.fused() == Keys{"linear", "rope", "attention", "attention_bwd_rope", "scale"});
+  RotatedAttention other(2);
+  CHECK(other.fused() == Keys{"linear_rope", "attention", "attention_bwd", "rope_bwd"});
 }
 
 TEST_CASE("a pass that breaks the order of the nodes is found out") {

@@ -43,7 +43,23 @@ std::vector<Sample> wide_attention_samples() {
                     op: {{heads: {}, kv_heads: {}, head_dim: {}}}}}])",
                               heads, kv_heads, dim)};
   };
-  return {sample("one position", 2, 1, 12, 1, 64),
+  const auto rotated = [](const char* name, std::vector<int64_t> shape, int heads, int kv_heads, int dim,
+                          const char* style) {
+    return Sample{
+        name,
+        {{"x", std::move(shape)}},
+        fmt::format(R"([
+      {{name: "qkv", inputs: ["x"], op_type: "Linear", op: {{out_features: {}, init_std: 0.2}}}},
+      {{name: "rope", inputs: ["qkv"], op_type: "Rope",
+        op: {{heads: {}, kv_heads: {}, head_dim: {}, style: "{}"}}}},
+      {{name: "y", inputs: ["rope"], op_type: "Attention", op: {{heads: {}, kv_heads: {}, head_dim: {}}}}}])",
+                    (heads + 2 * kv_heads) * dim, heads, kv_heads, dim, style, heads, kv_heads, dim)};
+  };
+  return {rotated("RoPE of neighbours, MQA", {2, 200, 24}, 12, 1, 64, "Interleaved"),
+          rotated("RoPE of halves, GQA", {1, 131, 24}, 6, 2, 64, "Half"),
+          rotated("RoPE of neighbours, wide heads", {3, 70, 16}, 2, 2, 128, "Interleaved"),
+          rotated("RoPE of halves, wide heads", {1, 197, 24}, 3, 1, 128, "Half"),
+          sample("one position", 2, 1, 12, 1, 64),
           sample("MQA", 2, 200, 12, 1, 64),
           sample("GQA", 1, 131, 14, 2, 64),
           sample("MHA", 3, 259, 2, 2, 64),

@@ -86,8 +86,13 @@ TEST_CASE("dispatch copies token rows to their slots and sums their gradients ba
         const int64_t token = static_cast<int64_t>(index.permutation.get(i / kDim)) / c.k;
         expected[static_cast<size_t>(token * kDim + i % kDim)] += drows.get(i);
       }
-      run("dispatch_bwd", fb::DispatchT{}, {drows, index.inverse}, {dx});
+      run("dispatch_bwd", fb::DispatchT{}, {drows, index.inverse, {}}, {dx});
       CHECK(max_error(dx, expected) < tolerance(dtype));
+      const Tensor residual = random.normal(dtype, {c.tokens, kDim});
+      for (int64_t i = 0; i < dx.elements(); ++i) expected[static_cast<size_t>(i)] += residual.get(i);
+      Tensor in_place = residual.copy();
+      run("dispatch_bwd", fb::DispatchT{}, {drows, index.inverse, in_place}, {in_place});
+      CHECK(max_error(in_place, expected) < tolerance(dtype));
     }
 }
 
@@ -111,7 +116,11 @@ TEST_CASE("combine sums weighted rows; its derivative by rows and weights") {
         }
       }
       Tensor out(dtype, {c.tokens, kDim}), grad(dtype, {used, kDim}), dw(accumulator(dtype), {c.tokens, c.k});
-      run("combine", fb::CombineT{}, {rows, weights, index.inverse, index.permutation}, {out});
+      run("combine", fb::CombineT{}, {rows, weights, index.inverse, index.permutation, {}}, {out});
+      CHECK(max_error(out, y) < tolerance(dtype));
+      const Tensor residual = random.normal(dtype, {c.tokens, kDim});
+      for (int64_t i = 0; i < out.elements(); ++i) y[static_cast<size_t>(i)] += residual.get(i);
+      run("combine", fb::CombineT{}, {rows, weights, index.inverse, index.permutation, residual}, {out});
       CHECK(max_error(out, y) < tolerance(dtype));
       run("combine_bwd", fb::CombineT{}, {dy, rows, weights, index.inverse, index.permutation}, {grad, dw});
       CHECK(max_error(grad, drows) < tolerance(dtype));
@@ -132,7 +141,7 @@ TEST_CASE("routing has the same bits for any number of threads") {
   check_same_bits_for_any_threads([&] {
     Index index = make_index(experts, 7);
     Tensor y(fb::DType::F32, {5000, 20});
-    run("combine", fb::CombineT{}, {rows, weights, index.inverse, index.permutation}, {y});
+    run("combine", fb::CombineT{}, {rows, weights, index.inverse, index.permutation, {}}, {y});
     std::vector<Tensor> out;
     out.push_back(std::move(index.permutation));
     out.push_back(std::move(index.inverse));

@@ -1,5 +1,7 @@
 """Character-level GPT in plain PyTorch: LayerNorm, learned positions, erf GELU, biases everywhere but in QKV."""
 
+import shared  # noqa: F401: tells of libraries that are missing
+
 import torch
 import torch.nn.functional as F
 

@@ -11,8 +11,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
-from reading import reading  # noqa: E402: the folder is known only now
+from shared import reading
 
 END_OF_TEXT = 50256
 SHARD_MAGIC, SHARD_VERSION = 20240520, 1  # of 16-bit tokens

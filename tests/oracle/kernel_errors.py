@@ -12,6 +12,8 @@ import math
 import pathlib
 import sys
 
+import shared  # noqa: F401: tells of libraries that are missing
+
 import torch
 import torch.nn.functional as F
 

@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from shared import output_of, reading
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,6 @@ import torch.nn.functional as F
 import moe
 from batches import epoch_starts
 from oracle import Spec, adamw, f32, learning_rate
-from reading import output_of, reading  # which oracle has found
 from tensor_file import read_tensors
 
 BAR = 0.01

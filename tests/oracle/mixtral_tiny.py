@@ -4,6 +4,8 @@ transformers balances all layers together; here its own loss function is called 
 auxiliary loss in the per-token form.
 """
 
+import shared  # noqa: F401: tells of libraries that are missing
+
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func

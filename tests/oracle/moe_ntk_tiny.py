@@ -1,5 +1,7 @@
 """Mixture-of-experts transformer in plain PyTorch: MQA, interleaved NTK RoPE, auxiliary loss and z-loss."""
 
+import shared  # noqa: F401: tells of libraries that are missing
+
 import torch
 
 import moe

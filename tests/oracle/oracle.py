@@ -10,14 +10,12 @@ library's layouts, so that gradients and updates come out in moec's.
 
 import json
 import math
-import sys
 from pathlib import Path
+
+from shared import reading
 
 import numpy as np
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
-from reading import reading  # noqa: E402: the folder is known only now
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"

@@ -1,5 +1,7 @@
 """Qwen2 as transformers computes it: GQA with biased QKV, rotate-half RoPE, dense SwiGLU, tied LM head."""
 
+import shared  # noqa: F401: tells of libraries that are missing
+
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import hugging_face

@@ -1,13 +1,10 @@
 """Reads safetensors files with PyTorch alone."""
 
 import json
-import sys
-from pathlib import Path
+
+from shared import reading
 
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
-from reading import reading  # noqa: E402: the folder is known only now
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "I32": torch.int32, "U8": torch.uint8}
 

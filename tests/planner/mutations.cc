@@ -276,6 +276,81 @@ bool change_type(fb::PlanT& plan, Random& random) {
   return true;
 }
 
+/// The tensors of an operand list of one instruction, absent ones aside.
+fb::TensorT* any_operand(fb::PlanT& plan, const std::vector<int>& ids, Random& random) {
+  const int id = ids[random() % ids.size()];
+  return id == -1 ? nullptr : plan.tensors[static_cast<size_t>(id)].get();
+}
+
+/// The index of the kernel's weight among its inputs, -1 where it has no matrix of that name that is not
+/// square.
+int oblong_weight(const fb::PlanT& plan, const fb::InstructionT& instruction) {
+  const int weight = find_kernel(instruction.kernel)->input_index("weight");
+  if (weight < 0) return -1;
+  const auto id = static_cast<size_t>(instruction.inputs[static_cast<size_t>(weight)]);
+  const std::vector<uint64_t>& shape = plan.tensors[id]->shape;
+  return shape.size() >= 2 && shape.back() != shape[shape.size() - 2] ? weight : -1;
+}
+
+bool change_shape(fb::PlanT& plan, Random& random) {
+  fb::InstructionT& instruction = any_instruction(plan, random);
+  const int weight = oblong_weight(plan, instruction);
+  switch (random() % 3) {
+    case 0: {  // smaller, so that nothing leaves its buffer
+      fb::TensorT* tensor =
+          any_operand(plan, random() % 2 ? instruction.inputs : instruction.outputs, random);
+      if (tensor == nullptr || tensor->shape.empty()) return false;
+      if (plan.io->window >= 0 && tensor == plan.tensors[static_cast<size_t>(plan.io->window)].get())
+        return false;
+      uint64_t& dim = tensor->shape[random() % tensor->shape.size()];
+      --dim;
+      return true;
+    }
+    case 1: {  // transposed
+      if (weight < 0) return false;
+      const auto id = static_cast<size_t>(instruction.inputs[static_cast<size_t>(weight)]);
+      std::vector<uint64_t>& shape = plan.tensors[id]->shape;
+      std::swap(shape.back(), shape[shape.size() - 2]);
+      return true;
+    }
+    default: {  // another parameter, which may be read everywhere
+      if (weight < 0) return false;
+      int& id = instruction.inputs[static_cast<size_t>(weight)];
+      const int before = std::exchange(id, any(plan.parameters, random).param);
+      return plan.tensors[static_cast<size_t>(id)]->shape != plan.tensors[static_cast<size_t>(before)]->shape;
+    }
+  }
+}
+
+/// What grad_norm sums: less, something twice, or another tensor.
+bool change_norm(fb::PlanT& plan, Random& random) {
+  constexpr size_t kGrads = 2;
+  std::vector<fb::InstructionT*> norms;
+  for (const auto& program : plan.programs)
+    for (const auto& instruction : program->instructions)
+      if (instruction->kernel == "grad_norm") norms.push_back(instruction.get());
+  std::vector<int>& inputs = any(norms, random).inputs;
+  const size_t at = kGrads + random() % (inputs.size() - kGrads);
+  const fb::ParameterT& parameter = any(plan.parameters, random);
+  switch (random() % 4) {
+    case 0:
+      inputs.erase(inputs.begin() + static_cast<std::ptrdiff_t>(at));
+      return true;
+    case 1:
+      inputs[at] = parameter.grad;
+      return true;
+    case 2:
+      inputs[at] = parameter.moment1;
+      return true;
+    default: {
+      if (inputs.size() < kGrads + 2) return false;
+      const int before =
+          std::exchange(inputs[at], inputs[kGrads + (at - kGrads + 1) % (inputs.size() - kGrads)]);
+      return inputs[at] != before;
+    }
+  }
+}
+
 bool write_twice(fb::PlanT& plan, Random& random) {
   fb::InstructionT &a = any_instruction(plan, random), &b = any_instruction(plan, random);
   if (&a == &b) return false;
@@ -327,6 +402,8 @@ constexpr Mutation kMutations[] = {
     {"output not in place", move_required_output},
     {"undersized workspace", shrink_workspace},
     {"wrong type", change_type},
+    {"wrong shape", change_shape},
+    {"another gradient norm", change_norm},
     {"second write", write_twice},
     {"invalid enum", break_enum},
 };

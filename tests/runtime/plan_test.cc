@@ -65,7 +65,7 @@ TEST_CASE("an unsound plan is refused with the validator's first fault") {
 TEST_CASE("a kernel with another op's attributes is refused") {
   fb::PlanT plan = test::small_plan();
   plan.programs[1]->instructions[2]->op.Set(fb::GeluT{});
-  CHECK(contains(rejection(test::plan_bytes(plan)), "kernel 'silu' has the attributes of 'Gelu'"));
+  CHECK(contains(rejection(test::plan_bytes(plan)), "the kernel has the attributes of 'Gelu'"));
 }
 
 /// The attributes of heads of an instruction, nullptr where it has none.
@@ -89,7 +89,9 @@ TEST_CASE("heads that the operands do not hold are refused") {
       if (uint32_t* kv_heads = kv_heads_of(*instruction)) {
         for (const uint32_t wrong : {0u, *kv_heads + 1, UINT32_MAX}) {
           const uint32_t right = std::exchange(*kv_heads, wrong);
-          CHECK(contains(rejection(as_bytes()), "are not those of its operands"));
+          const std::string found = rejection(as_bytes());
+          CHECK_MESSAGE((contains(found, "kv_heads|heads does not hold") || contains(found, "qkv_dim")),
+                        found);
           *kv_heads = right;
         }
         ++changed;

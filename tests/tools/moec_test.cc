@@ -1,5 +1,6 @@
 // moec as its users meet it: exit codes, messages, files.
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -161,6 +162,42 @@ TEST_CASE("a shortage of memory names a window of tokens that fits") {
   const std::string tokens = said.substr(at, said.find_first_not_of("0123456789", at) - at);
   arguments.insert(arguments.end(), {"--window-tokens", tokens});
   CHECK_MESSAGE(run("moec", arguments).exit_code == 0, tokens);
+}
+
+TEST_CASE("a window of tokens that no machine holds is wrong use") {
+  const Scratch scratch;
+  for (const char* tokens : {"80000000000000", "999999999999999"})
+    check_rejected({example("char-gpt"), "-o", scratch.path("x.plan"), "--window-tokens", tokens},
+                   "than any m");
+}
+
+TEST_CASE("flags that the schedule ignores are refused") {
+  const Scratch scratch;
+  const std::string spec = example("moe-tiny"), plan = scratch.path("x.plan");
+  const auto arguments = [&](const char* schedule, const char* flag, const char* value) {
+    return std::vector<std::string>{spec,     "-o", plan, "--total-steps", "100", "--schedule",
+                                    schedule, flag, value};
+  };
+  check_rejected(arguments("constant", "--min-lr-ratio", "0.1"),
+                 "--min-lr-ratio is for --schedule linear, cosine or wsd");
+  for (const char* schedule : {"constant", "linear", "cosine"})
+    check_rejected(arguments(schedule, "--decay-steps", "10"), "--decay-steps is for --schedule wsd");
+  CHECK(run("moec", arguments("cosine", "--min-lr-ratio", "0.1")).exit_code == 0);
+  CHECK(run("moec", arguments("wsd", "--decay-steps", "10")).exit_code == 0);
+}
+
+TEST_CASE("a plan that the limit of file sizes does not let grow leaves nothing behind") {
+  const Scratch scratch;
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+  const rlimit small = {.rlim_cur = 4096, .rlim_max = before.rlim_max};
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
+  const Outcome outcome = run("moec", {example("moe-tiny"), "-o", scratch.path("x.plan")});
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &before) == 0);
+  CHECK(outcome.exit_code == 1);
+  CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+  CHECK_MESSAGE(has(outcome.err, "x.plan: cannot write"), outcome.err);
+  CHECK(std::filesystem::is_empty(scratch.path("")));
 }
 
 TEST_CASE("moec frontier prints memory that falls against time that rises") {

@@ -100,7 +100,8 @@ TEST_CASE("the report shows repeated blocks once, with types and parameters") {
   CHECK(block["repeat"] == 30);
   std::map<std::string, Json> nodes;
   for (const Json& node : block["nodes"]) nodes[node["name"]] = node;
-  CHECK(nodes["qkv"]["type"] == "bf16[2, 4096, 896]");
+  CHECK(nodes["rope"]["type"] == "bf16[2, 4096, 896]");
+  CHECK(nodes["qkv"]["type"] == "");  // part of rope
   CHECK(nodes["qkv"]["parameters"] == "weight [896, 768]");
   CHECK(nodes["router"]["op"] == "Router");
   CHECK(has(nodes["attn_norm"]["type"], "4096, 768]"));

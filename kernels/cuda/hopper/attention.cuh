@@ -108,7 +108,7 @@ struct Ring {
   __device__ void await(const RingPlace<kSlots>& place) { full[place.slot].wait(place.parity); }
   /// By all threads of a consumer.
   __device__ void release(const RingPlace<kSlots>& place) {
-    if (threadIdx.x % 32 == 0) arrive(empty[place.slot]);
+    if (threadIdx.x % 32 == 0) empty[place.slot].arrive();
   }
 };
 
@@ -224,6 +224,7 @@ template <int kRows, int kDim, class Address>
 __device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const float (&factor)[2],
                                            RowTile<kRows, kDim>& tile, int row, int barrier, Address&& to) {
   const int own = fragment_row();
+  __syncwarp();  // the lanes of a warp have read what these rows held for one another
 #pragma unroll
   for (int i = 0; i < kDim / 8; ++i) {
 #pragma unroll

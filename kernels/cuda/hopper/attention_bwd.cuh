@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/attention_bwd.cuh"
 #include "kernels/cuda/hopper/attention.cuh"
+#include "kernels/cuda/hopper/rotation.cuh"
 
 namespace moec::cuda::hopper {
 
@@ -36,6 +37,7 @@ struct BackwardOperands {
   TileStatistics* statistics;     // [B,H,tiles], written by the side of queries, read by that of keys
   int tiles;
   bf16* dqkv;
+  Rotation rotation;  // back, of the gradients of queries and keys
 
   __device__ TileStatistics& statistics_from(int batch, int head, int position) const {
     return statistics[(int64_t{batch} * shape.heads + head) * tiles + position / 64];
@@ -50,6 +52,28 @@ struct BackwardOperands {
     return dqkv + ((int64_t{batch} * shape.seq + position) * shape.packed_heads() + head) * shape.dim;
   }
 };
+
+/// Rotates the head of each of a thread's two rows, which are at these positions.
+template <int kDim>
+__device__ __forceinline__ void rotate_rows(const Rotation& rotation, float (&sums)[kDim / 2],
+                                            const int (&position)[2]) {
+  const auto rotate = [&](int pair, int first, int second) {
+    const uint64_t turns = rotation.turns[pair];
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
+      Rotation::rotate(Rotation::angle(turns, static_cast<uint32_t>(position[row])), sums[first + 2 * row],
+                       sums[second + 2 * row]);
+  };
+  constexpr int kRuns = kDim / 8;  // of eight columns
+  if (rotation.half) {
+#pragma unroll
+    for (int i = 0; i < kRuns; ++i)
+      rotate(i / 2 * 8 + fragment_col() + i % 2, i / 2 * 4 + i % 2, (i / 2 + kRuns / 2) * 4 + i % 2);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kRuns; ++i) rotate(4 * i + fragment_col() / 2, 4 * i, 4 * i + 1);
+  }
+}
 
 /// A block of a side: the first warpgroup starts the copies, the others compute.
 template <class Side>

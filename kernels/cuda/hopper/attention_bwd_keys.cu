@@ -242,6 +242,8 @@ struct KeySide {
       if (splits > 1) add_cluster(sums, shared, splits);
       const int key_head = shape.heads + work.kv_head, part = static_cast<int>(cluster_rank());
       if (part == 0) {
+        const int key = first_key + fragment_row();
+        if (operands.rotation.head_dim != 0) rotate_rows<kDim>(operands.rotation, sums.dkeys, {key, key + 8});
         store_rows(sums.dkeys, {scale, scale}, own.keys, row, 1 + consumer,
                    [&](int i) { return operands.gradient(work.batch, first_key + i, key_head); });
       }

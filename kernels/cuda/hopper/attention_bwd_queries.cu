@@ -154,6 +154,7 @@ struct QuerySide {
         place.advance();
       }
 
+      if (operands.rotation.head_dim != 0) rotate_rows<kDim>(operands.rotation, dqueries, position);
       store_rows(dqueries, {scale, scale}, own.queries, row, 1 + consumer, [&](int i) {
         return operands.gradient(work.batch, work.position(row + i), work.head(row + i));
       });

@@ -3,14 +3,13 @@
 // out as TMA expects them.
 //
 // Results are written while the next tile is multiplied: their sums are rounded and kept in half as many
-// registers, and the main loop (grouped.cuh) hands them to run() in pieces of 16 x 32, at most one a step
-// where steps are many; those of rows together with the warp's part in the tile that is being multiplied, for
-// which an epilogue may begin to fetch. Registers are scarce there, so addresses are 32 bits wide and
-// computed anew for each piece. Weight gradients in f32 are handed to store() as they are, and the tensor
-// cores wait.
+// registers, and the main loop (grouped.cuh) hands them to run() in pieces of 16 x 32. Registers are scarce
+// there, so addresses are 32 bits wide and computed anew for each piece. Weight gradients in f32 are handed
+// to store() as they are, and the tensor cores wait.
 //
-// An epilogue says what a warp needs of shared memory: panels, and barriers that expect one arrival; and
-// whether it streams so much that the factors are to be kept in L2.
+// An epilogue says how many panels a warp has, and whether it streams so much that the factors are to be kept
+// in L2. The warps of most send their panels themselves; where much is to be read and written, a mover does
+// it for a whole warpgroup (swiglu_bwd.cuh).
 #pragma once
 
 #include "kernels/cuda/hopper/wgmma.cuh"
@@ -20,8 +19,9 @@
 
 namespace moec::cuda::hopper {
 
-constexpr int kPanelRows = 16;
-constexpr int kPanelBytes = kPanelRows * kRunBytes;
+/// Rows of a warp and of a warpgroup in a tile, and bytes of their panels.
+constexpr int kPanelRows = 16, kGroupRows = 64;
+constexpr int kPanelBytes = kPanelRows * kRunBytes, kGroupPanelBytes = kGroupRows * kRunBytes;
 
 /// Columns of a piece, and the pairs of them that each lane has: pair 2 * i + j is of columns 8 * i + lane %
 /// 4 * 2 (and the next) in row lane / 4 + 8 * j.
@@ -30,7 +30,8 @@ using Piece = uint32_t[kPiecePairs];
 /// Pieces of a part.
 constexpr int kPieces = 8;
 
-/// The part of a warp in a tile: 256 columns and at most 16 rows.
+/// The part of a warp in a tile, or of a warpgroup for an epilogue that has a mover: 256 columns and at most
+/// 16 or 64 rows.
 struct Part {
   int expert, row, row_end, col;
 
@@ -56,9 +57,8 @@ __device__ inline float2 unpack(uint32_t pair) {
 }
 
 /// Place of 16-byte chunk 0 of row `row` in a panel; chunk c is at this ^ c * 16.
-template <int kRowBytes = kRunBytes>
 __device__ inline uint32_t panel_row(const unsigned char* panel, uint32_t row) {
-  return shared_address(panel) + row * kRowBytes + row * kRowBytes / kRunBytes % (kRowBytes / 16) * 16;
+  return shared_address(panel) + row * kRunBytes + row % 8 * 16;
 }
 
 /// The warp's stores but the last kPending have read their panels, which may be written again.
@@ -85,46 +85,59 @@ __device__ inline void write_piece(unsigned char* panel, int half, const Piece& 
                  : "memory");
 }
 
-/// A matrix of bf16 [rows, cols] that panels of kRowBytes a row go to; rows behind a part's end stay as they
-/// are. Each panel is one group of stores.
-template <int kRowBytes = kRunBytes>
+/// A matrix of bf16 [rows, cols] that panels go to; rows behind a part's end stay as they are.
 struct PanelsOut {
-  CUtensorMap map;  // box: kRowBytes of columns x 16 rows
+  CUtensorMap map;  // box: 64 columns x the rows of a panel
   bf16* data;
   int cols;
 
-  /// Starts to write the closed panel to columns from `col` on.
+  /// The warp whose panel is closed: starts to write it to columns from `col` on, as one group of stores.
   __device__ void send(const unsigned char* panel, const Part& part, int col) const {
-    const int rows = part.row_end - part.row;
-    if (rows >= kPanelRows) {
-      if (elect_one()) {
-        store_box(map, panel, col, part.row, 0);
-        commit_stores();
-      }
+    if (part.row_end - part.row >= kPanelRows) {
+      if (elect_one()) send_whole(panel, part, col);
     } else {
-      constexpr uint32_t kChunks = kRowBytes / 16;
-      const uint32_t lane = lane_id();
-      const int chunk_col = col + static_cast<int>(lane % kChunks) * 8;
-      if (chunk_col < cols) {
-#pragma unroll 1
-        for (int row = static_cast<int>(lane / kChunks); row < rows; row += 32 / kChunks)
-          *reinterpret_cast<uint4*>(data + static_cast<int64_t>(part.row + row) * cols + chunk_col) =
-              load_shared<uint4>(panel_row<kRowBytes>(panel, row) ^ lane % kChunks * 16);
-      }
-      __syncwarp();
+      write_rows(panel, part, col);
       if (elect_one()) commit_stores();
     }
   }
+
+  /// One thread, for a panel all of whose rows are the part's.
+  __device__ void send_whole(const unsigned char* panel, const Part& part, int col) const {
+    store_box(map, panel, col, part.row, 0);
+    commit_stores();
+  }
+
+  /// The warp: writes those of its 16 rows that are the part's.
+  __device__ void write_rows(const unsigned char* panel, const Part& part, int col) const {
+    constexpr uint32_t kChunks = kRunBytes / 16;
+    const uint32_t lane = lane_id();
+    const int rows = min(part.row_end - part.row, kPanelRows);
+    const int chunk_col = col + static_cast<int>(lane % kChunks) * 8;
+    if (chunk_col < cols) {
+#pragma unroll 1
+      for (int row = static_cast<int>(lane / kChunks); row < rows; row += 32 / kChunks)
+        *reinterpret_cast<uint4*>(data + static_cast<int64_t>(part.row + row) * cols + chunk_col) =
+            load_shared<uint4>(panel_row(panel, row) ^ lane % kChunks * 16);
+    }
+    __syncwarp();
+  }
+};
+
+/// What epilogues have in common whose warps send their panels themselves.
+struct WithoutMover {
+  struct Barriers {
+    __device__ void init() {}
+  };
+  static constexpr bool kMoves = false, kStreams = false;
 };
 
 /// Result rows.
-struct StoreRows {
-  static constexpr int kPanels = 1, kBarriers = 0;
-  static constexpr bool kStreams = false;
-  PanelsOut<> c;
+struct StoreRows : WithoutMover {
+  static constexpr int kPanels = 1;
+  PanelsOut c;
 
-  __device__ void run(int piece, const Piece& sums, const Part& part, const Part&, unsigned char* panels,
-                      Barrier*) const {
+  __device__ void run(int piece, const Piece& sums, const Part& part, unsigned char* panels,
+                      Barriers&) const {
     if (part.empty()) return;
     if (piece % 2 == 0) reopen_panels<0>();
     write_piece(panels, piece % 2, sums);
@@ -135,13 +148,12 @@ struct StoreRows {
 };
 
 /// h = sums, with gate and up in turns, and y[rows, cols / 2] = silu(gate) * up.
-struct StoreSwiglu {
-  static constexpr int kPanels = 2, kBarriers = 0;
-  static constexpr bool kStreams = false;
-  PanelsOut<> h, y;
+struct StoreSwiglu : WithoutMover {
+  static constexpr int kPanels = 2;
+  PanelsOut h, y;
 
-  __device__ void run(int piece, const Piece& sums, const Part& part, const Part&, unsigned char* panels,
-                      Barrier*) const {
+  __device__ void run(int piece, const Piece& sums, const Part& part, unsigned char* panels,
+                      Barriers&) const {
     if (part.empty()) return;
     unsigned char *h_panel = panels, *y_panel = panels + kPanelBytes;
     if (piece % 2 == 0) reopen_panels<0>();
@@ -162,87 +174,6 @@ struct StoreSwiglu {
   }
 };
 
-/// With dy = sums, of y = silu(gate) * up: dh, and with kMakesY y again. h, dh: [rows, 2 * cols]. Panels of h
-/// come by TMA while pieces before theirs are at work, become dh, and go out, each with half a panel of y;
-/// kAhead are on their way. Stores have the time of a piece to read their panels: these are reused from the
-/// one after it.
-template <bool kMakesY>
-struct StoreSwigluBwd {
-  static constexpr int kBarriers = kPieces / 2, kAhead = kBarriers - 2;  // panels of h
-  static constexpr int kPanels = kBarriers + kMakesY;
-  /// h, dh and y would drive the factors, which many tiles read, from L2.
-  static constexpr bool kStreams = true;
-  CUtensorMap h;  // box: 64 columns x 16 rows
-  PanelsOut<> dh;
-  PanelsOut<kRunBytes / 2> y;
-
-  __device__ void run(int piece, const Piece& sums, const Part& part, const Part& next, unsigned char* panels,
-                      Barrier* loaded) const {
-    if (elect_one()) {
-      wait_stores_read<1 + kMakesY>();  // of the piece before
-      const int coming = piece + kAhead;
-      const bool same = coming < kPieces;
-      if (same ? !part.empty() : !next.empty())
-        fetch(coming % kPieces, same ? part.row : next.row, same ? part.col : next.col, panels, loaded);
-    }
-    __syncwarp();
-    if (part.empty()) return;
-    unsigned char *panel = panels + piece % kBarriers * kPanelBytes,
-                  *y_panel = panels + kBarriers * kPanelBytes + piece % 2 * (kPanelBytes / 2);
-    // Each panel is used twice for a part, so a part begins with the first one and in an even phase.
-    loaded[piece % kBarriers].wait(piece / kBarriers % 2);
-    // Lanes of odd rows take the groups of 8 columns in another order, so that 16 lanes meet all banks.
-    const uint32_t lane = lane_id();
-    const bool turned = lane / 4 % 2 != 0;
-    const uint32_t at = panel_row(panel, lane / 4) ^ (lane % 4 * 8 | (turned ? 64 : 0));
-    const uint32_t y_at = panel_row<kRunBytes / 2>(y_panel, lane / 4) ^ (lane % 4 * 4 | (turned ? 32 : 0));
-    // Of row lane / 4, and of the one 8 rows down; all before any is used, so that they are waited for once.
-    constexpr uint32_t kGroups = kPieceCols / 8, kDown = 8 * kRunBytes;
-    uint2 h0[kGroups], h1[kGroups];
-#pragma unroll
-    for (uint32_t i = 0; i < kGroups; ++i) {
-      h0[i] = load_shared<uint2>(at ^ i * 32);
-      h1[i] = load_shared<uint2>((at ^ i * 32) + kDown);
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < kGroups; ++i) {
-      uint2 dh0, dh1;
-      uint32_t y0, y1;
-      bwd(h0[i], turned ? sums[2 * i ^ 4] : sums[2 * i], &dh0, &y0);
-      bwd(h1[i], turned ? sums[2 * i + 1 ^ 4] : sums[2 * i + 1], &dh1, &y1);
-      store_shared(at ^ i * 32, dh0);
-      store_shared((at ^ i * 32) + kDown, dh1);
-      if constexpr (kMakesY) {
-        store_shared(y_at ^ i * 16, y0);
-        store_shared((y_at ^ i * 16) + kDown / 2, y1);
-      }
-    }
-    close_panels();
-    dh.send(panel, part, 2 * (part.col + piece * kPieceCols));
-    if constexpr (kMakesY) y.send(y_panel, part, part.col + piece * kPieceCols);
-  }
-
- private:
-  __device__ void fetch(int piece, int row, int col, unsigned char* panels, Barrier* loaded) const {
-    loaded += piece % kBarriers;
-    loaded->arrive_expecting(kPanelBytes);
-    load_box(h, *loaded, panels + piece % kBarriers * kPanelBytes, 2 * (col + piece * kPieceCols), row, 0);
-  }
-
-  /// For two columns of dy: the gradients of gate and up in turns, and y.
-  __device__ static void bwd(uint2 h, uint32_t dy, uint2* dh, uint32_t* y) {
-    const float2 d = unpack(dy);
-    float y0, y1;
-    *dh = {bwd(unpack(h.x), d.x, &y0), bwd(unpack(h.y), d.y, &y1)};
-    *y = pack(y0, y1);
-  }
-  __device__ static uint32_t bwd(float2 h, float dy, float* y) {
-    const float s = sigmoid<bf16>(h.x), silu = h.x * s;
-    *y = silu * h.y;
-    return pack(dy * h.y * fmaf(silu, 1 - s, s), dy * silu);
-  }
-};
-
 /// The sums [experts, row_pieces, col_pieces] of the squares of a gradient; a piece is a warp's part of a
 /// tile.
 struct Squares {
@@ -259,9 +190,9 @@ static_assert(kSquaresRows == kPanelRows && kSquaresCols == kPieces * kPieceCols
 /// An expert's weight gradient [experts, rows, cols], f32 or bf16: overwritten, or each element added to
 /// once. Two panels take turns.
 template <class T>
-struct StoreGradient {
-  static constexpr int kPanels = 2, kBarriers = 0;
-  static constexpr bool kRounds = sizeof(T) == 2, kStreams = false;
+struct StoreGradient : WithoutMover {
+  static constexpr int kPanels = 2;
+  static constexpr bool kRounds = sizeof(T) == 2;
   CUtensorMap map;  // box: 128 bytes of columns x 16 rows
   bool accumulate;
   Squares squares;

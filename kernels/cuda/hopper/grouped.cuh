@@ -1,10 +1,19 @@
 // Products over rows that are grouped by expert, on Hopper: c(m,n) = sum_k a(m,k) b(n,k), tile by tile.
 //
-// A block is one warpgroup that loads, a step of 64 depths of both factors at a time, and two that multiply,
-// each its half of the tile's rows. Steps go round a ring in shared memory: `full` barriers say that a step
-// has come, `empty` ones that all who read it have done so. Two blocks form a cluster: their tiles lie below
-// each other and share b, of which each loads half into both. Blocks are as many as the device has room for
-// and take turns at the tiles, of which only the device knows how many there are.
+// A block is one warpgroup that moves memory and two, the consumers, that multiply, each its half of the
+// tile's rows. Two blocks form a cluster: their tiles lie below each other and share b, of which each loads
+// half into both. Blocks are as many as the device has room for and take turns at the tiles, of which only
+// the device knows how many there are. Of the warpgroup that moves memory
+//   the first warp is the producer, which loads steps of 64 depths of both factors;
+//   the next two are the consumers' movers, where the epilogue has them (swiglu_bwd.cuh).
+//
+// Steps go round a ring in shared memory.
+//
+//   barrier       arrives                             waits          and then
+//   full[step]    the producer, with the bytes that   the consumers  multiply the step
+//                 both blocks' producers load
+//   empty[step]   each warp of both blocks'           the producer   loads another step there
+//                 consumers
 #pragma once
 
 #include "kernels/cuda/hopper/epilogue.cuh"
@@ -33,21 +42,27 @@ struct Tile {
 template <class Epilogue>
 struct SharedMemory {
   static constexpr int kMost = 227 * 1024;
-  static constexpr int kPanelsBytes = Tile::kConsumerWarps * Epilogue::kPanels * kPanelBytes;
+  static constexpr int kGroupPanelsBytes = Epilogue::kPanels * kGroupPanelBytes;  // of a consumer
+  static constexpr int kPanelsBytes = Tile::kConsumers * kGroupPanelsBytes;
   static constexpr int kOtherBytes =
-      kAtomBytes + kPanelsBytes +
-      Tile::kConsumerWarps * Epilogue::kBarriers * static_cast<int>(sizeof(Barrier));
+      kAtomBytes + kPanelsBytes + Tile::kConsumers * static_cast<int>(sizeof(typename Epilogue::Barriers));
   static constexpr int kStepBytes = Tile::kStepBytes + 2 * static_cast<int>(sizeof(Barrier));
   static constexpr int kSteps = (kMost - kOtherBytes) / kStepBytes;
   static constexpr int kBytes = kOtherBytes + kSteps * kStepBytes;
 };
 
 struct GroupedProblem {
-  const int32_t* offsets;  // [experts + 1]
+  const int32_t* offsets;  // [experts + 1]; nullptr: each expert has the next `share` rows, up to the last
   int experts;
   int rows;   // of c; kRows: unused
   int cols;   // of c
   int depth;  // kDepth: unused
+  int share = 0, last = 0;
+
+  /// The first row of an expert, or behind the last one's rows.
+  __device__ int begin(int expert) const {
+    return offsets == nullptr ? min(expert * share, last) : __ldg(offsets + expert);
+  }
 };
 
 /// Number of this warp in its block, which the compiler then knows to be the same for all lanes.
@@ -81,7 +96,7 @@ class Tiles {
   __device__ bool next(const GroupedProblem& problem, TilePlace* place) {
     const int col_tiles = ceil_div(problem.cols, Tile::kN);
     for (; expert_ < problem.experts; ++expert_) {
-      const int begin = __ldg(problem.offsets + expert_), end = __ldg(problem.offsets + expert_ + 1);
+      const int begin = problem.begin(expert_), end = problem.begin(expert_ + 1);
       const int rows = kGrouped == Grouped::kRows ? end - begin : problem.rows;
       const int row_tiles = ceil_div(rows, kClusterRows);
       if (tile_ < row_tiles * col_tiles) {
@@ -156,13 +171,13 @@ class GroupedBlock {
     panels_ = steps_ + kSteps * Tile::kStepBytes;
     full_ = reinterpret_cast<Barrier*>(panels_ + Memory::kPanelsBytes);
     empty_ = full_ + kSteps;
-    loaded_ = empty_ + kSteps;
+    epilogue_barriers_ = reinterpret_cast<typename Epilogue::Barriers*>(empty_ + kSteps);
     if (threadIdx.x == 0) {
       for (int i = 0; i < kSteps; ++i) {
         full_[i].init(1);
         empty_[i].init(Tile::kConsumerWarps * Tile::kBlocks);
       }
-      for (int i = 0; i < Tile::kConsumerWarps * Epilogue::kBarriers; ++i) loaded_[i].init(1);
+      for (int i = 0; i < Tile::kConsumers; ++i) epilogue_barriers_[i].init();
       fence_barrier_init();
     }
     __syncwarp();
@@ -196,6 +211,22 @@ class GroupedBlock {
     }
   }
 
+  /// A warp, the mover of `consumer`: what the epilogue reads and writes for all of its parts. Before the
+  /// first there is one to fetch for, and none to send.
+  __device__ void move(int consumer) {
+    unsigned char* panels = panels_of(consumer);
+    Tiles<kGrouped> tiles;
+    Part part = kNoPart;
+    do {
+      const Part next = next_part(tiles, consumer);
+#pragma unroll 1
+      for (int piece = 0; piece < kPieces; ++piece)
+        epilogue_.move(piece, part, next, panels, epilogue_barriers_[consumer]);
+      part = next;
+    } while (!part.empty());
+    if (elect_one()) wait_stores_read<0>();
+  }
+
   /// A warpgroup, number `consumer`: multiplies and hands its sums to the epilogue.
   __device__ void consume(int consumer) {
     if constexpr (kGrouped == Grouped::kRows)
@@ -217,9 +248,25 @@ class GroupedBlock {
   /// The last may be partial.
   __device__ static int steps_of(const TilePlace& tile) { return (tile.depth + Tile::kK - 1) / Tile::kK; }
 
-  /// The part of this warp in a tile.
+  /// The part of this warp, or of the consumer where it has a mover, in a tile.
   __device__ static Part part_of(const TilePlace& tile, int consumer) {
-    return {tile.expert, tile.row + consumer * 64 + warp_id() % 4 * kPanelRows, tile.row_end, tile.col};
+    const int row = tile.row + consumer * kGroupRows;
+    return {tile.expert, Epilogue::kMoves ? row : row + warp_id() % 4 * kPanelRows, tile.row_end, tile.col};
+  }
+  /// The consumer's next part that has rows.
+  __device__ Part next_part(Tiles<kGrouped>& tiles, int consumer) const {
+    for (TilePlace tile; tiles.next(problem_, &tile);)
+      if (const Part part = part_of(tile, consumer); !part.empty()) return part;
+    return kNoPart;
+  }
+
+  __device__ unsigned char* panels_of(int consumer) const {
+    return panels_ + consumer * Memory::kGroupPanelsBytes;
+  }
+  /// The panels of this warp; those that a mover moves are of the consumer, and have this warp's rows here.
+  __device__ unsigned char* warp_panels(int consumer) const {
+    if constexpr (Epilogue::kMoves) return panels_of(consumer) + warp_id() % 4 * kPanelBytes;
+    return panels_ + (warp_id() - 4) * Epilogue::kPanels * kPanelBytes;
   }
 
   /// A part's sums as pairs of bf16.
@@ -229,56 +276,69 @@ class GroupedBlock {
   }
 
   /// kRows. The sums of a tile are rounded and handed to the epilogue, in pieces, while the next is
-  /// multiplied: a piece at a time after a step has been started. What loops is kept the same for all lanes,
-  /// as instructions between steps are what the tensor cores wait for.
+  /// multiplied: each after a step has been started. What loops is kept the same for all lanes, as
+  /// instructions between steps are what the tensor cores wait for. Pieces that a mover moves are spread
+  /// evenly over the steps, so that they use memory all the time; others are done as soon as the second step
+  /// has been started.
   __device__ void consume_rows(int consumer) {
-    const int warp = warp_id() - 4;
-    unsigned char* panels = panels_ + warp * Epilogue::kPanels * kPanelBytes;
-    Barrier* loaded = loaded_ + warp * Epilogue::kBarriers;
+    unsigned char* panels = warp_panels(consumer);
+    auto& barriers = epilogue_barriers_[consumer];
     Tiles<kGrouped> tiles;
     TilePlace tile;
     if (!tiles.next(problem_, &tile)) return;
-    const int steps = steps_of(tile), pieces_a_step = (kPieces + steps - 2) / (steps - 1);
+    const int steps = steps_of(tile);
     RingPlace<kSteps> place;
     Rounded rounded = {};
-    Part part = kNoPart, next = part_of(tile, consumer);
+    Part part = kNoPart;
     for (bool more = true; more;) {
       Sums sums;
-      full_[place.slot].wait(place.parity);
-      multiply_step(sums, place.slot, consumer, false);
-      int piece = 0, previous = place.slot;
-      place.advance();
-#pragma unroll 1
-      for (int step = 1; step < steps; ++step) {
+      int step = 0, piece = 0, due = 0, previous = 0;
+      if constexpr (!Epilogue::kMoves) {
         full_[place.slot].wait(place.parity);
-        multiply_step(sums, place.slot, consumer, true);
-        wait_products<1>();
-        release(previous);
+        multiply_step(sums, place.slot, consumer, false);
+        previous = place.slot;
+        place.advance();
+        step = 1;
+      }
 #pragma unroll 1
-        for (const int end = min(piece + pieces_a_step, kPieces); piece < end; ++piece)
+      for (; step < steps; ++step) {
+        full_[place.slot].wait(place.parity);
+        multiply_step(sums, place.slot, consumer, step > 0);
+        if (step > 0) {
+          wait_products<1>();
+          release(previous);
+        }
+        const auto run_piece = [&] {
           with_constant<0, kPieces>(
-              piece, [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, next, panels, loaded); });
+              piece, [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, panels, barriers); });
+        };
+        if constexpr (Epilogue::kMoves) {
+#pragma unroll 1
+          for (due += kPieces; due >= steps; due -= steps, ++piece) run_piece();
+        } else {
+          const int pieces_a_step = (kPieces + steps - 2) / (steps - 1);
+#pragma unroll 1
+          for (due = min(piece + pieces_a_step, kPieces); piece < due; ++piece) run_piece();
+        }
         previous = place.slot;
         place.advance();
       }
-      part = next;
+      part = part_of(tile, consumer);
       more = tiles.next(problem_, &tile);
-      next = more ? part_of(tile, consumer) : kNoPart;
       wait_products<0>(sums);
       release(previous);
 #pragma unroll
       for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
     }
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, next, panels, loaded);
+    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, panels, barriers);
   }
 
   /// kDepth. As consume_rows(), but each expert has its own depth, and may have none: what the epilogue has
   /// not done when the last step has been started it does before the sums behind are rounded, and the last
   /// tile's with no steps beside it. An epilogue that does not round gets the sums as they are.
   __device__ void consume_depths(int consumer) {
-    const int warp = warp_id() - 4;
-    unsigned char* panels = panels_ + warp * Epilogue::kPanels * kPanelBytes;
+    unsigned char* panels = warp_panels(consumer);
     RingPlace<kSteps> place;
     Tiles<kGrouped> tiles;
     TilePlace tile;
@@ -363,7 +423,8 @@ class GroupedBlock {
   const GroupedProblem& problem_;
   const Epilogue& epilogue_;
   unsigned char *steps_, *panels_;
-  Barrier *full_, *empty_, *loaded_;
+  Barrier *full_, *empty_;
+  typename Epilogue::Barriers* epilogue_barriers_;  // of each consumer
 };
 
 /// c = a b for all experts, b being the first expert's weight; the epilogue says what becomes of c.
@@ -378,6 +439,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (threadIdx.x < kWarpgroup) {
     shrink_registers<24>();
     if (threadIdx.x == 0) block.produce(a, b);
+    if constexpr (Epilogue::kMoves)
+      if (const int mover = warp_id() - 1; mover >= 0 && mover < Tile::kConsumers) block.move(mover);
     __syncwarp();
   } else {
     grow_registers<240>();

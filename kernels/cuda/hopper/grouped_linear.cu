@@ -5,6 +5,7 @@
 #include "kernels/cuda/hopper/grouped.cuh"
 #include "kernels/cuda/hopper/grouped_linear.h"
 #include "kernels/cuda/hopper/map.h"
+#include "kernels/cuda/hopper/swiglu_bwd.cuh"
 
 namespace moec::cuda::hopper {
 namespace {
@@ -22,11 +23,10 @@ cudaError_t map_experts(const TensorView& matrices, int box_rows, CUtensorMap* m
       {matrices.data, matrices.dtype, matrices.dim(0), matrices.dim(1), matrices.dim(2), box_rows}, map);
 }
 
-template <int kRowBytes>
-cudaError_t panels_to(const TensorView& to, PanelsOut<kRowBytes>* out) {
+cudaError_t panels_to(const TensorView& to, int panel_rows, PanelsOut* out) {
   out->data = to.as<bf16>();
   out->cols = static_cast<int>(to.cols());
-  return make_map({to.data, to.dtype, 1, to.rows(), to.cols(), kPanelRows, kRowBytes}, &out->map);
+  return map_rows(to, panel_rows, &out->map);
 }
 
 template <Along kAlongA, Along kAlongB, Grouped kGrouped, class Epilogue>
@@ -87,9 +87,9 @@ cudaError_t multiply_with_swiglu_bwd(const TensorView& dy, const TensorView& off
                                      const TensorView& weight, const TensorView& h, const TensorView& dh,
                                      const TensorView& y, const CudaContext& context) {
   StoreSwigluBwd<kMakesY> epilogue = {};
-  cudaError_t error = map_rows(h, kPanelRows, &epilogue.h);
-  if (error == cudaSuccess) error = panels_to(dh, &epilogue.dh);
-  if (kMakesY && error == cudaSuccess) error = panels_to(y, &epilogue.y);
+  cudaError_t error = map_rows(h, kGroupRows, &epilogue.h);
+  if (error == cudaSuccess) error = panels_to(dh, kGroupRows, &epilogue.dh);
+  if (error == cudaSuccess && kMakesY) error = panels_to(y, kGroupRows, &epilogue.y);
   if (error != cudaSuccess) return error;
   return multiply_rows<Along::kRows>(dy, offsets, weight, epilogue, context);
 }
@@ -112,15 +112,15 @@ bool can_map(std::initializer_list<const TensorView*> matrices) {
 cudaError_t grouped_linear(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
                            const TensorView& y, const CudaContext& context) {
   StoreRows epilogue;
-  if (const cudaError_t error = panels_to(y, &epilogue.c); error != cudaSuccess) return error;
+  if (const cudaError_t error = panels_to(y, kPanelRows, &epilogue.c); error != cudaSuccess) return error;
   return multiply_rows<Along::kDepth>(rows, offsets, weight, epilogue, context);
 }
 
 cudaError_t grouped_linear_swiglu(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
                                   const TensorView& h, const TensorView& y, const CudaContext& context) {
   StoreSwiglu epilogue;
-  cudaError_t error = panels_to(h, &epilogue.h);
-  if (error == cudaSuccess) error = panels_to(y, &epilogue.y);
+  cudaError_t error = panels_to(h, kPanelRows, &epilogue.h);
+  if (error == cudaSuccess) error = panels_to(y, kPanelRows, &epilogue.y);
   if (error != cudaSuccess) return error;
   return multiply_rows<Along::kDepth>(rows, offsets, weight, epilogue, context);
 }
@@ -129,7 +129,7 @@ cudaError_t grouped_linear_bwd_input(const TensorView& dy, const TensorView& off
                                      const TensorView& weight, const TensorView& drows,
                                      const CudaContext& context) {
   StoreRows epilogue;
-  if (const cudaError_t error = panels_to(drows, &epilogue.c); error != cudaSuccess) return error;
+  if (const cudaError_t error = panels_to(drows, kPanelRows, &epilogue.c); error != cudaSuccess) return error;
   return multiply_rows<Along::kRows>(dy, offsets, weight, epilogue, context);
 }
 

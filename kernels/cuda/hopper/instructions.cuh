@@ -61,6 +61,9 @@ struct Barrier {
   __device__ void init(int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals));
   }
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
   /// Arrives, and announces bytes that TMA will write.
   __device__ void arrive_expecting(int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
@@ -115,9 +118,11 @@ __device__ inline void sync_threads(int number, int threads) {
 
 template <class T>
 __device__ inline T load_shared(uint32_t address) {
-  static_assert(sizeof(T) == 8 || sizeof(T) == 16);
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
   T value;
-  if constexpr (sizeof(T) == 8)
+  if constexpr (sizeof(T) == 4)
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  else if constexpr (sizeof(T) == 8)
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address) : "memory");
   else
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"

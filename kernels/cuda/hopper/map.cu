@@ -34,6 +34,7 @@ bool has_hopper_code() {
 }
 
 cudaError_t make_map(const BoxedMatrices& m, CUtensorMap* map) {
+  constexpr int kRunBytes = 128;
   PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
   if (const cudaError_t error = find_encoder(&encode); error != cudaSuccess) return error;
   const int64_t element = dtype_size(m.dtype);
@@ -43,14 +44,12 @@ cudaError_t make_map(const BoxedMatrices& m, CUtensorMap* map) {
                               static_cast<cuuint64_t>(m.count)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(m.cols * element),
                                 static_cast<cuuint64_t>(m.rows * m.cols * element)};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(m.row_bytes / element),
-                            static_cast<cuuint32_t>(m.box_rows), 1};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(kRunBytes / element), static_cast<cuuint32_t>(m.box_rows),
+                            1};
   const cuuint32_t steps[] = {1, 1, 1};
-  const CUtensorMapSwizzle swizzle =
-      m.row_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   const CUresult result = encode(map, type, 3, const_cast<void*>(m.data), sizes, strides, box, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

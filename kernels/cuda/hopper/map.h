@@ -12,16 +12,14 @@ namespace moec::cuda::hopper {
 /// Whether this build has code for sm_90a and the current GPU runs it.
 bool has_hopper_code();
 
-/// A map of matrices[count, rows, cols] for boxes of box_rows rows of 128 or 64 bytes, whose 16-byte chunks
-/// are permuted within their row: chunk c of the 128 bytes number n is at c ^ n % 8, or c ^ n % 4 for rows of
-/// 64 bytes. Elements outside read as 0 and are not written. The address and a row's bytes are multiples
-/// of 16.
+/// A map of matrices[count, rows, cols] for boxes of box_rows rows of 128 bytes, whose 16-byte chunks are
+/// permuted within their row: chunk c of row r is at c ^ r % 8. Elements outside read as 0 and are not
+/// written. The address and a row's bytes are multiples of 16.
 struct BoxedMatrices {
   const void* data;
   fb::DType dtype;  // BF16 or F32
   int64_t count, rows, cols;
   int box_rows;
-  int row_bytes = 128;  // of a box
 };
 cudaError_t make_map(const BoxedMatrices& matrices, CUtensorMap* map);
 

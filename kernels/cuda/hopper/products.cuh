@@ -6,10 +6,6 @@
 
 namespace moec::cuda::hopper {
 
-__device__ inline void arrive(Barrier& barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
-}
-
 /// As sync_threads(), without waiting for the others.
 __device__ inline void arrive_threads(int number, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
