@@ -278,7 +278,7 @@ std::optional<FrontierPoint> fastest_within(uint64_t budget, bool recompute, con
   const CostModel costs = make_cost_model(options);
   const Ways ways(programs, *model.recipe, costs);
   if (!recompute) {
-    const FrontierPoint point = ways.keep_everything().point;
+    const FrontierPoint point = ways.without_budget().point;
     return point.bytes <= budget ? std::optional(point) : std::nullopt;
   }
   const std::optional<Way> way = ways.fastest_within(budget);

@@ -55,8 +55,10 @@ class MemoryError : public CompileError {
   Shortage shortage;
 };
 
-/// Compiles a model as its recipe says: in the least predicted time that its memory budget allows. Runs the
-/// independent validator on the result. Throws CompileError, and MemoryError where the budget is too small.
+/// Compiles a model as its recipe says: in the least predicted time that its memory budget allows. Without
+/// one no instruction runs again, and activations that a backward product can make again beside its results
+/// are not kept: what that takes is little beside the memory. Runs the independent validator on the result.
+/// Throws CompileError, and MemoryError where the budget is too small.
 fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options = {});
 
 /// One way to train a model: the memory of all arenas and the predicted time of an optimizer step.
@@ -65,6 +67,7 @@ struct FrontierPoint {
   double seconds = 0;
   double recompute_seconds = 0;  // of them for what is computed again
   int recomputed = 0;            // instructions that run again in a micro-batch
+  int remade = 0;                // activations that backward products make again beside their results
 };
 
 /// The ways to train a model that are worth it, whatever the recipe's budget: each next one takes less memory
@@ -72,7 +75,7 @@ struct FrontierPoint {
 std::vector<FrontierPoint> frontier(const fb::ModelT& model, const CompileOptions& options = {});
 
 /// The first of them that takes at most `budget` bytes, the one that `compile` chooses; without `recompute`
-/// only the first of all is considered. Nothing where none fits.
+/// the one that it chooses without a budget, which runs nothing again. Nothing where none fits.
 std::optional<FrontierPoint> fastest_within(uint64_t budget, bool recompute, const fb::ModelT& model,
                                             const CompileOptions& options = {});
 

@@ -1,6 +1,7 @@
 // The SwiGLU of experts goes into their linear layers. Forward, the product that makes h = (gate, up) also
 // makes y = silu(gate) * up. Backward, the product that makes the gradient of y turns it into that of h at
-// once, and makes y again for the weight gradient behind it: what a program keeps between the two is h alone.
+// once, and makes y again for the weight gradient behind it: what a program keeps between the two is h alone,
+// and y where a memory budget has room for it (recompute.h).
 #include <algorithm>
 
 #include "compiler/fuse.h"

@@ -62,11 +62,16 @@ std::vector<LiveBuffer> live_at_peak(const Graph& graph) {
 Ways::Ways(const Programs& programs, const fb::RecipeT& recipe, const CostModel& costs)
     : programs_(programs),
       costs_(costs),
+      kept_(keep_activations(programs.accumulate)),
       micro_batches_(recipe.grad_accum),
       persistent_(persistent_bytes(programs.storage)),
       others_(other_activation_bytes(programs)),
-      kept_seconds_(micro_batches_ * total_seconds(programs.accumulate, costs) +
-                    total_seconds(programs.apply, costs)) {}
+      kept_seconds_(micro_batches_ * total_seconds(kept_, costs) + total_seconds(programs.apply, costs)) {}
+
+Way Ways::without_budget() const {
+  return make(programs_.accumulate,
+              total_seconds(programs_.accumulate, costs_) - total_seconds(kept_, costs_));
+}
 
 void Ways::visit(uint64_t budget, const std::function<bool(Way)>& visit) const {
   const Recompute recompute(programs_.accumulate, costs_);
@@ -106,6 +111,7 @@ Way Ways::make(Graph accumulate, double extra_seconds) const {
   point.recompute_seconds = micro_batches_ * extra_seconds;
   point.seconds = kept_seconds_ + point.recompute_seconds;
   point.recomputed = static_cast<int>(std::ranges::count(accumulate.nodes(), true, &Node::recompute));
+  point.remade = static_cast<int>(remade_activations(accumulate).size());
   return {std::move(accumulate), point};
 }
 

@@ -23,7 +23,10 @@ class Ways {
   /// `programs` and `costs` outlive the object.
   Ways(const Programs& programs, const fb::RecipeT& recipe, const CostModel& costs);
 
-  Way keep_everything() const { return make(programs_.accumulate, 0); }
+  Way keep_everything() const { return make(kept_, 0); }
+
+  /// The program as it is, which repeats nothing and makes activations of experts again.
+  Way without_budget() const;
 
   /// Calls `visit` with every way that may take at most `budget` bytes, the fastest first, until it returns
   /// true.
@@ -40,6 +43,7 @@ class Ways {
 
   const Programs& programs_;
   const CostModel& costs_;
+  Graph kept_;  // accumulate with everything kept
   double micro_batches_;
   uint64_t persistent_, others_;  // bytes: of what outlives programs, of activations besides accumulate
   double kept_seconds_;           // of a step that keeps everything

@@ -104,7 +104,8 @@ struct SampleInput {
 struct Sample {
   std::string name;
   std::vector<SampleInput> inputs;
-  std::string nodes;  // the elements of Block.nodes in JSON
+  std::string nodes;               // the elements of Block.nodes in JSON
+  bool keeps_activations = false;  // that the backward pass makes again otherwise (compiler/recompute.h)
 };
 
 struct OpDef {

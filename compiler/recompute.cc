@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "compiler/memory_problem.h"
+#include "compiler/op.h"
 
 namespace moec {
 namespace {
@@ -30,32 +31,68 @@ bool is_repeatable(const Graph& graph, const Node& node, const std::map<std::str
          std::ranges::all_of(node.inputs, stays);
 }
 
-planner::RecomputeProblem make_problem(const Graph& graph, const CostModel& costs) {
-  planner::RecomputeProblem problem{.memory = memory_problem(graph)};
-  const auto final = final_versions(graph);
-  for (const Node& node : graph.nodes()) {
-    problem.seconds.push_back(costs.seconds(graph, node));
-    problem.repeatable.push_back(is_repeatable(graph, node, final));
+/// Of `kept`, which is `program` with everything kept.
+planner::RecomputeProblem make_problem(const Graph& kept, const Graph& program, const CostModel& costs) {
+  planner::RecomputeProblem problem{.memory = memory_problem(kept)};
+  const auto final = final_versions(kept);
+  for (const Node& node : kept.nodes()) {
+    problem.seconds.push_back(costs.seconds(kept, node));
+    problem.repeatable.push_back(is_repeatable(kept, node, final));
     problem.turn += node.phase == Phase::kForward;
   }
+  const planner::Problem remaking = memory_problem(program);
+  for (const auto& [node, value, again] : remade_activations(program))
+    problem.remakes.push_back(
+        {.step = static_cast<int>(node),
+         .value = value,
+         .again = again,
+         .instead = remaking.steps[node],
+         .seconds = std::max(0.0, costs.seconds(program, program.nodes()[node]) - problem.seconds[node])});
   return problem;
 }
 
 }  // namespace
 
+std::vector<Remade> remade_activations(const Graph& program) {
+  constexpr size_t kGatesAndUps = 3;  // of the product's inputs
+  std::vector<Remade> found;
+  for (size_t i = 0; i < program.nodes().size(); ++i) {
+    const Node& node = program.nodes()[i];
+    if (node.def->key != "grouped_linear_bwd_input_swiglu" || node.outputs.back() == kNoValue) continue;
+    const int forward = program.value(node.inputs[kGatesAndUps]).producer;
+    found.push_back({.node = i,
+                     .value = program.nodes()[static_cast<size_t>(forward)].outputs.back(),
+                     .again = node.outputs.back()});
+  }
+  return found;
+}
+
+Graph keep_activations(const Graph& program) {
+  std::vector<Node> nodes = program.nodes();
+  for (const auto& [node, value, again] : remade_activations(program)) {
+    nodes[node].outputs.back() = kNoValue;
+    for (size_t i = node; i < nodes.size(); ++i) std::ranges::replace(nodes[i].inputs, again, value);
+  }
+  Graph kept = program;
+  kept.replace_nodes(std::move(nodes));
+  return kept;
+}
+
 Recompute::Recompute(Graph program, const CostModel& costs)
     : program_(std::move(program)),
-      problem_(make_problem(program_, costs)),
+      kept_(keep_activations(program_)),
+      problem_(make_problem(kept_, program_, costs)),
       alternatives_(planner::recompute_alternatives(problem_)) {}
 
 Graph Recompute::apply(const planner::Alternative& alternative) const {
-  const planner::RepeatingProgram repeating = planner::repeat_dropped(problem_, alternative.dropped);
+  const planner::RepeatingProgram repeating = planner::repeat_dropped(problem_, alternative.choice);
   Graph graph = program_;
   std::vector<Node> nodes;
   std::vector<ValueId> value_of;  // per value of the repeating program
   for (ValueId id = 0; id < static_cast<ValueId>(program_.values().size()); ++id) value_of.push_back(id);
   for (size_t i = 0; i < repeating.step.size(); ++i) {
-    Node node = program_.nodes()[static_cast<size_t>(repeating.step[i])];
+    const Graph& source = repeating.remake[i] ? program_ : kept_;
+    Node node = source.nodes()[static_cast<size_t>(repeating.step[i])];
     const planner::Step& step = repeating.problem.steps[i];
     auto read = step.reads.begin(), written = step.writes.begin();
     for (ValueId& id : node.inputs)

@@ -21,14 +21,21 @@ std::string first_type(const std::vector<TensorView>& operands) {
   return found == operands.end() ? "" : type_text(*found);
 }
 
+/// "+bias" for each optional operand that is there.
+std::string optional_names(const std::vector<Operand>& declared, const std::vector<TensorView>& operands) {
+  std::string text;
+  for (size_t i = 0; i < std::min(declared.size(), operands.size()); ++i)
+    if (declared[i].optional && operands[i].present()) text.append("+").append(declared[i].name);
+  return text;
+}
+
 }  // namespace
 
 std::string call_shapes(const KernelInfo& kernel, const KernelCall& call) {
   const std::string input = first_type(call.inputs), output = first_type(call.outputs);
   std::string text = input;
   if (output != input) text.append("->").append(output);
-  for (size_t i = 0; i < std::min(kernel.inputs.size(), call.inputs.size()); ++i)
-    if (kernel.inputs[i].optional && call.inputs[i].present()) text.append("+").append(kernel.inputs[i].name);
+  text += optional_names(kernel.inputs, call.inputs) + optional_names(kernel.outputs, call.outputs);
   if (!kernel.inputs.empty() && kernel.inputs.back().variadic) {
     int64_t elements = 0;
     for (size_t i = kernel.inputs.size() - 1; i < call.inputs.size(); ++i)

@@ -30,6 +30,12 @@ LogitsChunks logits_chunks(const KernelCall& call) {
   return chunks;
 }
 
+TensorView activation_gradient(const KernelCall& call) {
+  const TensorView &h = call.inputs[3], &y = call.outputs[1];
+  if (y.present()) return y;
+  return {.data = call.workspace.data, .dtype = h.dtype, .rank = 2, .shape = {h.rows(), h.cols() / 2}};
+}
+
 namespace workspace {
 namespace {
 
@@ -74,6 +80,10 @@ uint64_t attention_bwd(const KernelCall& call) {
 uint64_t expert_index(const KernelCall& call) {
   const int64_t blocks = (call.inputs[0].elements() + kExpertIndexBlock - 1) / kExpertIndexBlock;
   return 4 * static_cast<uint64_t>(std::max<int64_t>(blocks, 1) * (call.outputs[0].elements() - 1));
+}
+
+uint64_t activation_gradient(const KernelCall& call) {
+  return call.outputs[1].present() ? 0 : static_cast<uint64_t>(call.inputs[3].bytes() / 2);
 }
 
 uint64_t grad_norm(const KernelCall& call) {

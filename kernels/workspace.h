@@ -33,6 +33,10 @@ struct LogitsChunks {
 };
 LogitsChunks logits_chunks(const KernelCall& call);
 
+/// Where grouped_linear_bwd_input_swiglu may put the gradient of the activation: in the place of y, until y
+/// takes it, and in the workspace where y is absent.
+TensorView activation_gradient(const KernelCall& call);
+
 namespace workspace {
 
 uint64_t none(const KernelCall& call);
@@ -53,6 +57,8 @@ constexpr int64_t attention_row_stride(int64_t seq) { return (seq + 63) / 64 * 6
 uint64_t attention_bwd(const KernelCall& call);
 /// Histograms of the stable counting sort: [blocks of kExpertIndexBlock assignments, experts] of i32.
 uint64_t expert_index(const KernelCall& call);
+/// See the function above; nothing where y is present.
+uint64_t activation_gradient(const KernelCall& call);
 /// [kRangePartials] of f64 and a non-finite flag per range of gradients or of sums of their squares.
 uint64_t grad_norm(const KernelCall& call);
 

@@ -13,23 +13,34 @@ namespace {
 
 constexpr int kNone = -1;
 
-/// The step that writes each value.
-std::vector<int> writers(const Problem& problem) {
-  std::vector<int> writer(problem.sizes.size(), kNone);
-  for (size_t s = 0; s < problem.steps.size(); ++s)
-    for (const int value : problem.steps[s].writes) writer[value] = static_cast<int>(s);
-  return writer;
-}
+/// Who makes what.
+struct Makers {
+  explicit Makers(const RecomputeProblem& problem)
+      : writer(problem.memory.sizes.size(), kNone),
+        remake(problem.memory.steps.size(), kNone),
+        remake_of_written(remake) {
+    for (size_t s = 0; s < problem.memory.steps.size(); ++s)
+      for (const int value : problem.memory.steps[s].writes) writer[value] = static_cast<int>(s);
+    for (size_t r = 0; r < problem.remakes.size(); ++r) {
+      remake[problem.remakes[r].step] = static_cast<int>(r);
+      remake_of_written[writer[problem.remakes[r].value]] = static_cast<int>(r);
+    }
+  }
+
+  std::vector<int> writer;             // per value: the step that writes it
+  std::vector<int> remake;             // per step: the remake that it can do
+  std::vector<int> remake_of_written;  // per step: the remake of a value that it writes
+};
 
 /// Writes the steps in order and puts repeats before the steps that need them.
 class Repeater {
  public:
   /// Writes over `result`, whose memory is used again.
-  Repeater(const RecomputeProblem& problem, const std::vector<int>& writer, const std::vector<bool>& dropped,
+  Repeater(const RecomputeProblem& problem, const Makers& makers, const Choice& choice,
            RepeatingProgram& result)
       : problem_(problem),
-        writer_(writer),
-        dropped_(dropped),
+        makers_(makers),
+        choice_(choice),
         now_(problem.memory.sizes.size()),
         result_(result) {
     std::iota(now_.begin(), now_.end(), 0);
@@ -37,6 +48,7 @@ class Repeater {
     result_.problem.live_out = problem.memory.live_out;
     result_.step.clear();
     result_.repeat.clear();
+    result_.remake.clear();
     result_.extra_seconds = 0;
   }
 
@@ -52,8 +64,8 @@ class Repeater {
   /// Repeats what step `s` reads and the backward pass has not got, and what that reads, depth first.
   void fetch_inputs(int s) {
     for (const int value : problem_.memory.steps[s].reads) {
-      const int maker = writer_[value];
-      const bool gone = maker != kNone && dropped_[maker] && now_[value] == value;
+      const int maker = makers_.writer[value];
+      const bool gone = maker != kNone && choice_.dropped[maker] && now_[value] == value;
       if (!gone) continue;
       fetch_inputs(maker);
       append(maker, true);
@@ -65,7 +77,9 @@ class Repeater {
     std::vector<Step>& steps = result_.problem.steps;
     if (at == steps.size()) steps.emplace_back();
     Step& added = steps[at];
-    added = problem_.memory.steps[s];
+    const int r = makers_.remake[s];
+    const bool remake = r != kNone && choice_.remade[r];
+    added = remake ? problem_.remakes[r].instead : problem_.memory.steps[s];
     for (int& value : added.reads) value = now_[value];
     for (Share& share : added.shares) share.input = now_[share.input];
     if (repeat) {
@@ -77,13 +91,18 @@ class Repeater {
       for (Share& share : added.shares) share.output = now_[share.output];
       result_.extra_seconds += problem_.seconds[s];
     }
+    if (remake) {
+      now_[problem_.remakes[r].value] = problem_.remakes[r].again;
+      result_.extra_seconds += problem_.remakes[r].seconds;
+    }
     result_.step.push_back(s);
     result_.repeat.push_back(repeat);
+    result_.remake.push_back(remake);
   }
 
   const RecomputeProblem& problem_;
-  const std::vector<int>& writer_;
-  const std::vector<bool>& dropped_;
+  const Makers& makers_;
+  const Choice& choice_;
   std::vector<int> now_;  // per original value: the value that is read in its place
   RepeatingProgram& result_;
 };
@@ -94,13 +113,19 @@ struct Reads {
   int first_late = kNone;
 };
 
-/// What one choice of dropped steps comes to.
+/// Where the value of a remake is made for the last time before the step that can remake it, and that step.
+struct Window {
+  int made = kNone, step = kNone;
+};
+
+/// What one choice comes to.
 struct Outcome {
   uint64_t peak = 0;
   size_t peak_steps = 0;  // steps at which the peak is reached
   int peak_step = 0;      // the first of them
   double extra_seconds = 0;
-  std::vector<Reads> reads;  // per original value
+  std::vector<Reads> reads;     // per original value
+  std::vector<Window> windows;  // per remake
 
   bool better_than(const Outcome& other) const {
     return peak != other.peak ? peak < other.peak : peak_steps < other.peak_steps;
@@ -128,33 +153,39 @@ void find_peak(const Problem& problem, Outcome& outcome) {
   }
 }
 
-/// Steps to drop together, so that one value need not be kept.
+/// Steps to drop together, or a remake, so that one value need not be kept.
 struct Move {
   std::vector<int> steps;
+  int remake = kNone;
   double bytes_per_second = 0;
 };
+constexpr double kLeastSeconds = 1e-9;  // what has no price is better than anything else
 
 class Search {
  public:
   explicit Search(const RecomputeProblem& problem)
-      : problem_(problem), writer_(writers(problem.memory)), dropped_(problem.memory.steps.size(), false) {}
+      : problem_(problem),
+        makers_(problem),
+        choice_{std::vector<bool>(problem.memory.steps.size(), false),
+                std::vector<bool>(problem.remakes.size(), false)} {}
 
   std::vector<Alternative> run() {
     Outcome now = outcome();
     record(now);
-    std::set<int> rejected;  // first steps of moves that did not help since the last one that did
+    std::set<int> rejected;  // keys of moves that did not help since the last one that did
     for (int tries = 0; tries < kMostTries && static_cast<int>(rejected.size()) < kMostRejected; ++tries) {
       const std::optional<Move> move = best_move(now, rejected);
       if (!move) break;
-      for (const int s : move->steps) dropped_[s] = true;
+      Choice before = std::exchange(choice_, with(*move));
       Outcome next = outcome();
       if (next.better_than(now)) {
         now = std::move(next);
+        keep_repeated(*move, now);
         record(now);
         rejected.clear();
       } else {
-        for (const int s : move->steps) dropped_[s] = false;
-        rejected.insert(move->steps.front());
+        choice_ = std::move(before);
+        rejected.insert(key(*move));
       }
     }
     return fastest_first();
@@ -164,13 +195,14 @@ class Search {
   static constexpr int kMostTries = 4000, kMostRejected = 100;
 
   Outcome outcome() {
-    Repeater(problem_, writer_, dropped_, program_).run();
-    Outcome outcome{.extra_seconds = program_.extra_seconds, .reads = collect_reads()};
+    Repeater(problem_, makers_, choice_, program_).run();
+    Outcome outcome{
+        .extra_seconds = program_.extra_seconds, .reads = collect_reads(), .windows = collect_windows()};
     find_peak(program_.problem, outcome);
     return outcome;
   }
 
-  void record(const Outcome& outcome) { found_.push_back({dropped_, outcome.peak, outcome.extra_seconds}); }
+  void record(const Outcome& outcome) { found_.push_back({choice_, outcome.peak, outcome.extra_seconds}); }
 
   std::vector<Reads> collect_reads() const {
     std::vector<Reads> reads(problem_.memory.sizes.size());
@@ -186,15 +218,72 @@ class Search {
     return reads;
   }
 
+  std::vector<Window> collect_windows() const {
+    std::vector<Window> windows(problem_.remakes.size());
+    for (int s = 0; s < static_cast<int>(program_.step.size()); ++s) {
+      const int step = program_.step[s];
+      if (const int r = makers_.remake[step]; r != kNone) windows[r].step = s;
+      if (const int r = makers_.remake_of_written[step]; r != kNone && windows[r].step == kNone)
+        windows[r].made = s;
+    }
+    return windows;
+  }
+
+  /// A number for each move, by what it begins with.
+  int key(const Move& move) const {
+    return move.remake == kNone ? move.steps.front()
+                                : static_cast<int>(problem_.memory.steps.size()) + move.remake;
+  }
+
+  /// Keeps what the dropped steps make again for the steps behind, where the peak does not mind: remaking it
+  /// there would be a second time.
+  void keep_repeated(const Move& move, Outcome& now) {
+    for (const int s : move.steps) {
+      const int r = makers_.remake_of_written[s];
+      if (r == kNone || !choice_.remade[r]) continue;
+      choice_.remade[r] = false;
+      if (Outcome next = outcome(); now.better_than(next))
+        choice_.remade[r] = true;
+      else
+        now = std::move(next);
+    }
+  }
+
+  /// The choice after a move.
+  Choice with(const Move& move) const {
+    Choice choice = choice_;
+    for (const int s : move.steps) choice.dropped[s] = true;
+    if (move.remake != kNone) choice.remade[move.remake] = true;
+    return choice;
+  }
+
   std::optional<Move> best_move(const Outcome& now, const std::set<int>& rejected) const {
     std::optional<Move> best;
-    for (int s = 0; s < problem_.turn; ++s) {
-      if (dropped_[s] || !problem_.repeatable[s] || rejected.contains(s)) continue;
-      Move move = move_of(s, now.peak_step, now.reads);
-      if (move.bytes_per_second > 0 && (!best || move.bytes_per_second > best->bytes_per_second))
+    const auto offer = [&](Move move) {
+      if (move.bytes_per_second > 0 && (!best || move.bytes_per_second > best->bytes_per_second) &&
+          !rejected.contains(key(move)))
         best = std::move(move);
-    }
+    };
+    for (int s = 0; s < problem_.turn; ++s)
+      if (!choice_.dropped[s] && problem_.repeatable[s]) offer(drop(s, now.peak_step, now.reads));
+    for (int r = 0; r < static_cast<int>(problem_.remakes.size()); ++r)
+      if (!choice_.remade[r]) offer(remake(r, now));
     return best;
+  }
+
+  /// The value is freed where it waits for readers behind the step.
+  Move remake(int r, const Outcome& now) const {
+    const Remake& remake = problem_.remakes[r];
+    const Window& window = now.windows[r];
+    const Reads& reads = now.reads[remake.value];
+    const int at = now.peak_step;
+    const bool waits = choice_.dropped[makers_.writer[remake.value]] ||
+                       (reads.last_early < at && reads.first_late > window.step);
+    if (!waits || window.made >= at || at > window.step) return {};
+    return {.steps = {},
+            .remake = r,
+            .bytes_per_second =
+                static_cast<double>(size(remake.value)) / std::max(remake.seconds, kLeastSeconds)};
   }
 
   /// Bytes that dropping step `s` frees at step `at`.
@@ -208,7 +297,7 @@ class Search {
   }
 
   /// Step `s` and the makers of those inputs that would otherwise have to be kept for it.
-  Move move_of(int s, int at, const std::vector<Reads>& reads) const {
+  Move drop(int s, int at, const std::vector<Reads>& reads) const {
     Move move;
     const uint64_t gain = freed(s, at, reads);
     if (gain == 0) return move;
@@ -219,16 +308,15 @@ class Search {
     for (size_t i = 0; i < move.steps.size(); ++i) {
       seconds += problem_.seconds[move.steps[i]];
       for (const int value : problem_.memory.steps[move.steps[i]].reads) {
-        const int maker = writer_[value];
+        const int maker = makers_.writer[value];
         const bool there = reads[value].first_late > at;
-        if (there || dropped_[maker] || std::ranges::count(move.steps, maker) > 0) continue;
+        if (there || choice_.dropped[maker] || std::ranges::count(move.steps, maker) > 0) continue;
         if (problem_.repeatable[maker] && size(value) > gain / kSmall)
           move.steps.push_back(maker);
         else
           kept += size(value);
       }
     }
-    constexpr double kLeastSeconds = 1e-9;  // a step without a price is better than any other
     if (gain > kept)
       move.bytes_per_second = static_cast<double>(gain - kept) / std::max(seconds, kLeastSeconds);
     return move;
@@ -248,18 +336,18 @@ class Search {
   uint64_t size(int value) const { return aligned(problem_.memory.sizes[value]); }
 
   const RecomputeProblem& problem_;
-  std::vector<int> writer_;
-  std::vector<bool> dropped_;
+  Makers makers_;
+  Choice choice_;
   RepeatingProgram program_;  // of the last outcome
   std::vector<Alternative> found_;
 };
 
 }  // namespace
 
-RepeatingProgram repeat_dropped(const RecomputeProblem& problem, const std::vector<bool>& dropped) {
+RepeatingProgram repeat_dropped(const RecomputeProblem& problem, const Choice& choice) {
   RepeatingProgram result;
-  const std::vector<int> writer = writers(problem.memory);
-  Repeater(problem, writer, dropped, result).run();
+  const Makers makers(problem);
+  Repeater(problem, makers, choice, result).run();
   return result;
 }
 

@@ -80,6 +80,7 @@ constexpr const char* kExamples = R"(Examples:
   moec fit schema/examples/moe-6.9b.json --memory 139GiB
   moec fit schema/examples/gpt2-124m.json --memory 24GiB --dtype bf16 --cost-model h100
 
+Rows with recompute are plans that `moec SPEC --memory-budget BYTES` makes, the others plans without a budget.
 Exit code 1: the recipe does not fit, not even with recompute.)";
 
 }  // namespace

@@ -32,13 +32,14 @@ std::vector<FrontierPoint> outline(const std::vector<FrontierPoint>& points) {
 
 std::string table(const std::vector<FrontierPoint>& points, double tokens) {
   const FrontierPoint& first = points.front();
-  std::string text = fmt::format("{:>12} {:>8} {:>12} {:>8} {:>12} {:>11}\n", "all arenas", "", "step", "",
-                                 "tok/s", "recomputed");
+  std::string text = fmt::format("{:>12} {:>8} {:>12} {:>8} {:>12} {:>11} {:>7}\n", "all arenas", "", "step",
+                                 "", "tok/s", "recomputed", "remade");
   for (const FrontierPoint& point : points)
-    text += fmt::format("{:>12} {:>8} {:>12} {:>8} {:>12} {:>11}\n", bytes_text(point.bytes),
+    text += fmt::format("{:>12} {:>8} {:>12} {:>8} {:>12} {:>11} {:>7}\n", bytes_text(point.bytes),
                         share_text(static_cast<double>(point.bytes), static_cast<double>(first.bytes)),
                         short_time_text(point.seconds), share_text(point.seconds, first.seconds),
-                        with_commas(static_cast<uint64_t>(tokens / point.seconds)), point.recomputed);
+                        with_commas(static_cast<uint64_t>(tokens / point.seconds)), point.recomputed,
+                        point.remade);
   return text;
 }
 
@@ -48,7 +49,8 @@ nlohmann::json to_json(const std::vector<FrontierPoint>& points) {
     rows.push_back({{"bytes", point.bytes},
                     {"seconds", point.seconds},
                     {"recompute_seconds", point.recompute_seconds},
-                    {"recomputed", point.recomputed}});
+                    {"recomputed", point.recomputed},
+                    {"remade", point.remade}});
   return rows;
 }
 
@@ -75,7 +77,8 @@ constexpr const char* kExamples = R"(Examples:
   moec frontier schema/examples/gpt2-124m.json
   moec frontier schema/examples/gpt2-124m.json --batch-size 16 --dtype bf16 --all --json
 
-A row is a plan that `moec SPEC --memory-budget BYTES` makes.)";
+A row is a plan that `moec SPEC --memory-budget BYTES` makes. 'recomputed' counts instructions that run again,
+'remade' the activations of experts that their backward products make again beside their results.)";
 
 }  // namespace
 

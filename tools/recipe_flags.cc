@@ -157,10 +157,11 @@ void RecipeFlags::add_to(CLI::App& app, MemoryBudgetFlag memory_budget) {
     changes_.push_back([bytes = *parse_bytes(text)](R& r) { r.memory_budget = bytes; });
   };
   if (memory_budget == MemoryBudgetFlag::kOffered)
-    app.add_option_function<std::string>("--memory-budget", keep_budget,
-                                         "Bytes that all arenas may take together, e.g. 139GiB; what does "
-                                         "not fit is\ncomputed again in the "
-                                         "backward pass")
+    app.add_option_function<std::string>(
+           "--memory-budget", keep_budget,
+           "Bytes that all arenas may take together, e.g. 139GiB: the fastest plan\n"
+           "within them, which computes again in the backward pass what it cannot\n"
+           "keep; without, nothing runs twice, and experts' activations are not kept")
         ->check(byte_size())
         ->type_name("BYTES")
         ->group(kGroup);

@@ -115,11 +115,11 @@ void infer_grouped_linear_bwd_input_swiglu(OpCall& call) {
   call.require(h.cols() == 2 * call.input(2).cols(), "gates and ups {} do not fit weight {}", h.to_string(),
                call.input(2).to_string());
   call.set_output(0, h);
-  call.set_output(1, {h.dtype, with_cols(h.shape, h.cols() / 2)});
+  if (call.has_output(1)) call.set_output(1, {h.dtype, with_cols(h.shape, h.cols() / 2)});
 }
 
 double grouped_linear_bwd_input_swiglu_flops(const OpCall& call) {
-  return grouped_flops(call.input(0), call.output(1).cols());
+  return grouped_flops(call.input(0), call.input(2).cols());
 }
 
 void infer_grouped_linear_bwd_weight(OpCall& call) {
@@ -253,7 +253,11 @@ std::vector<Sample> grouped_linear_samples() {
            swiglu_layer(false)},
           {"SwiGLU between, biased",
            {{"x", {14, 3}}, {"experts", {7, 2}, Fill::kOneExpert, 4}},
-           swiglu_layer(true)}};
+           swiglu_layer(true)},
+          {"SwiGLU between, its activation kept",
+           {{"x", {10, 3}}, {"experts", {5, 2}, Fill::kDistinctExperts, 4}},
+           swiglu_layer(false),
+           true}};
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/types.h"
 #include "kernels/gradient_squares.h"
+#include "kernels/workspace.h"
 
 namespace moec::cpu {
 namespace {
@@ -98,10 +99,9 @@ void grouped_linear_swiglu(const KernelCall& call) {
 void grouped_linear_bwd_input_swiglu(const KernelCall& call) {
   const TensorView &dy = call.inputs[0], &offsets = call.inputs[1], &weight = call.inputs[2],
                    &h = call.inputs[3], &dh = call.outputs[0], &y = call.outputs[1];
-  const TensorView& activation_gradient = y;  // until y takes its place
-  grouped_linear_bwd_input(
-      {.inputs = {dy, offsets, weight}, .outputs = {activation_gradient}, .op = call.op});
-  swiglu_bwd({.inputs = {activation_gradient, h}, .outputs = {dh, y}});
+  const TensorView activation = activation_gradient(call);
+  grouped_linear_bwd_input({.inputs = {dy, offsets, weight}, .outputs = {activation}, .op = call.op});
+  swiglu_bwd({.inputs = {activation, h}, .outputs = {dh, y}});
 }
 
 void grouped_linear_bwd_weight(const KernelCall& call) {

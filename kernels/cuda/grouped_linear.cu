@@ -10,6 +10,7 @@
 #include "kernels/cuda/mma_tile.cuh"
 #include "kernels/cuda/simt_tile.cuh"
 #include "kernels/cuda/variants.h"
+#include "kernels/workspace.h"
 
 namespace moec::cuda {
 namespace {
@@ -197,9 +198,9 @@ ExpertProduct input_gradient(const KernelCall& call) {
   return {call.inputs[0], call.inputs[1], call.inputs[2], nullptr, call.outputs[0], Along::kRows};
 }
 
-/// Of what SwiGLU made of h; in place of y, until y takes it.
-ExpertProduct activation_gradient(const KernelCall& call) {
-  return {call.inputs[0], call.inputs[1], call.inputs[2], nullptr, call.outputs[1], Along::kRows};
+/// To `dy`, the gradient of what SwiGLU made of h.
+ExpertProduct activation_product(const KernelCall& call, const TensorView& dy) {
+  return {call.inputs[0], call.inputs[1], call.inputs[2], nullptr, dy, Along::kRows};
 }
 
 /// One of the products above, alone.
@@ -231,11 +232,11 @@ struct WithSwiglu {
 
 struct WithSwigluBwd {
   static bool computes(Way way, const KernelCall& call) {
-    return cuda::computes(way, activation_gradient(call)) &&
+    return cuda::computes(way, activation_product(call, activation_gradient(call))) &&
            (way != Way::kHopper || hopper::can_map({&call.inputs[3], &call.outputs[0]}));
   }
   static Way choose(const KernelCall& call) {
-    const Way way = cuda::choose(activation_gradient(call));
+    const Way way = cuda::choose(activation_product(call, activation_gradient(call)));
     return computes(way, call) ? way : Way::kHopperSplit;
   }
   static cudaError_t run(Way way, const KernelCall& call, const CudaContext& context) {
@@ -243,9 +244,9 @@ struct WithSwigluBwd {
     if (way == Way::kHopper)
       return hopper::grouped_linear_bwd_input_swiglu(call.inputs[0], call.inputs[1], call.inputs[2], h, dh, y,
                                                      context);
-    const ExpertProduct product = activation_gradient(call);
-    const cudaError_t error = multiply(way, product, context);
-    return error == cudaSuccess ? swiglu_bwd(part_of(call, {product.y, h}, {dh, y}), context) : error;
+    const TensorView activation = activation_gradient(call);
+    const cudaError_t error = multiply(way, activation_product(call, activation), context);
+    return error == cudaSuccess ? swiglu_bwd(part_of(call, {activation, h}, {dh, y}), context) : error;
   }
 };
 

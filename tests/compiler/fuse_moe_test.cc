@@ -2,6 +2,7 @@
 
 #include "compiler/fuse.h"
 #include "compiler/op.h"
+#include "compiler/recompute.h"
 
 namespace moec::test {
 namespace {
@@ -72,6 +73,20 @@ TEST_CASE("the gradient of SwiGLU goes into that of the layer behind, which make
   CHECK(gradient.inputs.back() == e.h);
   CHECK(weight.inputs[1] == gradient.outputs[1]);
   CHECK(gradient.outputs[1] != e.y);
+}
+
+TEST_CASE("the activation that is made again can be kept") {
+  Experts e;
+  e.forward();
+  e.backward();
+  const Keys keys = e.fused();
+  CHECK(remade_activations(e.graph).size() == 1);
+  const Graph kept = keep_activations(e.graph);
+  CHECK(remade_activations(kept).empty());
+  const Node &gradient = kept.nodes()[2], &weight = kept.nodes()[3];
+  CHECK(gradient.def->key == keys[2]);
+  CHECK(gradient.outputs[1] == kNoValue);
+  CHECK(weight.inputs[1] == e.y);
 }
 
 TEST_CASE("a gradient that something else reads stays") {

@@ -74,7 +74,7 @@ std::vector<Sample> wide_attention_samples() {
 }
 
 std::vector<Sample> wide_expert_samples() {
-  const auto sample = [](const char* name, int64_t tokens, int top_k, Fill fill) {
+  const auto sample = [](const char* name, int64_t tokens, int top_k, Fill fill, bool keeps) {
     return Sample{name,
                   {{"x", {tokens * top_k, 64}}, {"experts", {tokens, top_k}, fill, 4}},
                   R"([
@@ -85,10 +85,12 @@ std::vector<Sample> wide_expert_samples() {
     {name: "down", inputs: ["swiglu", "index.offsets"], op_type: "GroupedLinear",
      op: {experts: 4, out_features: 72, init_std: 0.1}},
     {name: "y", inputs: ["down", "index.offsets"], op_type: "GroupedLinear",
-     op: {experts: 4, out_features: 40, init_std: 0.1}}])"};
+     op: {experts: 4, out_features: 40, init_std: 0.1}}])",
+                  keeps};
   };
-  return {sample("ragged", 333, 2, Fill::kDistinctExperts),
-          sample("all on the same", 150, 1, Fill::kOneExpert)};
+  return {sample("ragged", 333, 2, Fill::kDistinctExperts, false),
+          sample("all on the same", 150, 1, Fill::kOneExpert, false),
+          sample("ragged, the activation kept", 333, 2, Fill::kDistinctExperts, true)};
 }
 
 }  // namespace moec::test

@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <functional>
 #include <numeric>
 #include <random>
 
@@ -28,14 +30,42 @@ RecomputeProblem with_times(Problem memory, int turn) {
 /// Steps of the forward pass of programs.h's transformer.
 int forward_steps(int layers) { return 3 + 16 * layers; }
 
-/// What every value holds, as a hash of the original step that made it and of what that read.
-std::vector<uint64_t> contents(const Problem& problem, const std::vector<int>& step) {
+/// Lets steps of the backward pass remake values that are read behind them, where `wanted` says so.
+void add_remakes(RecomputeProblem& problem, const std::function<bool()>& wanted) {
+  const std::vector<Step>& steps = problem.memory.steps;
+  const int count = static_cast<int>(steps.size());
+  std::vector<bool> taken(steps.size());
+  for (int maker = 0; maker < problem.turn; ++maker) {
+    if (steps[maker].writes.empty()) continue;
+    const int value = steps[maker].writes.back();
+    int reader = count - 1;
+    while (reader >= problem.turn && std::ranges::count(steps[reader].reads, value) == 0) --reader;
+    int step = reader - 1;
+    while (step >= problem.turn && taken[step]) --step;
+    if (step < problem.turn || !wanted()) continue;
+    taken[step] = true;
+    const int again = static_cast<int>(problem.memory.sizes.size());
+    problem.memory.sizes.push_back(problem.memory.sizes[value]);
+    Remake remake{.step = step, .value = value, .again = again, .instead = steps[step], .seconds = 1};
+    remake.instead.writes.push_back(again);
+    remake.instead.workspace = 0;
+    problem.remakes.push_back(std::move(remake));
+  }
+}
+
+/// What every value holds, as a hash of the original step that made it and of what that read. A remade value
+/// holds what `original` says.
+std::vector<uint64_t> contents(const RecomputeProblem& original, const Problem& problem,
+                               const std::vector<int>& step, const std::vector<uint64_t>& expected = {}) {
   std::vector<uint64_t> held(problem.sizes.size(), 0);
   for (size_t s = 0; s < problem.steps.size(); ++s) {
     uint64_t hash = static_cast<uint64_t>(step[s]) + 1;
     for (const int value : problem.steps[s].reads) hash = hash * 6364136223846793005u + held[value];
-    for (const int value : problem.steps[s].writes)
-      held[value] = hash = hash * 2862933555777941757u + 3037000493u;
+    for (const int value : problem.steps[s].writes) {
+      const auto remake = std::ranges::find(original.remakes, value, &Remake::again);
+      held[value] = hash = remake != original.remakes.end() ? expected[remake->value]
+                                                            : hash * 2862933555777941757u + 3037000493u;
+    }
   }
   return held;
 }
@@ -44,12 +74,13 @@ void check_sound(const RecomputeProblem& original, const RepeatingProgram& progr
   derive_lifetimes(program.problem);  // throws where a value is read before it is written
   std::vector<int> identity(original.memory.steps.size());
   std::iota(identity.begin(), identity.end(), 0);
-  const auto expected = contents(original.memory, identity), found = contents(program.problem, program.step);
+  const auto expected = contents(original, original.memory, identity),
+             found = contents(original, program.problem, program.step, expected);
   std::vector<int> firsts;
   for (size_t s = 0; s < program.step.size(); ++s) {
     if (!program.repeat[s]) firsts.push_back(program.step[s]);
     const Step &now = program.problem.steps[s], &then = original.memory.steps[program.step[s]];
-    CHECK(now.workspace == then.workspace);
+    CHECK((program.remake[s] || now.workspace == then.workspace));
     for (size_t i = 0; i < then.reads.size(); ++i) CHECK(found[now.reads[i]] == expected[then.reads[i]]);
     for (size_t i = 0; i < then.writes.size(); ++i) CHECK(found[now.writes[i]] == expected[then.writes[i]]);
   }
@@ -60,11 +91,14 @@ TEST_CASE("repeats hold what the dropped steps wrote, on random programs") {
   std::mt19937 random(7);
   for (int round = 0; round < 200; ++round) {
     const int steps = 5 + static_cast<int>(random() % 40);
-    const RecomputeProblem problem =
+    const auto chance = [&] { return random() % 2 == 0; };
+    RecomputeProblem problem =
         with_times(random_problem(random, steps), static_cast<int>(random() % static_cast<unsigned>(steps)));
-    std::vector<bool> dropped(steps);
-    for (int s = 0; s < steps; ++s) dropped[s] = s < problem.turn && random() % 2 == 0;
-    check_sound(problem, repeat_dropped(problem, dropped));
+    add_remakes(problem, chance);
+    Choice choice{std::vector<bool>(steps), std::vector<bool>(problem.remakes.size())};
+    for (int s = 0; s < problem.turn; ++s) choice.dropped[s] = chance();
+    for (size_t r = 0; r < problem.remakes.size(); ++r) choice.remade[r] = chance();
+    check_sound(problem, repeat_dropped(problem, choice));
   }
 }
 
@@ -79,28 +113,55 @@ TEST_CASE("a dropped value is made again once, before its first late reader, aft
                             {.reads = {1, 3}, .writes = {4}, .shares = {}, .workspace = 0}},
                   .live_out = {4}},
                  3);
-  const RepeatingProgram program = repeat_dropped(problem, {false, true, true, false, false});
+  const RepeatingProgram program =
+      repeat_dropped(problem, {.dropped = {false, true, true, false, false}, .remade = {}});
   CHECK(program.step == std::vector<int>{0, 1, 2, 1, 2, 3, 4});
   CHECK(program.repeat == std::vector<bool>{false, false, false, true, true, false, false});
   CHECK(program.extra_seconds == problem.seconds[1] + problem.seconds[2]);
   check_sound(problem, program);
 }
 
+TEST_CASE("a remade value is read by the steps behind, and not kept for them") {
+  // 0 is read in the forward pass, and by the last step; the one before can make it again as value 4.
+  RecomputeProblem problem = with_times({.sizes = {640, 64, 64, 64, 640},
+                                         .steps = {{.reads = {}, .writes = {0}},
+                                                   {.reads = {0}, .writes = {1}, .workspace = 512},
+                                                   {.reads = {1}, .writes = {2}},
+                                                   {.reads = {0, 2}, .writes = {3}}},
+                                         .live_out = {3}},
+                                        2);
+  problem.remakes.push_back(
+      {.step = 2, .value = 0, .again = 4, .instead = {.reads = {1}, .writes = {2, 4}}, .seconds = 0.25});
+  const RepeatingProgram kept = repeat_dropped(problem, {std::vector<bool>(4), {false}}),
+                         remade = repeat_dropped(problem, {std::vector<bool>(4), {true}});
+  CHECK(kept.problem.steps[3].reads == std::vector<int>{0, 2});
+  CHECK(kept.extra_seconds == 0);
+  CHECK(remade.problem.steps[3].reads == std::vector<int>{4, 2});
+  CHECK(remade.remake == std::vector<bool>{false, false, true, false});
+  CHECK(remade.extra_seconds == 0.25);
+  check_sound(problem, remade);
+}
+
 TEST_CASE("alternatives of transformers: less memory for more time, down to a fraction") {
-  for (const int layers : {1, 4, 12}) {
-    const Problem memory =
-        transformer({.layers = layers, .tokens = 1024, .dim = 256, .ffn = 512, .top_k = 2, .vocab = 1000});
-    const RecomputeProblem problem = with_times(memory, forward_steps(layers));
-    const std::vector<Alternative> ways = recompute_alternatives(problem);
-    REQUIRE(!ways.empty());
-    CHECK(ways.front().extra_seconds == 0);
-    for (size_t i = 1; i < ways.size(); ++i) {
-      CHECK(ways[i].live_bytes < ways[i - 1].live_bytes);
-      CHECK(ways[i].extra_seconds >= ways[i - 1].extra_seconds);
+  for (const int layers : {1, 4, 12})
+    for (const bool remakes : {false, true}) {
+      const Problem memory =
+          transformer({.layers = layers, .tokens = 1024, .dim = 256, .ffn = 512, .top_k = 2, .vocab = 1000});
+      RecomputeProblem problem = with_times(memory, forward_steps(layers));
+      if (remakes) add_remakes(problem, [] { return true; });
+      const std::vector<Alternative> ways = recompute_alternatives(problem);
+      REQUIRE(!ways.empty());
+      CHECK(ways.front().extra_seconds == 0);
+      for (size_t i = 1; i < ways.size(); ++i) {
+        CHECK(ways[i].live_bytes < ways[i - 1].live_bytes);
+        CHECK(ways[i].extra_seconds >= ways[i - 1].extra_seconds);
+      }
+      for (const Alternative& way : ways) check_sound(problem, repeat_dropped(problem, way.choice));
+      if (layers == 12) CHECK(2 * ways.back().live_bytes < ways.front().live_bytes);
+      CHECK(remakes == std::ranges::any_of(ways, [](const Alternative& way) {
+              return std::ranges::count(way.choice.remade, true) > 0;
+            }));
     }
-    for (const Alternative& way : ways) check_sound(problem, repeat_dropped(problem, way.dropped));
-    if (layers == 12) CHECK(2 * ways.back().live_bytes < ways.front().live_bytes);
-  }
 }
 
 TEST_CASE("a step that may not run again is never dropped") {
@@ -109,7 +170,8 @@ TEST_CASE("a step that may not run again is never dropped") {
       forward_steps(4));
   for (size_t s = 0; s < problem.repeatable.size(); s += 2) problem.repeatable[s] = false;
   for (const Alternative& way : recompute_alternatives(problem))
-    for (size_t s = 0; s < way.dropped.size(); ++s) CHECK((!way.dropped[s] || problem.repeatable[s]));
+    for (size_t s = 0; s < problem.repeatable.size(); ++s)
+      CHECK((!way.choice.dropped[s] || problem.repeatable[s]));
 }
 
 }  // namespace

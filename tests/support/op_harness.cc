@@ -11,6 +11,7 @@
 #include "compiler/frontend.h"
 #include "compiler/fuse.h"
 #include "compiler/lower.h"
+#include "compiler/recompute.h"
 #include "kernels/float16.h"
 #include "kernels/train_state.h"
 
@@ -233,7 +234,7 @@ Graph OpHarness::make_graph(const Sample& sample, Precision precision, const Bui
       if (const ValueId gradient = gradients[static_cast<size_t>(id)]; gradient != kNoValue)
         copy(kGradient + name, gradient);
   fuse(graph);
-  return graph;
+  return sample.keeps_activations ? keep_activations(graph) : graph;
 }
 
 bool OpHarness::runs(std::string_view kernel) const { return kernels_.contains(kernel); }
