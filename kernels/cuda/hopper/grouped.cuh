@@ -229,7 +229,9 @@ class GroupedBlock {
 
   /// A warpgroup, number `consumer`: multiplies and hands its sums to the epilogue.
   __device__ void consume(int consumer) {
-    if constexpr (kGrouped == Grouped::kRows)
+    if constexpr (Epilogue::kMoves)
+      consume_rows_beside_mover(consumer);
+    else if constexpr (kGrouped == Grouped::kRows)
       consume_rows(consumer);
     else
       consume_depths(consumer);
@@ -276,11 +278,51 @@ class GroupedBlock {
   }
 
   /// kRows. The sums of a tile are rounded and handed to the epilogue, in pieces, while the next is
-  /// multiplied: each after a step has been started. What loops is kept the same for all lanes, as
-  /// instructions between steps are what the tensor cores wait for. Pieces that a mover moves are spread
-  /// evenly over the steps, so that they use memory all the time; others are done as soon as the second step
-  /// has been started.
+  /// multiplied: a piece at a time after a step has been started. What loops is kept the same for all lanes,
+  /// as instructions between steps are what the tensor cores wait for.
   __device__ void consume_rows(int consumer) {
+    unsigned char* panels = warp_panels(consumer);
+    auto& barriers = epilogue_barriers_[consumer];
+    Tiles<kGrouped> tiles;
+    TilePlace tile;
+    if (!tiles.next(problem_, &tile)) return;
+    const int steps = steps_of(tile), pieces_a_step = (kPieces + steps - 2) / (steps - 1);
+    RingPlace<kSteps> place;
+    Rounded rounded = {};
+    Part part = kNoPart, next = part_of(tile, consumer);
+    for (bool more = true; more;) {
+      Sums sums;
+      full_[place.slot].wait(place.parity);
+      multiply_step(sums, place.slot, consumer, false);
+      int piece = 0, previous = place.slot;
+      place.advance();
+#pragma unroll 1
+      for (int step = 1; step < steps; ++step) {
+        full_[place.slot].wait(place.parity);
+        multiply_step(sums, place.slot, consumer, true);
+        wait_products<1>();
+        release(previous);
+#pragma unroll 1
+        for (const int end = min(piece + pieces_a_step, kPieces); piece < end; ++piece)
+          run_piece(piece, rounded, part, panels, barriers);
+        previous = place.slot;
+        place.advance();
+      }
+      part = next;
+      more = tiles.next(problem_, &tile);
+      next = more ? part_of(tile, consumer) : kNoPart;
+      wait_products<0>(sums);
+      release(previous);
+#pragma unroll
+      for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
+    }
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, panels, barriers);
+  }
+
+  /// The same where a mover moves the pieces: they are spread evenly over all steps, so that memory is used
+  /// all the time.
+  __device__ void consume_rows_beside_mover(int consumer) {
     unsigned char* panels = warp_panels(consumer);
     auto& barriers = epilogue_barriers_[consumer];
     Tiles<kGrouped> tiles;
@@ -292,34 +334,18 @@ class GroupedBlock {
     Part part = kNoPart;
     for (bool more = true; more;) {
       Sums sums;
-      int step = 0, piece = 0, due = 0, previous = 0;
-      if constexpr (!Epilogue::kMoves) {
-        full_[place.slot].wait(place.parity);
-        multiply_step(sums, place.slot, consumer, false);
-        previous = place.slot;
-        place.advance();
-        step = 1;
-      }
+      int piece = 0, due = 0, previous = 0;
 #pragma unroll 1
-      for (; step < steps; ++step) {
+      for (int step = 0; step < steps; ++step) {
         full_[place.slot].wait(place.parity);
         multiply_step(sums, place.slot, consumer, step > 0);
         if (step > 0) {
           wait_products<1>();
           release(previous);
         }
-        const auto run_piece = [&] {
-          with_constant<0, kPieces>(
-              piece, [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, panels, barriers); });
-        };
-        if constexpr (Epilogue::kMoves) {
 #pragma unroll 1
-          for (due += kPieces; due >= steps; due -= steps, ++piece) run_piece();
-        } else {
-          const int pieces_a_step = (kPieces + steps - 2) / (steps - 1);
-#pragma unroll 1
-          for (due = min(piece + pieces_a_step, kPieces); piece < due; ++piece) run_piece();
-        }
+        for (due += kPieces; due >= steps; due -= steps, ++piece)
+          run_piece(piece, rounded, part, panels, barriers);
         previous = place.slot;
         place.advance();
       }
@@ -332,6 +358,12 @@ class GroupedBlock {
     }
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, panels, barriers);
+  }
+
+  __device__ void run_piece(int piece, const Rounded& rounded, const Part& part, unsigned char* panels,
+                            typename Epilogue::Barriers& barriers) const {
+    with_constant<0, kPieces>(piece,
+                              [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, panels, barriers); });
   }
 
   /// kDepth. As consume_rows(), but each expert has its own depth, and may have none: what the epilogue has
