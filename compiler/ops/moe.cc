@@ -218,7 +218,7 @@ std::vector<Sample> dispatch_samples() {
   const std::string twice = R"([
     {name: "index", inputs: ["experts"], op_type: "ExpertIndex", op: {experts: 4}},
     {name: "rows", inputs: ["x", "index.permutation", "index.inverse"], op_type: "Dispatch", op: {}},
-    {name: "gate", inputs: ["x"], op_type: "Linear", op: {out_features: 2}},
+    {name: "gate", inputs: ["x"], op_type: "Linear", op: {out_features: 2, full_precision: true}},
     {name: "back", inputs: ["rows", "gate", "index.inverse", "index.permutation"], op_type: "Combine", op: {}},
     {name: "y", inputs: ["back"], op_type: "Silu", op: {}}])";
   return {

@@ -92,7 +92,7 @@ void check_same_state(Session& a, Session& b) {
   CHECK(must(a.read_tensor(metrics)).data == must(b.read_tensor(metrics)).data);
 }
 
-/// A plan that updates one range of `count` weights, and its memory by name.
+/// A plan that updates one range of `count` weights, its gradient clipped, and its memory by name.
 class RangePlan {
  public:
   RangePlan(const Types& types, int64_t count) {
@@ -109,9 +109,12 @@ class RangePlan {
     std::vector<ValueId> outputs = {graph.next_version(param), graph.next_version(m1),
                                     graph.next_version(m2)};
     if (master != kNoValue) outputs.push_back(graph.next_version(master));
+    const ValueId normed = graph.next_version(state);
+    graph.add_node(find_op("grad_norm"), make_attrs<fb::GradNormT>(), "grad_norm", {state, kNoValue, grad},
+                   {normed}, Phase::kOptimizer);
     fb::AdamWT attrs;
     attrs.stream = 5;
-    graph.add_node(find_op("adamw"), make_attrs(attrs), "adamw", {param, grad, m1, m2, master, state},
+    graph.add_node(find_op("adamw"), make_attrs(attrs), "adamw", {param, grad, m1, m2, master, normed},
                    outputs, Phase::kOptimizer);
     PlanWriter writer(storage_);
     writer.add_program(fb::ProgramKind::Apply, graph);
