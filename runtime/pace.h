@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 
 namespace moec::runtime {
@@ -10,22 +11,25 @@ namespace moec::runtime {
 /// How far the host runs ahead of the device, and how long it sleeps when it is that far ahead.
 ///
 /// Judged by the shortest step so far. A step during which the device had to wait for the host looks long;
-/// were it the measure, the host would sleep longer because it slept too long.
+/// were it the measure, the host would sleep longer because it slept too long. The first steps, in which a
+/// device gets going, do not count.
 class Pace {
  public:
   /// `most_steps`: steps that can be in flight, at least 2.
   explicit Pace(size_t most_steps) : most_steps_(static_cast<double>(most_steps)) {}
 
   /// The time between the ends of two steps on the device.
-  void step_took(double seconds) { shortest_ = std::min(shortest_, seconds); }
+  void step_took(double seconds) {
+    if (++steps_ > kFirstSteps) shortest_ = std::min(shortest_, seconds);
+  }
 
-  /// Steps in flight, at most: kSecondsInFlight of work; 2 until a step has been timed.
+  /// Steps in flight, at most: kSecondsInFlight of work; 2 as long as no step counts.
   size_t most_in_flight() const {
     return static_cast<size_t>(std::clamp(kSecondsInFlight / shortest_, 2.0, most_steps_));
   }
 
   /// Half of the time that steps in flight take at least, in seconds: the device has work for the other half.
-  /// The least until a step has been timed.
+  /// The least as long as no step counts.
   double sleep_seconds(size_t in_flight) const {
     constexpr double kLeast = 20e-6, kMost = 0.1;
     if (std::isinf(shortest_)) return kLeast;
@@ -35,8 +39,10 @@ class Pace {
  private:
   /// Enough to never let the device wait, little enough to stop soon.
   static constexpr double kSecondsInFlight = 0.25;
+  static constexpr int kFirstSteps = 8;
 
   double most_steps_;
+  int64_t steps_ = 0;                                          // timed
   double shortest_ = std::numeric_limits<double>::infinity();  // seconds
 };
 

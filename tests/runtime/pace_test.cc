@@ -6,21 +6,32 @@
 
 using moec::runtime::Pace;
 
-TEST_CASE("the host runs a quarter of a second ahead, within what can be in flight") {
+namespace {
+
+/// Past its first steps, which were slow.
+Pace started_pace() {
   Pace pace(255);
+  for (int i = 0; i < 8; ++i) pace.step_took(0.05);
+  return pace;
+}
+
+}  // namespace
+
+TEST_CASE("the host runs a quarter of a second ahead, within what can be in flight") {
+  Pace pace = started_pace();
   CHECK(pace.most_in_flight() == 2);
   CHECK(pace.sleep_seconds(2) < 0.001);
   pace.step_took(0.01);
   CHECK(pace.most_in_flight() == 25);
   pace.step_took(0.0004);
   CHECK(pace.most_in_flight() == 255);
-  Pace slow(255);
+  Pace slow = started_pace();
   slow.step_took(1);
   CHECK(slow.most_in_flight() == 2);
 }
 
 TEST_CASE("the host sleeps for half of the work in flight, whatever a step that waited for it took") {
-  Pace pace(255);
+  Pace pace = started_pace();
   pace.step_took(0.0004);
   CHECK(pace.sleep_seconds(100) == doctest::Approx(0.02));
   pace.step_took(0.1);
@@ -46,5 +57,5 @@ TEST_CASE("a host that sleeps by its pace keeps the device at work") {
     for (; taken < submitted && ends[taken] <= now; ++taken)
       pace.step_took(taken == 0 ? 0.05 : ends[taken] - ends[taken - 1]);
   }
-  CHECK(device_free < 1.02 * kSteps * kStep + 0.2);
+  CHECK(device_free < 1.02 * kSteps * kStep);
 }
