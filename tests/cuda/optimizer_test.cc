@@ -137,6 +137,7 @@ class RangePlan {
       const fb::TensorT& info = *loaded_->tensor(tensor);
       std::vector<float> values(info.shape[0]);
       for (float& value : values) value = std::abs(normal(rng));
+      if (name == "grad") values = random_gradient(values.size(), rng, false);
       if (info.dtype == DType::U16) continue;  // remainders of 0
       if (name != "state") must(device->write(tensor, 0, as_stored(info.dtype, values)));
     }
