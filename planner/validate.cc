@@ -6,7 +6,9 @@
 #include <array>
 #include <cctype>
 #include <optional>
+#include <set>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include "kernels/kernel.h"
@@ -32,7 +34,7 @@ class Tables {
     if (!faults_.none()) return;
     for (uint32_t i = 0; i < length(plan_.tensors()); ++i) check_tensor(*plan_.tensors()->Get(i));
     if (!faults_.none()) return;
-    for (uint32_t i = 0; i < length(plan_.parameters()); ++i) check_parameter(*plan_.parameters()->Get(i));
+    check_parameters();
     check_interface();
     check_owned_are_disjoint();
   }
@@ -154,6 +156,30 @@ class Tables {
 
   bool in_range(int id) const { return id >= 0 && static_cast<size_t>(id) < checked_.tensors.size(); }
 
+  bool is_trained() const {
+    for (uint32_t p = 0; p < length(plan_.programs()); ++p) {
+      const auto* instructions = plan_.programs()->Get(p)->instructions();
+      for (uint32_t i = 0; i < length(instructions); ++i)
+        if (instructions->Get(i)->kernel()->string_view() == "adamw") return true;
+    }
+    return false;
+  }
+
+  /// Checkpoints hold what the parameters name, under their names.
+  void check_parameters() {
+    const bool trained = is_trained();
+    std::set<std::string_view> names;
+    for (uint32_t i = 0; i < length(plan_.parameters()); ++i) {
+      const fb::Parameter& parameter = *plan_.parameters()->Get(i);
+      check_parameter(parameter);
+      if (!names.insert(parameter.name()->string_view()).second)
+        faults_.add("parameter {}: the name stands twice", quoted(parameter.name()));
+      if (trained && (parameter.grad() == -1 || parameter.moment1() == -1 || parameter.moment2() == -1))
+        faults_.add("parameter {}: no gradient or no moments, though adamw updates it",
+                    quoted(parameter.name()));
+    }
+  }
+
   void check_parameter(const fb::Parameter& parameter) {
     const std::string name = "parameter " + quoted(parameter.name());
     if (!in_range(parameter.param())) {
@@ -198,6 +224,8 @@ class Tables {
     check_written("train_state", io->train_state(), fb::DType::U8, state);
     check_written("metrics", io->metrics(), fb::DType::F64, ring);
     check_written("window", io->window(), fb::DType::I32, {kAnyExtent});
+    if (in_range(io->window()) && plan_.vocab_size() < 1)
+      faults_.add("vocab_size: {}, where a window holds tokens", plan_.vocab_size());
     check_written("tokens", io->tokens(), fb::DType::I32, {batch, seq});
     check_written("targets", io->targets(), fb::DType::I32, {batch, seq});
     check_written("prompt", io->prompt(), fb::DType::I32, {1, kAnyExtent});

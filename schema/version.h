@@ -7,6 +7,6 @@
 namespace moec {
 
 constexpr uint32_t kModelVersion = 1;
-constexpr uint32_t kPlanVersion = 2;
+constexpr uint32_t kPlanVersion = 3;
 
 }  // namespace moec

@@ -80,7 +80,8 @@ constexpr const char* kExamples = R"(Examples:
   moec fit schema/examples/moe-6.9b.json --memory 139GiB
   moec fit schema/examples/gpt2-124m.json --memory 24GiB --dtype bf16 --cost-model h100
 
-Rows with recompute are plans that `moec SPEC --memory-budget BYTES` makes, the others plans without a budget.
+The memory of a row is what `moec SPEC --memory-budget BYTES` needs; rows without recompute run nothing twice. A plan
+without a budget may take up to 32 MiB more, where small gradients run beside other work.
 Exit code 1: the recipe does not fit, not even with recompute.)";
 
 }  // namespace

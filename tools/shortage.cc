@@ -70,10 +70,11 @@ Error shortage_failure(const std::string& path, const fb::ModelT& model, const C
       largest.push_back(fmt::format("{} {} ({})", bytes_text(buffer.bytes), buffer.node, buffer.kernel));
   const std::string change = cheapest_change(model, options, shortage);
   return failure(fmt::format(
-      "{}: {} short of {}: needs {} at least, {} of it for weights, gradients and optimizer, {} for the "
+      "{}: {} short of {}: needs {} ({} B) at least, {} of it for weights, gradients and optimizer, {} for "
+      "the "
       "window of training tokens; live at the peak: {}{}; {}",
       path, bytes_text(shortage.least - shortage.budget), bytes_text(shortage.budget),
-      bytes_text(shortage.least), bytes_text(shortage.persistent - shortage.window),
+      bytes_text(shortage.least), shortage.least, bytes_text(shortage.persistent - shortage.window),
       bytes_text(shortage.window), fmt::join(largest, ", "),
       shortage.at_peak.size() > kBuffersShown
           ? fmt::format(" and {} more", shortage.at_peak.size() - kBuffersShown)

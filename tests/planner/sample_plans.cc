@@ -185,7 +185,7 @@ Model add_model(Builder& b) {
   uint64_t offset = 0;
   const auto part = [&](const std::string& name, const std::vector<uint64_t>& shape) {
     auto parameter = std::make_unique<fb::ParameterT>();
-    parameter->name = name;
+    parameter->name = fmt::format("{}.{}", name, b.plan().parameters.size());
     const auto view = [&](int range) {
       return b.add_tensor(name, fb::DType::F32, shape, b.tensor(range).buffer, offset);
     };

@@ -1,6 +1,7 @@
 #include "runtime/plan.h"
 
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "compiler/frontend.h"
 #include "kernels/kernel.h"
 #include "runtime/device.h"
+#include "schema/version.h"
 #include "scratch_dir.h"
 #include "small_plan.h"
 
@@ -51,9 +53,11 @@ TEST_CASE("what is not a plan is named for what it is") {
 TEST_CASE("another version is refused with both numbers") {
   fb::PlanT plan = test::small_plan();
   plan.version = 7;
-  CHECK(contains(rejection(test::plan_bytes(plan)), "plan version 7; this build reads version 2"));
+  CHECK(contains(rejection(test::plan_bytes(plan)),
+                 fmt::format("plan version 7; this build reads version {}", kPlanVersion)));
   plan.version = 1;  // whose calls this build would take for others
-  CHECK(contains(rejection(test::plan_bytes(plan)), "plan version 1; this build reads version 2"));
+  CHECK(contains(rejection(test::plan_bytes(plan)),
+                 fmt::format("plan version 1; this build reads version {}", kPlanVersion)));
 }
 
 TEST_CASE("an unsound plan is refused with the validator's first fault") {
@@ -73,6 +77,21 @@ uint32_t* kv_heads_of(fb::InstructionT& instruction) {
   if (fb::AttentionT* attention = instruction.op.AsAttention()) return &attention->kv_heads;
   if (fb::RopeT* rope = instruction.op.AsRope()) return &rope->kv_heads;
   return nullptr;
+}
+
+TEST_CASE("what a checkpoint or a run would miss is refused") {
+  const fb::PlanT sound = compile(read_model(MOEC_SOURCE_DIR "/tests/oracle/specs/mixtral-tiny.json"));
+  const auto rejected = [&](auto&& change) {
+    fb::PlanT plan = sound;
+    change(plan);
+    const std::vector<uint8_t> bytes = serialize_plan(plan);
+    return rejection(std::string(bytes.begin(), bytes.end()));
+  };
+  CHECK(contains(rejected([](fb::PlanT& plan) { plan.parameters[1]->moment2 = -1; }), "no moments"));
+  CHECK(contains(rejected([](fb::PlanT& plan) { plan.parameters[1]->grad = -1; }), "no gradient"));
+  CHECK(contains(rejected([](fb::PlanT& plan) { plan.parameters[1]->name = plan.parameters[0]->name; }),
+                 "the name stands twice"));
+  CHECK(contains(rejected([](fb::PlanT& plan) { plan.vocab_size = 0; }), "vocab_size: 0"));
 }
 
 TEST_CASE("heads that the operands do not hold are refused") {
