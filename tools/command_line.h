@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <functional>
 #include <optional>
 #include <span>
@@ -41,8 +42,10 @@ CLI::Validator number(T low, std::optional<T> high = {}) {
   return {[low, high](const std::string& text) {
             T value{};
             const bool wraps = std::is_unsigned_v<T> && text.starts_with('-');
-            if (!wraps && CLI::detail::lexical_cast(text, value) && value >= low && !(high && value > *high))
-              return std::string();
+            errno = 0;  // a whole number that is too large becomes the largest one, and errno tells
+            const bool known =
+                CLI::detail::lexical_cast(text, value) && !(std::is_integral_v<T> && errno == ERANGE);
+            if (!wraps && known && value >= low && !(high && value > *high)) return std::string();
             return number_fault(text, std::is_integral_v<T>, fmt::format("{}", low),
                                 high ? fmt::format("{}", *high) : "");
           },

@@ -315,6 +315,7 @@ TEST_CASE("wrong use of moec is one line and exit code 2") {
   check_rejected({"verify", plan}, plan);
   check_rejected({spec, "-o", plan, "--batch-size", "many"}, "--batch-size: 'many'");
   check_rejected({spec, "-o", plan, "--batch-size", "-1"}, "--batch-size: '-1'");
+  check_rejected({spec, "-o", plan, "--seed", "18446744073709551616"}, "--seed: '18446744073709551616'");
   check_rejected({spec, "-o", plan, "--batch-size", "99999999999"}, "--batch-size");
   check_rejected({spec, "-o", plan, "--lr", "nan"}, "--lr: 'nan'");
   check_rejected({spec, "-o", plan, "--dtype", "fp8"}, "--dtype: 'fp8' is not one of f32, f64, bf16, f16");
