@@ -160,7 +160,7 @@ class Tables {
     for (uint32_t p = 0; p < length(plan_.programs()); ++p) {
       const auto* instructions = plan_.programs()->Get(p)->instructions();
       for (uint32_t i = 0; i < length(instructions); ++i)
-        if (instructions->Get(i)->kernel()->string_view() == "adamw") return true;
+        if (is(*instructions->Get(i), "adamw")) return true;
     }
     return false;
   }

@@ -13,10 +13,6 @@ bool inside(const Extent& part, const Extent& whole) {
   return part.arena == whole.arena && whole.begin <= part.begin && part.end <= whole.end;
 }
 
-bool is(const fb::Instruction& instruction, std::string_view kernel) {
-  return instruction.kernel()->string_view() == kernel;
-}
-
 /// The id at a place of an operand list, -1 where there is none.
 int id_at(const flatbuffers::Vector<int32_t>* ids, int place) {
   return place < 0 ? -1 : ids->Get(static_cast<uint32_t>(place));

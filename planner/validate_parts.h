@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -68,6 +69,10 @@ struct CheckedPlan {
 template <class Vector>
 uint32_t length(const Vector* vector) {
   return vector ? vector->size() : 0;
+}
+
+inline bool is(const fb::Instruction& instruction, std::string_view kernel) {
+  return instruction.kernel()->string_view() == kernel;
 }
 
 /// A name as messages show it: quoted, on one line, cut where it is unreasonably long.

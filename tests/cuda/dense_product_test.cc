@@ -1,66 +1,19 @@
 // Hopper's dense products against sums in f64: ragged in every dimension, of one step of depth and of many,
 // into memory that is NaN, gradients overwritten or added to.
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <cstring>
-#include <memory>
-#include <random>
 #include <vector>
 
 #include "kernels/cuda/hopper/map.h"
 #include "kernels/cuda/variants.h"
+#include "tests/cuda/shared_tensor.h"
 
 namespace moec::test {
 namespace {
 
 enum class Form { kForward, kInput, kWeight };
-
-/// A matrix that host and device see; fresh contents are NaN.
-class Matrix {
- public:
-  Matrix(fb::DType dtype, int64_t rows, int64_t cols) {
-    view_.dtype = dtype;
-    view_.rank = 2;
-    view_.shape = {rows, cols};
-    void* data = nullptr;
-    const auto bytes = static_cast<size_t>(view_.bytes());
-    REQUIRE(cudaMallocManaged(&data, bytes) == cudaSuccess);
-    std::memset(data, 0xff, bytes);
-    memory_.reset(data);
-    view_.data = data;
-  }
-
-  const TensorView& view() const { return view_; }
-  double get(int64_t i) const {
-    return view_.dtype == fb::DType::F32 ? static_cast<double>(view_.as<float>()[i])
-                                         : static_cast<double>(float{view_.as<__nv_bfloat16>()[i]});
-  }
-  void fill(unsigned seed) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    for (int64_t i = 0; i < view_.elements(); ++i) {
-      if (view_.dtype == fb::DType::F32)
-        view_.as<float>()[i] = normal(random);
-      else
-        view_.as<__nv_bfloat16>()[i] = __nv_bfloat16(normal(random));
-    }
-  }
-  std::vector<double> values() const {
-    std::vector<double> all;
-    for (int64_t i = 0; i < view_.elements(); ++i) all.push_back(get(i));
-    return all;
-  }
-
- private:
-  struct Free {
-    void operator()(void* data) const { cudaFree(data); }
-  };
-  TensorView view_;
-  std::unique_ptr<void, Free> memory_;
-};
 
 struct Shape {
   int64_t m, n, k;
@@ -83,9 +36,9 @@ void check(Form form, fb::DType result, const Shape& shape, bool accumulate) {
   CAPTURE(shape.k);
   CAPTURE(accumulate);
   const bool weight = form == Form::kWeight, forward = form == Form::kForward;
-  Matrix a(fb::DType::BF16, weight ? shape.k : shape.m, weight ? shape.m : shape.k);
-  Matrix b(fb::DType::BF16, forward ? shape.n : shape.k, forward ? shape.k : shape.n);
-  Matrix c(result, shape.m, shape.n), workspace(fb::DType::F32, 8 << 20, 1);
+  SharedTensor a(fb::DType::BF16, {weight ? shape.k : shape.m, weight ? shape.m : shape.k});
+  SharedTensor b(fb::DType::BF16, {forward ? shape.n : shape.k, forward ? shape.k : shape.n});
+  SharedTensor c(result, {shape.m, shape.n}), workspace(fb::DType::F32, {8 << 20, 1});
   a.fill(1);
   b.fill(2);
   if (accumulate) c.fill(3);
@@ -143,8 +96,8 @@ void rotate(const fb::RopeT& rope, const Shape& shape, int64_t seq, std::vector<
 
 /// The product and its rotation in one pass against those in f64.
 void check_rotated(const fb::RopeT& rope, const Shape& shape, int64_t seq) {
-  Matrix x(fb::DType::BF16, shape.m, shape.k), weight(fb::DType::BF16, shape.n, shape.k);
-  Matrix y(fb::DType::BF16, shape.m, shape.n);
+  SharedTensor x(fb::DType::BF16, {shape.m, shape.k}), weight(fb::DType::BF16, {shape.n, shape.k});
+  SharedTensor y(fb::DType::BF16, {shape.m, shape.n});
   x.fill(1);
   weight.fill(2);
   std::vector<double> exact(static_cast<size_t>(shape.m * shape.n));

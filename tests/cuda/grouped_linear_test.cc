@@ -2,75 +2,29 @@
 // all, rows behind the last expert that are NaN and stay so.
 #include "kernels/cuda/hopper/grouped_linear.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/gradient_squares.h"
+#include "tests/cuda/shared_tensor.h"
 
 namespace moec::test {
 namespace {
 
 namespace hopper = cuda::hopper;
 
-/// Memory that host and device see; fresh contents are 0xff bytes, which are NaN.
-class Shared {
- public:
-  Shared(fb::DType dtype, const std::vector<int64_t>& shape) {
-    view_.dtype = dtype;
-    view_.rank = static_cast<int>(shape.size());
-    std::copy(shape.begin(), shape.end(), view_.shape.begin());
-    void* data = nullptr;
-    REQUIRE(cudaMallocManaged(&data, static_cast<size_t>(view_.bytes())) == cudaSuccess);
-    std::memset(data, 0xff, static_cast<size_t>(view_.bytes()));
-    memory_.reset(data);
-    view_.data = data;
-  }
-
-  operator const TensorView&() const { return view_; }  // NOLINT: a tensor is passed where a view is wanted
-  const TensorView& view() const { return view_; }
-  int64_t elements() const { return view_.elements(); }
-
-  double get(int64_t i) const {
-    if (view_.dtype == fb::DType::BF16) return static_cast<double>(float{view_.as<__nv_bfloat16>()[i]});
-    if (view_.dtype == fb::DType::F64) return view_.as<double>()[i];
-    return view_.dtype == fb::DType::F32 ? static_cast<double>(view_.as<float>()[i]) : view_.as<int32_t>()[i];
-  }
-  void set(int64_t i, double value) {
-    if (view_.dtype == fb::DType::BF16)
-      view_.as<__nv_bfloat16>()[i] = __nv_bfloat16(static_cast<float>(value));
-    else if (view_.dtype == fb::DType::F32)
-      view_.as<float>()[i] = static_cast<float>(value);
-    else
-      view_.as<int32_t>()[i] = static_cast<int32_t>(value);
-  }
-  std::vector<double> values() const {
-    std::vector<double> all;
-    for (int64_t i = 0; i < elements(); ++i) all.push_back(get(i));
-    return all;
-  }
-
- private:
-  struct Free {
-    void operator()(void* data) const { cudaFree(data); }
-  };
-  TensorView view_;
-  std::unique_ptr<void, Free> memory_;
-};
-
 /// The same tensor in f64, for the CPU device.
 struct Wide {
   std::vector<double> values;
   TensorView view;
 
-  explicit Wide(const Shared& tensor) : values(tensor.values()), view(tensor.view()) {
+  explicit Wide(const SharedTensor& tensor) : values(tensor.values()), view(tensor.view()) {
     view.dtype = fb::DType::F64;
     view.data = values.data();
   }
@@ -99,7 +53,7 @@ struct Problem {
   const Routing& routing;
   std::mt19937_64 rng{5};
   cuda::CudaContext context = {};
-  Shared offsets, weight;
+  SharedTensor offsets, weight;
 
   explicit Problem(const Routing& r)
       : routing(r),
@@ -114,24 +68,25 @@ struct Problem {
     fill(weight, weight.elements(), 0.1);
   }
 
-  void fill(Shared& tensor, int64_t count, double scale) {
+  void fill(SharedTensor& tensor, int64_t count, double scale) {
     std::normal_distribution<double> normal(0, scale);
     for (int64_t i = 0; i < count; ++i) tensor.set(i, normal(rng));
   }
   /// [capacity, cols], of which those of experts are random.
-  Shared rows(int64_t cols) {
-    Shared tensor(fb::DType::BF16, {routing.capacity(), cols});
+  SharedTensor rows(int64_t cols) {
+    SharedTensor tensor(fb::DType::BF16, {routing.capacity(), cols});
     fill(tensor, routing.used() * cols, 1);
     return tensor;
   }
-  Shared result(int64_t cols) const { return {fb::DType::BF16, {routing.capacity(), cols}}; }
-  void check_rows(const Shared& actual, const std::vector<double>& expected) const {
+  SharedTensor result(int64_t cols) const { return {fb::DType::BF16, {routing.capacity(), cols}}; }
+  void check_rows(const SharedTensor& actual, const std::vector<double>& expected) const {
     check(actual, expected, routing.used() * actual.view().cols(), 6e-3);
     for (int64_t i = routing.used() * actual.view().cols(); i < actual.elements(); ++i)
       REQUIRE(std::isnan(actual.get(i)));
   }
   /// Compares the first `count` elements in the Euclidean norm.
-  static void check(const Shared& actual, const std::vector<double>& expected, int64_t count, double bound) {
+  static void check(const SharedTensor& actual, const std::vector<double>& expected, int64_t count,
+                    double bound) {
     double difference = 0, norm = 0;
     for (int64_t i = 0; i < count; ++i) {
       const double exact = expected[static_cast<size_t>(i)];
@@ -163,8 +118,8 @@ TEST_CASE("Hopper's grouped_linear, alone and with SwiGLU") {
   for (const Routing& routing : kRoutings) {
     CAPTURE(routing.capacity());
     Problem p(routing);
-    const Shared rows = p.rows(Problem::kIn), h = p.result(Problem::kOut), h2 = p.result(Problem::kOut),
-                 y = p.result(Problem::kOut / 2);
+    const SharedTensor rows = p.rows(Problem::kIn), h = p.result(Problem::kOut), h2 = p.result(Problem::kOut),
+                       y = p.result(Problem::kOut / 2);
     finish(hopper::grouped_linear(rows, p.offsets, p.weight, h, p.context));
     finish(hopper::grouped_linear_swiglu(rows, p.offsets, p.weight, h2, y, p.context));
     Wide exact_rows(rows), exact_weight(p.weight), exact_h(h), exact_y(y);
@@ -181,9 +136,9 @@ TEST_CASE("Hopper's grouped_linear_bwd_input, alone and with the gradient of Swi
   for (const Routing& routing : kRoutings) {
     CAPTURE(routing.capacity());
     Problem p(routing);
-    const Shared dy = p.rows(Problem::kOut), drows = p.result(Problem::kIn), h = p.rows(2 * Problem::kIn),
-                 dh = p.result(2 * Problem::kIn), dh_alone = p.result(2 * Problem::kIn),
-                 y = p.result(Problem::kIn);
+    const SharedTensor dy = p.rows(Problem::kOut), drows = p.result(Problem::kIn),
+                       h = p.rows(2 * Problem::kIn), dh = p.result(2 * Problem::kIn),
+                       dh_alone = p.result(2 * Problem::kIn), y = p.result(Problem::kIn);
     Wide exact_dy(dy), exact_weight(p.weight), exact_h(h), exact_drows(drows), exact_dh(dh), exact_y(y);
     cpu::grouped_linear_bwd_input(
         {.inputs = {exact_dy.view, p.offsets, exact_weight.view}, .outputs = {exact_drows.view}});
@@ -204,7 +159,7 @@ TEST_CASE("Hopper's grouped_linear_bwd_input, alone and with the gradient of Swi
 }
 
 /// Holds sums of squares against those of the gradient as it is stored.
-void check_squares(const Shared& dweight, const Shared& squares) {
+void check_squares(const SharedTensor& dweight, const SharedTensor& squares) {
   const TensorView &gradient = dweight.view(), &sums = squares.view();
   std::vector<double> expected(static_cast<size_t>(sums.elements()));
   for (int64_t i = 0; i < gradient.elements(); ++i) {
@@ -219,11 +174,12 @@ void check_squares(const Shared& dweight, const Shared& squares) {
 TEST_CASE("Hopper's sums of squares do not overflow f32") {
   if (without_hopper()) return;
   Problem p(kRoutings[0]);
-  Shared dy = p.rows(Problem::kOut);
-  const Shared rows = p.rows(Problem::kIn);
+  SharedTensor dy = p.rows(Problem::kOut);
+  const SharedTensor rows = p.rows(Problem::kIn);
   for (int64_t i = 0; i < dy.elements(); ++i) dy.set(i, dy.get(i) * 1e25);
-  const Shared dweight(fb::DType::F32, {kRoutings[0].experts(), Problem::kOut, Problem::kIn});
-  const Shared squares(fb::DType::F64, squares_shape(kRoutings[0].experts(), Problem::kOut, Problem::kIn));
+  const SharedTensor dweight(fb::DType::F32, {kRoutings[0].experts(), Problem::kOut, Problem::kIn});
+  const SharedTensor squares(fb::DType::F64,
+                             squares_shape(kRoutings[0].experts(), Problem::kOut, Problem::kIn));
   finish(hopper::grouped_linear_bwd_weight(dy, rows, p.offsets, dweight, false, squares, p.context));
   check_squares(dweight, squares);
 }
@@ -238,14 +194,14 @@ TEST_CASE("Hopper's grouped_linear_bwd_weight overwrites or adds") {
         CAPTURE(fb::EnumNameDType(dtype));
         CAPTURE(accumulate);
         Problem p(routing);
-        const Shared dy = p.rows(Problem::kOut), rows = p.rows(Problem::kIn);
-        Shared dweight(dtype, {routing.experts(), Problem::kOut, Problem::kIn});
+        const SharedTensor dy = p.rows(Problem::kOut), rows = p.rows(Problem::kIn);
+        SharedTensor dweight(dtype, {routing.experts(), Problem::kOut, Problem::kIn});
         if (accumulate) p.fill(dweight, dweight.elements(), 1);
         Wide exact_dy(dy), exact_rows(rows), exact(dweight);
         cpu::grouped_linear_bwd_weight(
             {.inputs = {exact_dy.view, exact_rows.view, p.offsets, accumulate ? exact.view : TensorView{}},
              .outputs = {exact.view, {}}});
-        Shared squares(fb::DType::F64, squares_shape(routing.experts(), Problem::kOut, Problem::kIn));
+        SharedTensor squares(fb::DType::F64, squares_shape(routing.experts(), Problem::kOut, Problem::kIn));
         finish(hopper::grouped_linear_bwd_weight(dy, rows, p.offsets, dweight, accumulate,
                                                  accumulate ? TensorView{} : squares, p.context));
         if (!accumulate) check_squares(dweight, squares);

@@ -321,7 +321,7 @@ class GroupedBlock {
   }
 
   /// The same where a mover moves the pieces: they are spread evenly over all steps, so that memory is used
-  /// all the time.
+  /// all the time. A loop of its own: what one loop for both makes of the other's is slower.
   __device__ void consume_rows_beside_mover(int consumer) {
     unsigned char* panels = warp_panels(consumer);
     auto& barriers = epilogue_barriers_[consumer];
