@@ -22,6 +22,14 @@ struct DenseShape {
   static constexpr int kBlocksPerSm = kMinBlocksPerSm;
 };
 
+/// A factor of which tiles read what is inside alone, in aligned runs: their code is shorter, and sooner
+/// there where a processor has not run it lately.
+template <class T, Along kAlong>
+struct WholeFactor : Factor<T, kAlong> {};
+
+template <class F>
+constexpr bool kIsWhole = std::is_same_v<F, WholeFactor<typename F::Element, F::kAlong>>;
+
 /// A part of a factor, kRows x kDepth elements, on its way through registers to planes of bf16 in shared
 /// memory. These are laid out as in device memory, runs along memory padded by 16 bytes, so that the eight
 /// that ldmatrix reads at once lie in different banks.
@@ -40,7 +48,8 @@ class PlanePart {
 
   /// The elements from (i, k) on; those outside are 0.
   __device__ void load(const F& factor, int i, int k) {
-    const bool inside = factor.aligned && i + kRows <= factor.rows && k + kDepth <= factor.depth;
+    const bool inside =
+        kIsWhole<F> || (factor.aligned && i + kRows <= factor.rows && k + kDepth <= factor.depth);
     i += F::kDepthMajor ? place() : run();
     k += F::kDepthMajor ? run() : place();
     const T* from = factor.at(i, k);
@@ -50,20 +59,7 @@ class PlanePart {
         chunks_[v] = load_packed<F::kRun>(from + v * kPass * factor.stride, 0);
       return;
     }
-#pragma unroll
-    for (int v = 0; v < kChunks; ++v) {
-      const int count =
-          factor.left(i + (F::kDepthMajor ? 0 : v * kPass), k + (F::kDepthMajor ? v * kPass : 0));
-      const T* at = from + v * kPass * factor.stride;
-      if (factor.aligned) {
-        chunks_[v] = count > 0 ? load_packed<F::kRun>(at, 0) : Chunk{};
-      } else {
-        Vector<T, F::kRun> chunk;
-#pragma unroll
-        for (int j = 0; j < F::kRun; ++j) chunk.value[j] = j < count ? at[j] : to_storage<T>(0.0f);
-        chunks_[v] = __builtin_bit_cast(Chunk, chunk);
-      }
-    }
+    if constexpr (!kIsWhole<F>) load_ragged(factor, i, k, from);
   }
 
   __device__ void store(bf16* planes) const {
@@ -89,6 +85,24 @@ class PlanePart {
 
  private:
   using Chunk = Packed<T, F::kRun>;
+
+  /// Of a part that is not wholly inside; the thread's first chunk is (i, k), `from` on.
+  __device__ void load_ragged(const F& factor, int i, int k, const T* from) {
+#pragma unroll
+    for (int v = 0; v < kChunks; ++v) {
+      const int count =
+          factor.left(i + (F::kDepthMajor ? 0 : v * kPass), k + (F::kDepthMajor ? v * kPass : 0));
+      const T* at = from + v * kPass * factor.stride;
+      if (factor.aligned) {
+        chunks_[v] = count > 0 ? load_packed<F::kRun>(at, 0) : Chunk{};
+      } else {
+        Vector<T, F::kRun> chunk;
+#pragma unroll
+        for (int j = 0; j < F::kRun; ++j) chunk.value[j] = j < count ? at[j] : to_storage<T>(0.0f);
+        chunks_[v] = __builtin_bit_cast(Chunk, chunk);
+      }
+    }
+  }
 
   __device__ static int run() { return static_cast<int>(threadIdx.x) / kThreadsPerRun; }
   __device__ static int place() { return static_cast<int>(threadIdx.x) % kThreadsPerRun * F::kRun; }
