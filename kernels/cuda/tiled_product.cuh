@@ -128,8 +128,8 @@ struct Tiles {
   template <class A, class B>
   using Engine = std::conditional_t<kDense<A, B>, DenseTile<Dense, A, B>, SimtTile<Simt, A, B>>;
 };
-using SmallTiles = Tiles<DenseShape<32, 32, 128, 16, 8, 2>, SimtSmall>;
-using DeepTiles = Tiles<DenseShape<32, 32, 256, 16, 8, 2>, SimtSmall>;  // of bf16 factors
+using SmallTiles = Tiles<DenseShape<32, 32, 128, 16, 16, 2, 2>, SimtSmall>;
+using DeepTiles = Tiles<DenseShape<32, 32, 256, 16, 16, 2, 2>, SimtSmall>;  // of bf16 factors
 using MediumTiles = Tiles<DenseShape<64, 64, 128, 16, 16, 1>, SimtShape<64, 64, 32, 8, 4, 4>>;
 
 /// A product cut into tiles of a kind, and with it DepthSums if kSumsDepths, for which the engine must be
