@@ -45,7 +45,7 @@ struct SharedMemory {
   static constexpr int kGroupPanelsBytes = Epilogue::kPanels * kGroupPanelBytes;  // of a consumer
   static constexpr int kPanelsBytes = Tile::kConsumers * kGroupPanelsBytes;
   static constexpr int kOtherBytes =
-      kAtomBytes + kPanelsBytes + Tile::kConsumers * static_cast<int>(sizeof(typename Epilogue::Barriers));
+      kPanelsBytes + Tile::kConsumers * static_cast<int>(sizeof(typename Epilogue::Barriers));
   static constexpr int kStepBytes = Tile::kStepBytes + 2 * static_cast<int>(sizeof(Barrier));
   static constexpr int kSteps = (kMost - kOtherBytes) / kStepBytes;
   static constexpr int kBytes = kOtherBytes + kSteps * kStepBytes;
@@ -163,11 +163,10 @@ class GroupedBlock {
   using StepB = FactorStep<kAlongB, Tile::kN, Tile::kBlocks>;
   using Memory = SharedMemory<Epilogue>;
 
-  /// `shared` is the dynamic shared memory of the block.
+  /// `shared` is the dynamic shared memory of the block, aligned to kAtomBytes.
   __device__ GroupedBlock(unsigned char* shared, const GroupedProblem& problem, const Epilogue& epilogue)
       : problem_(problem), epilogue_(epilogue) {
-    const uint32_t misaligned = shared_address(shared) % kAtomBytes;
-    steps_ = shared + (misaligned ? kAtomBytes - misaligned : 0);
+    steps_ = shared;
     panels_ = steps_ + kSteps * Tile::kStepBytes;
     full_ = reinterpret_cast<Barrier*>(panels_ + Memory::kPanelsBytes);
     empty_ = full_ + kSteps;
@@ -417,22 +416,16 @@ class GroupedBlock {
     }
   }
 
-  /// A descriptor with another address: the sum of the lower halves.
-  __device__ static uint64_t advance(uint64_t descriptor, uint64_t by) {
-    return descriptor >> 32 << 32 | static_cast<uint32_t>(descriptor + by);
-  }
-
   /// Starts to multiply a step; adds to the sums, or overwrites them.
   __device__ void multiply_step(Sums& sums, int slot, int consumer, bool add) {
-    const uint32_t at = shared_address(step_at(slot));
-    const uint64_t a = factor_descriptor(at + static_cast<uint32_t>(consumer) * kBoxBytes);
-    const uint64_t b = factor_descriptor(at + Tile::kBytesA);
+    const uint32_t at = shared_place(step_at(slot));
+    const uint32_t a = at + static_cast<uint32_t>(consumer) * kBoxBytes, b = at + Tile::kBytesA;
     begin_products();
 #pragma unroll
-    for (int k = 0; k < Tile::kK / 16; ++k)
+    for (uint32_t k = 0; k < Tile::kK / 16; ++k)
       multiply<StepA::kRunsAlongRows, StepB::kRunsAlongRows>(
-          sums, advance(a, k * kDepthStep<StepA::kRunsAlongRows>),
-          advance(b, k * kDepthStep<StepB::kRunsAlongRows>), add || k > 0);
+          sums, factor_descriptor(a + k * kDepthBytes<StepA::kRunsAlongRows>),
+          factor_descriptor(b + k * kDepthBytes<StepB::kRunsAlongRows>), add || k > 0);
     commit_products();
   }
 
@@ -465,7 +458,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     multiply_groups(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
                     const __grid_constant__ Epilogue epilogue, const GroupedProblem problem) {
 #ifdef MOEC_HOPPER_CODE
-  extern __shared__ unsigned char memory[];
+  extern __shared__ __align__(kAtomBytes) unsigned char memory[];
   GroupedBlock<kAlongA, kAlongB, kGrouped, Epilogue> block(memory, problem, epilogue);
   begin_kernel();
   if (threadIdx.x < kWarpgroup) {
