@@ -280,7 +280,7 @@ class GroupedBlock {
   /// multiplied: a piece at a time after a step has been started. What loops is kept the same for all lanes,
   /// as instructions between steps are what the tensor cores wait for.
   __device__ void consume_rows(int consumer) {
-    unsigned char* panels = warp_panels(consumer);
+    const typename Epilogue::Places panels(warp_panels(consumer));
     auto& barriers = epilogue_barriers_[consumer];
     Tiles<kGrouped> tiles;
     TilePlace tile;
@@ -322,7 +322,7 @@ class GroupedBlock {
   /// The same where a mover moves the pieces: they are spread evenly over all steps, so that memory is used
   /// all the time. A loop of its own: what one loop for both makes of the other's is slower.
   __device__ void consume_rows_beside_mover(int consumer) {
-    unsigned char* panels = warp_panels(consumer);
+    const typename Epilogue::Places panels(warp_panels(consumer));
     auto& barriers = epilogue_barriers_[consumer];
     Tiles<kGrouped> tiles;
     TilePlace tile;
@@ -359,7 +359,8 @@ class GroupedBlock {
     for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, panels, barriers);
   }
 
-  __device__ void run_piece(int piece, const Rounded& rounded, const Part& part, unsigned char* panels,
+  __device__ void run_piece(int piece, const Rounded& rounded, const Part& part,
+                            const typename Epilogue::Places& panels,
                             typename Epilogue::Barriers& barriers) const {
     with_constant<0, kPieces>(piece,
                               [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, panels, barriers); });

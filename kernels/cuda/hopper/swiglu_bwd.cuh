@@ -43,6 +43,8 @@ struct StoreSwigluBwd {
     }
   };
 
+  using Places = unsigned char*;
+
   CUtensorMap h;    // box: 64 columns x 64 rows
   PanelsOut dh, y;  // panels of 64 rows
 
