@@ -135,6 +135,7 @@ struct WithoutMover {
 struct StoreRows : WithoutMover {
   static constexpr int kPanels = 1;
   PanelsOut c;
+  float4* parts = nullptr;  // see SplitsTail
 
   __device__ void run(int piece, const Piece& sums, const Part& part, unsigned char* panels,
                       Barriers&) const {
