@@ -135,7 +135,6 @@ struct WithoutMover {
 struct StoreRows : WithoutMover {
   static constexpr int kPanels = 1;
   PanelsOut c;
-  float4* parts = nullptr;  // see SplitsTail
 
   __device__ void run(int piece, const Piece& sums, const Part& part, unsigned char* panels,
                       Barriers&) const {
@@ -146,6 +145,11 @@ struct StoreRows : WithoutMover {
     close_panels();
     c.send(panels, part, part.col + (piece - 1) * kPieceCols);
   }
+};
+
+/// The same of a product whose last tiles may be split (SplitsTail in grouped.cuh).
+struct StoreSplitRows : StoreRows {
+  float4* parts;
 };
 
 /// h = sums, with gate and up in turns, and y[rows, cols / 2] = silu(gate) * up.

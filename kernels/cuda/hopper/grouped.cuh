@@ -19,42 +19,14 @@
 #include <climits>
 
 #include "kernels/cuda/hopper/epilogue.cuh"
+#include "kernels/cuda/hopper/tiles.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/tile.cuh"
 
 namespace moec::cuda::hopper {
 
-/// What the rows of an expert, offsets[e] to offsets[e+1], are to its product.
-enum class Grouped {
-  kRows,   // the rows of a and c; b and c's columns are the expert's weight
-  kDepth,  // the depth, along which both factors have rows; c is the expert's weight gradient
-};
-
-/// The tile of a block: kM x kN of c, of which it loads kK depths in a step.
-struct Tile {
-  static constexpr int kM = 128, kN = 256, kK = 64;
-  static constexpr int kBlocks = 2;     // of a cluster
-  static constexpr int kConsumers = 2;  // warpgroups that multiply
-  static constexpr int kConsumerWarps = 4 * kConsumers;
-  static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-  static constexpr int kBytesA = kM * kRunBytes, kBytesB = kN * kRunBytes, kStepBytes = kBytesA + kBytesB;
-};
-
-/// Clusters that products of few tiles are split for. A constant, so that results are the same on every
-/// device.
-constexpr int kClusters = 66;
-
-/// The last tiles of a product kRows, where they would leave most clusters idle: each is split along depth
-/// into parts, the units that clusters take turns at when they are done with the tiles before. tail.cuh adds
-/// the parts.
-struct Tail {
-  int begin, tiles, parts;  // the first tile's number; how many tiles; parts of each
-
-  __device__ int units() const { return tiles * parts; }
-};
-
-/// Whether there may be a tail: the epilogue then has `parts`, where the sums of units go, 4 at a time.
-/// [unit][block][consumer][i][thread] are the sums 4 * i to 4 * i + 3 of a thread; nullptr: no tail.
+/// Whether tiles may be split: the epilogue then has `parts`, where the sums of units go, 4 at a time.
+/// [unit][block][consumer][i][thread] are the sums 4 * i to 4 * i + 3 of a thread; nullptr: none is split.
 template <class Epilogue>
 concept SplitsTail = requires(const Epilogue& epilogue) {
   epilogue.parts;
@@ -74,20 +46,6 @@ struct SharedMemory {
   static constexpr int kBytes = kOtherBytes + kSteps * kStepBytes;
 };
 
-struct GroupedProblem {
-  const int32_t* offsets;  // [experts + 1]; nullptr: each expert has the next `share` rows, up to the last
-  int experts;
-  int rows;   // of c; kRows: unused
-  int cols;   // of c
-  int depth;  // kDepth: unused
-  int share = 0, last = 0;
-
-  /// The first row of an expert, or behind the last one's rows.
-  __device__ int begin(int expert) const {
-    return offsets == nullptr ? min(expert * share, last) : __ldg(offsets + expert);
-  }
-};
-
 /// Number of this warp in its block, which the compiler then knows to be the same for all lanes.
 __device__ inline int warp_id() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0); }
 
@@ -101,90 +59,6 @@ __device__ __forceinline__ void with_constant(int value, const Use& use) {
     with_constant<kBegin, kMiddle>(value, use);
   else
     with_constant<kMiddle, kEnd>(value, use);
-}
-
-/// Where a tile is: rows from `row` on, of which its expert has those before row_end, and columns from `col`
-/// on of c; and the depths.
-struct TilePlace {
-  int expert, row, row_end, col;
-  int depth_begin, depth;
-};
-
-/// The tiles of the block's cluster, in the order of experts, bands of rows, columns, rows: what runs
-/// together shares rows and columns. Keeps little, as registers are scarce. kHasEnd: only tiles before number
-/// `end`.
-template <Grouped kGrouped, bool kHasEnd = false>
-class Tiles {
- public:
-  explicit __device__ Tiles(int end = 0) : end_(end) {}
-
-  /// Finds the block's next tile; false if there is none. kRows: has at least two steps, for consume_rows().
-  __device__ bool next(const GroupedProblem& problem, TilePlace* place) {
-    const int col_tiles = ceil_div(problem.cols, Tile::kN);
-    for (; expert_ < problem.experts; ++expert_) {
-      if (kHasEnd && tile_ >= end_) return false;
-      const int begin = problem.begin(expert_), end = problem.begin(expert_ + 1);
-      const int rows = kGrouped == Grouped::kRows ? end - begin : problem.rows;
-      const int row_tiles = ceil_div(rows, kClusterRows);
-      if (tile_ < row_tiles * col_tiles) {
-        const int per_band = kBandRows * col_tiles, band = tile_ / per_band, in_band = tile_ % per_band;
-        const int band_rows = min(kBandRows, row_tiles - band * kBandRows);
-        const int row = (band * kBandRows + in_band % band_rows) * kClusterRows +
-                        static_cast<int>(cluster_rank()) * Tile::kM;
-        const int col = in_band / band_rows * Tile::kN;
-        *place = kGrouped == Grouped::kRows
-                     ? TilePlace{expert_, begin + row, end, col, 0, max(problem.depth, 2 * Tile::kK)}
-                     : TilePlace{expert_, row, problem.rows, col, begin, end - begin};
-        tile_ += static_cast<int>(gridDim.x) / Tile::kBlocks;
-        return true;
-      }
-      tile_ -= row_tiles * col_tiles;
-      if (kHasEnd) end_ -= row_tiles * col_tiles;
-    }
-    return false;
-  }
-
-  /// kRows: how many tiles an expert has.
-  __device__ static int count(const GroupedProblem& problem, int expert) {
-    const int rows = problem.begin(expert + 1) - problem.begin(expert);
-    return ceil_div(rows, kClusterRows) * ceil_div(problem.cols, Tile::kN);
-  }
-  /// The block's place in the tile of this number, which there is.
-  __device__ static TilePlace find(const GroupedProblem& problem, int number) {
-    Tiles tiles;
-    tiles.tile_ = number;
-    TilePlace place = {};
-    tiles.next(problem, &place);
-    return place;
-  }
-
- private:
-  static constexpr int kClusterRows = Tile::kM * Tile::kBlocks;
-  /// Row tiles of clusters that are swept together over all columns.
-  static constexpr int kBandRows = 8;
-
-  __device__ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-  int tile_ = static_cast<int>(blockIdx.x) / Tile::kBlocks;  // counted from the expert's first
-  int end_;                                                  // likewise
-  int expert_ = 0;
-};
-
-/// Parts that tiles of this depth are split into at most: what each saves is more than adding it costs.
-__host__ __device__ constexpr int most_parts(int depth) {
-  constexpr int kLeastDepth = 16 * Tile::kK, kMost = 16;
-  return depth / kLeastDepth < kMost ? depth / kLeastDepth : kMost;
-}
-
-/// A warp: the tail of a product kRows.
-__device__ inline Tail find_tail(const GroupedProblem& problem) {
-  int tiles = 0;
-  for (auto expert = static_cast<int>(lane_id()); expert < problem.experts; expert += 32)
-    tiles += Tiles<Grouped::kRows>::count(problem, expert);
-  tiles = group_reduce<32>(tiles);
-  const int left = tiles % kClusters;
-  const int parts = left == 0 ? 0 : min(kClusters / left, most_parts(problem.depth));
-  return parts > 1 ? Tail{tiles - left, left, parts} : Tail{tiles, 0, 1};
 }
 
 /// A step of a factor of kRows rows in shared memory, loaded by kShares blocks.
@@ -457,6 +331,34 @@ class GroupedBlock {
     for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, panels, barriers);
   }
 
+  /// The units of the tail: their sums go out as they are.
+  __device__ void consume_units(int consumer, RingPlace<kSteps>& place) {
+    for_each_unit([&](int unit, const TilePlace& tile) {
+      Sums sums = {};
+      const int steps = steps_of(tile);
+      int previous = 0;
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        full_[place.slot].wait(place.parity);
+        multiply_step(sums, place.slot, consumer, true);
+        if (step > 0) {
+          wait_products<1>();
+          release(previous);
+        }
+        previous = place.slot;
+        place.advance();
+      }
+      wait_products<0>(sums);
+      release(previous);
+      const int block = unit * Tile::kBlocks + static_cast<int>(cluster_rank());
+      float4* to = epilogue_.parts + (block * Tile::kConsumers + consumer) * (Tile::kN / 8 * kWarpgroup) +
+                   threadIdx.x % kWarpgroup;
+#pragma unroll
+      for (int i = 0; i < Tile::kN / 8; ++i)
+        to[i * kWarpgroup] = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
+    });
+  }
+
   __device__ void run_piece(int piece, const Rounded& rounded, const Part& part, unsigned char* panels,
                             typename Epilogue::Barriers& barriers) const {
     with_constant<0, kPieces>(piece,
@@ -512,34 +414,6 @@ class GroupedBlock {
         epilogue_.store(sums, done, panels);
       }
     }
-  }
-
-  /// The units of the tail: their sums go out as they are.
-  __device__ void consume_units(int consumer, RingPlace<kSteps>& place) {
-    for_each_unit([&](int unit, const TilePlace& tile) {
-      Sums sums = {};
-      const int steps = steps_of(tile);
-      int previous = 0;
-#pragma unroll 1
-      for (int step = 0; step < steps; ++step) {
-        full_[place.slot].wait(place.parity);
-        multiply_step(sums, place.slot, consumer, true);
-        if (step > 0) {
-          wait_products<1>();
-          release(previous);
-        }
-        previous = place.slot;
-        place.advance();
-      }
-      wait_products<0>(sums);
-      release(previous);
-      const int block = unit * Tile::kBlocks + static_cast<int>(cluster_rank());
-      float4* to = epilogue_.parts + (block * Tile::kConsumers + consumer) * (Tile::kN / 8 * kWarpgroup) +
-                   threadIdx.x % kWarpgroup;
-#pragma unroll
-      for (int i = 0; i < Tile::kN / 8; ++i)
-        to[i * kWarpgroup] = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
-    });
   }
 
   /// A descriptor with another address: the sum of the lower halves.

@@ -61,11 +61,11 @@ cudaError_t multiply_rows(const TensorView& rows, const TensorView& offsets, con
   return error;
 }
 
-/// The same, stored as it is.
+/// To rows of y.
 template <Along kAlongB>
-cudaError_t multiply_and_store(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
-                               const TensorView& y, const CudaContext& context) {
-  StoreRows epilogue;
+cudaError_t multiply_to_rows(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
+                             const TensorView& y, const CudaContext& context) {
+  StoreSplitRows epilogue;
   if (const cudaError_t error = panels_to(y, kPanelRows, &epilogue.c); error != cudaSuccess) return error;
   epilogue.parts = tail_parts(rows.cols(), context);
   return multiply_rows<kAlongB>(rows, offsets, weight, epilogue, context);
@@ -125,7 +125,7 @@ bool can_map(std::initializer_list<const TensorView*> matrices) {
 
 cudaError_t grouped_linear(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
                            const TensorView& y, const CudaContext& context) {
-  return multiply_and_store<Along::kDepth>(rows, offsets, weight, y, context);
+  return multiply_to_rows<Along::kDepth>(rows, offsets, weight, y, context);
 }
 
 cudaError_t grouped_linear_swiglu(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
@@ -140,7 +140,7 @@ cudaError_t grouped_linear_swiglu(const TensorView& rows, const TensorView& offs
 cudaError_t grouped_linear_bwd_input(const TensorView& dy, const TensorView& offsets,
                                      const TensorView& weight, const TensorView& drows,
                                      const CudaContext& context) {
-  return multiply_and_store<Along::kRows>(dy, offsets, weight, drows, context);
+  return multiply_to_rows<Along::kRows>(dy, offsets, weight, drows, context);
 }
 
 cudaError_t grouped_linear_bwd_input_swiglu(const TensorView& dy, const TensorView& offsets,

@@ -6,14 +6,9 @@
 
 namespace moec::cuda::hopper {
 
-/// The sums of a unit in runs of 4, and blocks that add those of a tile.
+/// Runs of 4 sums of a unit, and the blocks that add those of a tile.
 constexpr int kUnitRuns = Tile::kBlocks * Tile::kM * Tile::kN / 4;
-#ifndef TAIL_BLOCKS
-#define TAIL_BLOCKS 16
-#define TAIL_THREADS 256
-#endif
-constexpr int kBlocksOfTile = TAIL_BLOCKS;
-constexpr int kAddThreads = TAIL_THREADS;
+constexpr int kBlocksOfTile = 16;
 
 /// Where a product of this depth puts the sums of its tail; nullptr where it cannot have one.
 inline float4* tail_parts(int64_t depth, const CudaContext& context) {
@@ -23,7 +18,7 @@ inline float4* tail_parts(int64_t depth, const CudaContext& context) {
 }
 
 /// Rows of c, bf16 [.., problem.cols], that are in the tail: the parts are added in order.
-static __global__ void __launch_bounds__(kAddThreads)
+static __global__ void __launch_bounds__(kThreads)
     add_parts(const float4* parts, const GroupedProblem problem, bf16* c) {
 #ifdef MOEC_HOPPER_CODE
   begin_kernel();
@@ -32,9 +27,9 @@ static __global__ void __launch_bounds__(kAddThreads)
   if (number >= tail.tiles) return;
   const TilePlace tile = Tiles<Grouped::kRows>::find(problem, tail.begin + number);
   parts += int64_t{number} * tail.parts * kUnitRuns;
-  const auto first = static_cast<int>(blockIdx.x % kBlocksOfTile * kAddThreads + threadIdx.x);
+  const auto first = static_cast<int>(blockIdx.x % kBlocksOfTile * kThreads + threadIdx.x);
 #pragma unroll
-  for (int run = first; run < kUnitRuns; run += kBlocksOfTile * kAddThreads) {
+  for (int run = first; run < kUnitRuns; run += kBlocksOfTile * kThreads) {
     // A run is of two columns in a row, and the same 8 rows below; see multiply().
     constexpr int kGroupRuns = kWarpgroup * Tile::kN / 8;
     const int thread = run % kWarpgroup;
@@ -56,7 +51,7 @@ static __global__ void __launch_bounds__(kAddThreads)
 /// Enqueues add_parts() for the most tiles that a tail has.
 inline cudaError_t add_tail(const float4* parts, const GroupedProblem& problem, bf16* c,
                             const CudaContext& context) {
-  return launch(context, add_parts, kClusters / 2 * kBlocksOfTile, kAddThreads, parts, problem, c);
+  return launch(context, add_parts, kClusters / 2 * kBlocksOfTile, kThreads, parts, problem, c);
 }
 
 }  // namespace moec::cuda::hopper
