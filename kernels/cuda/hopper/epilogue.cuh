@@ -153,6 +153,11 @@ struct StoreRows : WithoutMover {
   }
 };
 
+/// The same of a product whose last tiles may be split (SplitsTail in grouped.cuh).
+struct StoreSplitRows : StoreRows {
+  float4* parts;
+};
+
 /// h = sums, with gate and up in turns, and y[rows, cols / 2] = silu(gate) * up.
 struct StoreSwiglu : WithoutMover {
   static constexpr int kPanels = 2;
