@@ -194,15 +194,16 @@ class GroupedBlock {
                             RingPlace<kSteps>& place) {
     const int rank = static_cast<int>(cluster_rank());
     const int steps = steps_of(tile), expert_b = kGrouped == Grouped::kRows ? tile.expert : 0;
+    const bool has_a = tile.row < tile.row_end;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, place.advance()) {
       empty_[place.slot].wait(place.parity ^ 1);
       Barrier& full = full_[place.slot];
-      full.arrive_expecting(Tile::kStepBytes);
+      full.arrive_expecting(has_a ? Tile::kStepBytes : Tile::kBytesB);
       unsigned char* to = step_at(place.slot);
       const int depth = tile.depth_begin + step * Tile::kK;
       const auto load = [&](auto... policy) {
-        StepA::load(a, full, to, tile.row, depth, 0, 0, policy...);
+        if (has_a) StepA::load(a, full, to, tile.row, depth, 0, 0, policy...);
         StepB::load(b, full, to + Tile::kBytesA, tile.col, depth, expert_b, rank, policy...);
       };
       if constexpr (Epilogue::kStreams)
@@ -225,6 +226,10 @@ class GroupedBlock {
   __device__ static Part part_of(const TilePlace& tile, int consumer) {
     const int row = tile.row + consumer * kGroupRows;
     return {tile.expert, Epilogue::kMoves ? row : row + warp_id() % 4 * kPanelRows, tile.row_end, tile.col};
+  }
+  /// Whether any of the consumer's rows are the expert's; the products of others would only cost power.
+  __device__ static bool has_rows(const TilePlace& tile, int consumer) {
+    return tile.row + consumer * kGroupRows < tile.row_end;
   }
   /// The consumer's next part that has rows.
   __device__ Part next_part(Tiles<kGrouped>& tiles, int consumer) const {
@@ -261,15 +266,16 @@ class GroupedBlock {
     Rounded rounded = {};
     Part part = kNoPart, next = part_of(tile, consumer);
     for (bool more = true; more;) {
+      const bool idle = !has_rows(tile, consumer);
       Sums sums;
       full_[place.slot].wait(place.parity);
-      multiply_step(sums, place.slot, consumer, false);
+      if (!idle) multiply_step(sums, place.slot, consumer, false);
       int piece = 0, previous = place.slot;
       place.advance();
 #pragma unroll 1
       for (int step = 1; step < steps; ++step) {
         full_[place.slot].wait(place.parity);
-        multiply_step(sums, place.slot, consumer, true);
+        if (!idle) multiply_step(sums, place.slot, consumer, true);
         wait_products<1>();
         release(previous);
 #pragma unroll 1
@@ -303,12 +309,13 @@ class GroupedBlock {
     Rounded rounded = {};
     Part part = kNoPart;
     for (bool more = true; more;) {
+      const bool idle = !has_rows(tile, consumer);
       Sums sums;
       int piece = 0, due = 0, previous = 0;
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
         full_[place.slot].wait(place.parity);
-        multiply_step(sums, place.slot, consumer, step > 0);
+        if (!idle) multiply_step(sums, place.slot, consumer, step > 0);
         if (step > 0) {
           wait_products<1>();
           release(previous);
@@ -334,12 +341,13 @@ class GroupedBlock {
   __device__ void consume_units(int consumer, RingPlace<kSteps>& place) {
     for_each_unit([&](int unit, const TilePlace& tile) {
       Sums sums = {};
+      const bool idle = !has_rows(tile, consumer);
       const int steps = steps_of(tile);
       int previous = 0;
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
         full_[place.slot].wait(place.parity);
-        multiply_step(sums, place.slot, consumer, true);
+        if (!idle) multiply_step(sums, place.slot, consumer, true);
         if (step > 0) {
           wait_products<1>();
           release(previous);
