@@ -4,8 +4,9 @@
 //
 // Results are written while the next tile is multiplied: their sums are rounded and kept in half as many
 // registers, and the main loop (grouped.cuh) hands them to run() in pieces of 16 x 32. Registers are scarce
-// there, so addresses are 32 bits wide and computed anew for each piece. Weight gradients in f32 are handed
-// to store() as they are, and the tensor cores wait.
+// there, so addresses are 32 bits wide and computed anew for each piece, unless its instructions are too many
+// for the time of a step: the epilogue's Places then keep them. Weight gradients in f32 are handed to store()
+// as they are, and the tensor cores wait.
 //
 // An epilogue says how many panels a warp has, and whether it streams so much that the factors are to be kept
 // in L2. The warps of most send their panels themselves; where much is to be read and written, a mover does
@@ -134,7 +135,7 @@ struct WithoutMover {
     __device__ void init() {}
   };
   static constexpr bool kMoves = false, kStreams = false;
-  using Places = unsigned char*;
+  using Places = unsigned char*;  // the warp's panels
 };
 
 /// Result rows.

@@ -257,7 +257,7 @@ class GroupedBlock {
   /// multiplied: a piece at a time after a step has been started. What loops is kept the same for all lanes,
   /// as instructions between steps are what the tensor cores wait for.
   __device__ void consume_rows(int consumer, RingPlace<kSteps>& place) {
-    const typename Epilogue::Places panels(warp_panels(consumer));
+    const typename Epilogue::Places places(warp_panels(consumer));
     auto& barriers = epilogue_barriers_[consumer];
     WholeTiles tiles = whole_tiles();
     TilePlace tile;
@@ -280,7 +280,7 @@ class GroupedBlock {
         release(previous);
 #pragma unroll 1
         for (const int end = min(piece + pieces_a_step, kPieces); piece < end; ++piece)
-          run_piece(piece, rounded, part, panels, barriers);
+          run_piece(piece, rounded, part, places, barriers);
         previous = place.slot;
         place.advance();
       }
@@ -293,13 +293,13 @@ class GroupedBlock {
       for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
     }
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, panels, barriers);
+    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, places, barriers);
   }
 
   /// The same where a mover moves the pieces: they are spread evenly over all steps, so that memory is used
   /// all the time. A loop of its own: what one loop for both makes of the other's is slower.
   __device__ void consume_rows_beside_mover(int consumer) {
-    const typename Epilogue::Places panels(warp_panels(consumer));
+    const typename Epilogue::Places places(warp_panels(consumer));
     auto& barriers = epilogue_barriers_[consumer];
     Tiles<kGrouped> tiles;
     TilePlace tile;
@@ -322,7 +322,7 @@ class GroupedBlock {
         }
 #pragma unroll 1
         for (due += kPieces; due >= steps; due -= steps, ++piece)
-          run_piece(piece, rounded, part, panels, barriers);
+          run_piece(piece, rounded, part, places, barriers);
         previous = place.slot;
         place.advance();
       }
@@ -334,7 +334,7 @@ class GroupedBlock {
       for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
     }
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, panels, barriers);
+    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, places, barriers);
   }
 
   /// The units of the tail: their sums go out as they are.
@@ -367,10 +367,10 @@ class GroupedBlock {
   }
 
   __device__ void run_piece(int piece, const Rounded& rounded, const Part& part,
-                            const typename Epilogue::Places& panels,
+                            const typename Epilogue::Places& places,
                             typename Epilogue::Barriers& barriers) const {
     with_constant<0, kPieces>(piece,
-                              [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, panels, barriers); });
+                              [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, places, barriers); });
   }
 
   /// kDepth. As consume_rows(), but each expert has its own depth, and may have none: what the epilogue has

@@ -43,7 +43,7 @@ struct StoreSwigluBwd {
     }
   };
 
-  using Places = unsigned char*;
+  using Places = unsigned char*;  // the warp's rows of the first panel
 
   CUtensorMap h;    // box: 64 columns x 64 rows
   PanelsOut dh, y;  // panels of 64 rows
