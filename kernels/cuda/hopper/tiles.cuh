@@ -61,11 +61,12 @@ class Tiles {
       const int rows = kGrouped == Grouped::kRows ? end - begin : problem.rows;
       const int row_tiles = ceil_div(rows, kClusterRows);
       if (tile_ < row_tiles * col_tiles) {
-        const int per_band = kBandRows * col_tiles, band = tile_ / per_band, in_band = tile_ % per_band;
-        const int band_rows = min(kBandRows, row_tiles - band * kBandRows);
-        const int row = (band * kBandRows + in_band % band_rows) * kClusterRows +
+        const int most_rows = band_rows(col_tiles), per_band = most_rows * col_tiles;
+        const int band = tile_ / per_band, in_band = tile_ % per_band;
+        const int rows_of_band = min(most_rows, row_tiles - band * most_rows);
+        const int row = (band * most_rows + in_band % rows_of_band) * kClusterRows +
                         static_cast<int>(cluster_rank()) * Tile::kM;
-        const int col = in_band / band_rows * Tile::kN;
+        const int col = in_band / rows_of_band * Tile::kN;
         *place = kGrouped == Grouped::kRows
                      ? TilePlace{expert_, begin + row, end, col, 0, max(problem.depth, 2 * Tile::kK)}
                      : TilePlace{expert_, row, problem.rows, col, begin, end - begin};
@@ -94,8 +95,13 @@ class Tiles {
 
  private:
   static constexpr int kClusterRows = Tile::kM * Tile::kBlocks;
-  /// Row tiles of clusters that are swept together over all columns.
-  static constexpr int kBandRows = 8;
+  /// Row tiles of clusters that are swept together over all columns. Where columns are few, the rows are what
+  /// a product reads most of: all of a row's tiles are taken at once, lest it be read again in the next wave.
+  /// Otherwise an expert's weight is, which many rows share.
+  __device__ static int band_rows(int col_tiles) {
+    constexpr int kFewColumns = 8, kRows = 8;
+    return col_tiles <= kFewColumns ? 1 : kRows;
+  }
 
   __device__ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
