@@ -26,35 +26,36 @@ __global__ void scatter_rows_kernel(const Unit* x, const int32_t* inverse, Unit*
   }
 }
 
-/// y[t] = residual[t] + sum_j weight(t*k + j) * rows[inverse[t,j]], in this order, by a warp. Weights are 1
-/// without `weights`; y may be the residual.
+/// y[t] = residual[t] + sum_j weight(t*k + j) * rows[inverse[t,j]], in this order; a warp has kWarp vectors
+/// of a token. Weights are 1 without `weights`; y may be the residual.
 template <class T, int kWidth>
 __global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const Accumulator<T>* weights,
                                    const T* residual, T* y, int64_t tokens, int k, int cols) {
   begin_kernel();
   using Acc = Accumulator<T>;
-  const int64_t token = group_row<kWarp>();
-  if (token >= tokens) return;
-  for (int i = group_lane<kWarp>(); i < cols / kWidth; i += kWarp) {
-    Acc sums[kWidth] = {};
-    if (residual) unpack(load_packed<kWidth>(residual + token * cols, i), sums);
+  const int vectors = cols / kWidth, parts = static_cast<int>(ceil_div(vectors, kWarp));
+  const int64_t token = int64_t{blockIdx.x / parts} * (kThreads / kWarp) + threadIdx.x / kWarp;
+  const int i = static_cast<int>(blockIdx.x) % parts * kWarp + group_lane<kWarp>();
+  if (token >= tokens || i >= vectors) return;
+  Acc sums[kWidth] = {};
+  if (residual) unpack(load_packed<kWidth>(residual + token * cols, i), sums);
 #pragma unroll kTogether
-    for (int64_t a = token * k; a < (token + 1) * k; ++a) {
-      Acc values[kWidth];
-      unpack(load_packed<kWidth>(rows + int64_t{inverse[a]} * cols, i), values);
-      const Acc weight = weights ? weights[a] : Acc{1};
+  for (int64_t a = token * k; a < (token + 1) * k; ++a) {
+    Acc values[kWidth];
+    unpack(load_packed<kWidth>(rows + int64_t{inverse[a]} * cols, i), values);
+    const Acc weight = weights ? weights[a] : Acc{1};
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) sums[j] += weight * values[j];
-    }
-    store(y + token * cols, i, pack<T>(sums));
+    for (int j = 0; j < kWidth; ++j) sums[j] += weight * values[j];
   }
+  store(y + token * cols, i, pack<T>(sums));
 }
 
 cudaError_t gather_rows(const CudaContext& context, const TensorView& rows, const TensorView& inverse,
                         const TensorView& weights, const TensorView& residual, const TensorView& y) {
   return with_type(rows.dtype, [&]<class T>() {
     return with_width<T>(y.cols(), {&rows, &residual, &y}, [&]<int kWidth>() {
-      return launch(context, gather_rows_kernel<T, kWidth>, group_blocks<kWarp>(y.rows()), kThreads,
+      const int64_t parts = ceil_div(y.cols() / kWidth, kWarp);
+      return launch(context, gather_rows_kernel<T, kWidth>, group_blocks<kWarp>(y.rows()) * parts, kThreads,
                     rows.as<const T>(), inverse.as<const int32_t>(), weights.as<const Accumulator<T>>(),
                     residual.as<const T>(), y.as<T>(), y.rows(),
                     static_cast<int>(inverse.elements() / y.rows()), static_cast<int>(y.cols()));

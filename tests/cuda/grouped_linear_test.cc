@@ -46,7 +46,7 @@ struct Routing {
 const std::vector<Routing> kRoutings = {
     {{128, 256}, 0}, {{1, 0, 77, 300, 0}, 50}, {{0, 0, 513}, 3}, {{0, 0}, 5}, {{63, 65, 129, 700}, 130}};
 
-/// A problem with weights [experts, out, in]; neither is a multiple of a tile, but both, and half of out, of
+/// A problem with weights [experts, out, in]; neither is a multiple of a tile, but both, and half of kOut, of
 /// whole 16 bytes, as TMA wants rows.
 struct Problem {
   static constexpr int64_t kIn = 200, kOut = 336;
@@ -55,10 +55,10 @@ struct Problem {
   cuda::CudaContext context = {};
   SharedTensor offsets, weight;
 
-  explicit Problem(const Routing& r)
+  explicit Problem(const Routing& r, int64_t out = kOut, int64_t in = kIn)
       : routing(r),
         offsets(fb::DType::I32, {r.experts() + 1}),
-        weight(fb::DType::BF16, {r.experts(), kOut, kIn}) {
+        weight(fb::DType::BF16, {r.experts(), out, in}) {
     context.sm_count = 4;  // so that each block has several tiles
     int64_t sum = 0;
     for (int64_t e = 0; e <= r.experts(); ++e) {
@@ -96,6 +96,13 @@ struct Problem {
     CHECK(std::sqrt(difference) <= bound * std::sqrt(norm));  // fails where there is a NaN
   }
 };
+
+/// `count` experts that have 1 to 5 rows, each of which is a tile of its own.
+Routing small_experts(int64_t count, int64_t padding) {
+  Routing routing = {{}, padding};
+  for (int64_t e = 0; e < count; ++e) routing.counts.push_back(1 + e % 5);
+  return routing;
+}
 
 /// What a launcher enqueued ran without an error.
 void finish(cudaError_t launched) {
@@ -156,6 +163,56 @@ TEST_CASE("Hopper's grouped_linear_bwd_input, alone and with the gradient of Swi
     finish(hopper::grouped_linear_bwd_input_swiglu(dy, p.offsets, p.weight, h, h, y, p.context));
     CHECK(std::memcmp(h.view().data, dh.view().data, size) == 0);
   }
+}
+
+/// Tiles are counted for clusters: up to 256 rows of an expert and 256 columns. They fill waves of 66, and
+/// those of a last wave of at most 33 are split.
+TEST_CASE("Hopper's products of rows split the tiles of a last wave along depth") {
+  if (without_hopper()) return;
+  struct Case {
+    Routing routing;
+    int64_t cols;
+    bool splits;
+  };
+  const std::vector<Case> cases = {{small_experts(66, 0), 40, false},
+                                   {small_experts(69, 9), 40, true},
+                                   {small_experts(33, 1), 40, true},
+                                   {small_experts(34, 0), 40, false},
+                                   {{{0, 0}, 5}, 40, false},
+                                   {{{0, 700, 0}, 70}, 264, true},
+                                   {{{63, 65, 129, 700, 0, 1, 257}, 130}, 296, true}};
+  constexpr int64_t kDepth = 33 * 64 + 8, kUnits = 66, kUnitSums = int64_t{256} * 256;
+  const SharedTensor workspace(fb::DType::F32, {kUnits, kUnitSums});
+  const auto bytes = static_cast<size_t>(workspace.view().bytes());
+  for (const auto& [routing, cols, splits] : cases)
+    for (const bool backward : {false, true}) {
+      CAPTURE(routing.capacity());
+      CAPTURE(backward);
+      Problem p(routing, backward ? kDepth : cols, backward ? cols : kDepth);
+      const SharedTensor rows = p.rows(kDepth), y = p.result(cols), again = p.result(cols),
+                         whole = p.result(cols);
+      const auto multiply = [&](const SharedTensor& to) {
+        finish(backward ? hopper::grouped_linear_bwd_input(rows, p.offsets, p.weight, to, p.context)
+                        : hopper::grouped_linear(rows, p.offsets, p.weight, to, p.context));
+      };
+      Wide exact_rows(rows), exact_weight(p.weight), exact(y);
+      const KernelCall call = {.inputs = {exact_rows.view, p.offsets, exact_weight.view, {}},
+                               .outputs = {exact.view}};
+      backward ? cpu::grouped_linear_bwd_input(call) : cpu::grouped_linear(call);
+
+      std::memset(workspace.view().data, 0xff, bytes);
+      p.context.cublas_workspace = workspace.view().data;
+      p.context.cublas_workspace_bytes = bytes;
+      multiply(y);
+      p.check_rows(y, exact.values);
+      CHECK(std::isnan(workspace.get(0)) != splits);
+      p.context.sm_count = 132;
+      multiply(again);
+      CHECK(std::memcmp(y.view().data, again.view().data, static_cast<size_t>(y.view().bytes())) == 0);
+      p.context.cublas_workspace_bytes = bytes - 1;
+      multiply(whole);
+      p.check_rows(whole, exact.values);
+    }
 }
 
 /// Holds sums of squares against those of the gradient as it is stored.

@@ -11,9 +11,6 @@
 namespace moec::cuda::hopper {
 namespace {
 
-/// Clusters that the depth of a product of few tiles is split for. A constant, so that results are the same
-/// on every device.
-constexpr int64_t kClusters = 66;
 /// Steps of depth that a split has at least.
 constexpr int64_t kLeastSteps = 32;
 

@@ -4,8 +4,9 @@
 //
 // Results are written while the next tile is multiplied: their sums are rounded and kept in half as many
 // registers, and the main loop (grouped.cuh) hands them to run() in pieces of 16 x 32. Registers are scarce
-// there, so addresses are 32 bits wide and computed anew for each piece. Weight gradients in f32 are handed
-// to store() as they are, and the tensor cores wait.
+// there, so addresses are 32 bits wide and computed anew for each piece, unless its instructions are too many
+// for the time of a step: the epilogue's Places then keep them. Weight gradients in f32 are handed to store()
+// as they are, and the tensor cores wait.
 //
 // An epilogue says how many panels a warp has, and whether it streams so much that the factors are to be kept
 // in L2. The warps of most send their panels themselves; where much is to be read and written, a mover does
@@ -74,13 +75,18 @@ __device__ inline void close_panels() {
   __syncwarp();
 }
 
-/// Writes a piece to the left or right half of a panel.
-__device__ inline void write_piece(unsigned char* panel, int half, const Piece& pairs) {
+/// Where a lane writes the left half of a panel's pieces.
+__device__ inline uint32_t piece_place(const unsigned char* panel) {
   const uint32_t lane = lane_id();
-  const uint32_t row = panel_row(panel, lane % 16) ^ (4 * static_cast<uint32_t>(half) + lane / 16) * 16;
+  return panel_row(panel, lane % 16) ^ lane / 16 * 16;
+}
+
+/// Writes a piece to the left or right half of a panel.
+__device__ inline void write_piece(uint32_t place, int half, const Piece& pairs) {
 #pragma unroll
   for (uint32_t i = 0; i < 2; ++i)
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row ^ i * 32),
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                     place ^ (static_cast<uint32_t>(half) * 64 + i * 32)),
                  "r"(pairs[4 * i]), "r"(pairs[4 * i + 1]), "r"(pairs[4 * i + 2]), "r"(pairs[4 * i + 3])
                  : "memory");
 }
@@ -129,6 +135,7 @@ struct WithoutMover {
     __device__ void init() {}
   };
   static constexpr bool kMoves = false, kStreams = false;
+  using Places = unsigned char*;  // the warp's panels
 };
 
 /// Result rows.
@@ -140,11 +147,16 @@ struct StoreRows : WithoutMover {
                       Barriers&) const {
     if (part.empty()) return;
     if (piece % 2 == 0) reopen_panels<0>();
-    write_piece(panels, piece % 2, sums);
+    write_piece(piece_place(panels), piece % 2, sums);
     if (piece % 2 == 0) return;
     close_panels();
     c.send(panels, part, part.col + (piece - 1) * kPieceCols);
   }
+};
+
+/// The same of a product whose last tiles may be split (SplitsTail in grouped.cuh).
+struct StoreSplitRows : StoreRows {
+  float4* parts;
 };
 
 /// h = sums, with gate and up in turns, and y[rows, cols / 2] = silu(gate) * up.
@@ -152,25 +164,32 @@ struct StoreSwiglu : WithoutMover {
   static constexpr int kPanels = 2;
   PanelsOut h, y;
 
-  __device__ void run(int piece, const Piece& sums, const Part& part, unsigned char* panels,
-                      Barriers&) const {
+  /// The warp's panels, and where a lane writes in them: y of every fourth column. Kept, as many pieces are
+  /// written in little time.
+  struct Places {
+    unsigned char* panels;
+    uint32_t h, y;
+
+    __device__ explicit Places(unsigned char* panels) : panels(panels), h(piece_place(panels)) {
+      const uint32_t lane = lane_id();
+      y = panel_row(panels + kPanelBytes, lane / 4) ^ lane % 4 * 2;
+    }
+  };
+
+  __device__ void run(int piece, const Piece& sums, const Part& part, const Places& places, Barriers&) const {
     if (part.empty()) return;
-    unsigned char *h_panel = panels, *y_panel = panels + kPanelBytes;
     if (piece % 2 == 0) reopen_panels<0>();
-    write_piece(h_panel, piece % 2, sums);
-    // A lane has y of every fourth column.
-    const uint32_t lane = lane_id();
-    const uint32_t row = panel_row(y_panel, lane / 4) ^ static_cast<uint32_t>(piece % 4 * 32) ^ lane % 4 * 2;
+    write_piece(places.h, piece % 2, sums);
 #pragma unroll
     for (uint32_t i = 0; i < kPiecePairs; ++i) {
       const float2 pair = unpack(sums[i]);
-      store_shared((row ^ i / 2 * 8) + i % 2 * 8 * kRunBytes,
+      store_shared((places.y ^ (static_cast<uint32_t>(piece % 4) * 32 + i / 2 * 8)) + i % 2 * 8 * kRunBytes,
                    __bfloat16_as_ushort(__float2bfloat16_rn(pair.x * sigmoid<bf16>(pair.x) * pair.y)));
     }
     if (piece % 2 == 0) return;
     close_panels();
-    h.send(h_panel, part, part.col + (piece - 1) * kPieceCols);
-    if (piece % 4 == 3) y.send(y_panel, part, (part.col + (piece - 3) * kPieceCols) / 2);
+    h.send(places.panels, part, part.col + (piece - 1) * kPieceCols);
+    if (piece % 4 == 3) y.send(places.panels + kPanelBytes, part, (part.col + (piece - 3) * kPieceCols) / 2);
   }
 };
 
@@ -203,7 +222,7 @@ struct StoreGradient : WithoutMover {
   __device__ void run(int piece, const Piece& sums, const Part& part, unsigned char* panels) const {
     unsigned char* panel = panels + piece / 2 % 2 * kPanelBytes;
     if (piece % 2 == 0) reopen_panels<1>();
-    write_piece(panel, piece % 2, sums);
+    write_piece(piece_place(panel), piece % 2, sums);
     if (piece % 2 == 1) send(panel, part, part.col + (piece - 1) * kPieceCols);
   }
 

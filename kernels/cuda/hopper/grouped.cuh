@@ -16,26 +16,20 @@
 //                 consumers
 #pragma once
 
+#include <climits>
+
 #include "kernels/cuda/hopper/epilogue.cuh"
+#include "kernels/cuda/hopper/tiles.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/tile.cuh"
 
 namespace moec::cuda::hopper {
 
-/// What the rows of an expert, offsets[e] to offsets[e+1], are to its product.
-enum class Grouped {
-  kRows,   // the rows of a and c; b and c's columns are the expert's weight
-  kDepth,  // the depth, along which both factors have rows; c is the expert's weight gradient
-};
-
-/// The tile of a block: kM x kN of c, of which it loads kK depths in a step.
-struct Tile {
-  static constexpr int kM = 128, kN = 256, kK = 64;
-  static constexpr int kBlocks = 2;     // of a cluster
-  static constexpr int kConsumers = 2;  // warpgroups that multiply
-  static constexpr int kConsumerWarps = 4 * kConsumers;
-  static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-  static constexpr int kBytesA = kM * kRunBytes, kBytesB = kN * kRunBytes, kStepBytes = kBytesA + kBytesB;
+/// Whether tiles may be split: the epilogue then has `parts`, where the sums of units go, 4 at a time.
+/// [unit][block][consumer][i][thread] are the sums 4 * i to 4 * i + 3 of a thread; nullptr: none is split.
+template <class Epilogue>
+concept SplitsTail = requires(const Epilogue& epilogue) {
+  epilogue.parts;
 };
 
 /// Shared memory of a block: the epilogue's panels and barriers, and as many steps as there is room for.
@@ -45,24 +39,11 @@ struct SharedMemory {
   static constexpr int kGroupPanelsBytes = Epilogue::kPanels * kGroupPanelBytes;  // of a consumer
   static constexpr int kPanelsBytes = Tile::kConsumers * kGroupPanelsBytes;
   static constexpr int kOtherBytes =
-      kAtomBytes + kPanelsBytes + Tile::kConsumers * static_cast<int>(sizeof(typename Epilogue::Barriers));
+      kPanelsBytes + Tile::kConsumers * static_cast<int>(sizeof(typename Epilogue::Barriers)) +
+      (SplitsTail<Epilogue> ? static_cast<int>(sizeof(Tail)) : 0);
   static constexpr int kStepBytes = Tile::kStepBytes + 2 * static_cast<int>(sizeof(Barrier));
   static constexpr int kSteps = (kMost - kOtherBytes) / kStepBytes;
   static constexpr int kBytes = kOtherBytes + kSteps * kStepBytes;
-};
-
-struct GroupedProblem {
-  const int32_t* offsets;  // [experts + 1]; nullptr: each expert has the next `share` rows, up to the last
-  int experts;
-  int rows;   // of c; kRows: unused
-  int cols;   // of c
-  int depth;  // kDepth: unused
-  int share = 0, last = 0;
-
-  /// The first row of an expert, or behind the last one's rows.
-  __device__ int begin(int expert) const {
-    return offsets == nullptr ? min(expert * share, last) : __ldg(offsets + expert);
-  }
 };
 
 /// Number of this warp in its block, which the compiler then knows to be the same for all lanes.
@@ -79,53 +60,6 @@ __device__ __forceinline__ void with_constant(int value, const Use& use) {
   else
     with_constant<kMiddle, kEnd>(value, use);
 }
-
-/// Where a tile is: rows from `row` on, of which its expert has those before row_end, and columns from `col`
-/// on of c; and the depths.
-struct TilePlace {
-  int expert, row, row_end, col;
-  int depth_begin, depth;
-};
-
-/// The tiles of the block's cluster, in the order of experts, bands of rows, columns, rows: what runs
-/// together shares rows and columns. Keeps little, as registers are scarce.
-template <Grouped kGrouped>
-class Tiles {
- public:
-  /// Finds the block's next tile; false if there is none. kRows: has at least two steps, for consume_rows().
-  __device__ bool next(const GroupedProblem& problem, TilePlace* place) {
-    const int col_tiles = ceil_div(problem.cols, Tile::kN);
-    for (; expert_ < problem.experts; ++expert_) {
-      const int begin = problem.begin(expert_), end = problem.begin(expert_ + 1);
-      const int rows = kGrouped == Grouped::kRows ? end - begin : problem.rows;
-      const int row_tiles = ceil_div(rows, kClusterRows);
-      if (tile_ < row_tiles * col_tiles) {
-        const int per_band = kBandRows * col_tiles, band = tile_ / per_band, in_band = tile_ % per_band;
-        const int band_rows = min(kBandRows, row_tiles - band * kBandRows);
-        const int row = (band * kBandRows + in_band % band_rows) * kClusterRows +
-                        static_cast<int>(cluster_rank()) * Tile::kM;
-        const int col = in_band / band_rows * Tile::kN;
-        *place = kGrouped == Grouped::kRows
-                     ? TilePlace{expert_, begin + row, end, col, 0, max(problem.depth, 2 * Tile::kK)}
-                     : TilePlace{expert_, row, problem.rows, col, begin, end - begin};
-        tile_ += static_cast<int>(gridDim.x) / Tile::kBlocks;
-        return true;
-      }
-      tile_ -= row_tiles * col_tiles;
-    }
-    return false;
-  }
-
- private:
-  static constexpr int kClusterRows = Tile::kM * Tile::kBlocks;
-  /// Row tiles of clusters that are swept together over all columns.
-  static constexpr int kBandRows = 8;
-
-  __device__ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-  int tile_ = static_cast<int>(blockIdx.x) / Tile::kBlocks;  // counted from the expert's first
-  int expert_ = 0;
-};
 
 /// A step of a factor of kRows rows in shared memory, loaded by kShares blocks.
 template <Along kAlong, int kRows, int kShares>
@@ -163,15 +97,15 @@ class GroupedBlock {
   using StepB = FactorStep<kAlongB, Tile::kN, Tile::kBlocks>;
   using Memory = SharedMemory<Epilogue>;
 
-  /// `shared` is the dynamic shared memory of the block.
+  /// `shared` is the dynamic shared memory of the block, aligned to kAtomBytes.
   __device__ GroupedBlock(unsigned char* shared, const GroupedProblem& problem, const Epilogue& epilogue)
       : problem_(problem), epilogue_(epilogue) {
-    const uint32_t misaligned = shared_address(shared) % kAtomBytes;
-    steps_ = shared + (misaligned ? kAtomBytes - misaligned : 0);
+    steps_ = shared;
     panels_ = steps_ + kSteps * Tile::kStepBytes;
     full_ = reinterpret_cast<Barrier*>(panels_ + Memory::kPanelsBytes);
     empty_ = full_ + kSteps;
-    epilogue_barriers_ = reinterpret_cast<typename Epilogue::Barriers*>(empty_ + kSteps);
+    tail_ = reinterpret_cast<Tail*>(empty_ + kSteps);
+    epilogue_barriers_ = reinterpret_cast<typename Epilogue::Barriers*>(tail_ + (kSplits ? 1 : 0));
     if (threadIdx.x == 0) {
       for (int i = 0; i < kSteps; ++i) {
         full_[i].init(1);
@@ -184,31 +118,23 @@ class GroupedBlock {
     sync_cluster();
   }
 
+  /// All threads, once the kernel may read its operands.
+  __device__ void begin() {
+    if constexpr (kSplits) {
+      if (warp_id() == 0) {
+        const Tail tail = epilogue_.parts == nullptr ? Tail{INT_MAX, 0, 1} : find_tail(problem_);
+        if (elect_one()) *tail_ = tail;
+      }
+      __syncthreads();
+    }
+  }
+
   /// One thread of the block: loads the steps of all tiles.
   __device__ void produce(const CUtensorMap& a, const CUtensorMap& b) {
     RingPlace<kSteps> place;
-    Tiles<kGrouped> tiles;
-    TilePlace tile;
-    const int rank = static_cast<int>(cluster_rank());
-    while (tiles.next(problem_, &tile)) {
-      const int steps = steps_of(tile), expert_b = kGrouped == Grouped::kRows ? tile.expert : 0;
-#pragma unroll 1
-      for (int step = 0; step < steps; ++step, place.advance()) {
-        empty_[place.slot].wait(place.parity ^ 1);
-        Barrier& full = full_[place.slot];
-        full.arrive_expecting(Tile::kStepBytes);
-        unsigned char* to = step_at(place.slot);
-        const int depth = tile.depth_begin + step * Tile::kK;
-        const auto load = [&](auto... policy) {
-          StepA::load(a, full, to, tile.row, depth, 0, 0, policy...);
-          StepB::load(b, full, to + Tile::kBytesA, tile.col, depth, expert_b, rank, policy...);
-        };
-        if constexpr (Epilogue::kStreams)
-          load(keep_in_l2());
-        else
-          load();
-      }
-    }
+    WholeTiles tiles = whole_tiles();
+    for (TilePlace tile; tiles.next(problem_, &tile);) load_tile(a, b, tile, place);
+    if constexpr (kSplits) for_each_unit([&](int, const TilePlace& tile) { load_tile(a, b, tile, place); });
   }
 
   /// A warp, the mover of `consumer`: what the epilogue reads and writes for all of its parts. Before the
@@ -229,17 +155,63 @@ class GroupedBlock {
 
   /// A warpgroup, number `consumer`: multiplies and hands its sums to the epilogue.
   __device__ void consume(int consumer) {
+    RingPlace<kSteps> place;
     if constexpr (Epilogue::kMoves)
       consume_rows_beside_mover(consumer);
     else if constexpr (kGrouped == Grouped::kRows)
-      consume_rows(consumer);
+      consume_rows(consumer, place);
     else
       consume_depths(consumer);
+    if constexpr (kSplits) consume_units(consumer, place);
     if (elect_one()) wait_stores_read<0>();
   }
 
  private:
   static constexpr int kSteps = Memory::kSteps;
+  static constexpr bool kSplits = SplitsTail<Epilogue>;
+
+  /// The tiles of the cluster that are not split.
+  using WholeTiles = Tiles<kGrouped, kSplits>;
+  __device__ WholeTiles whole_tiles() const {
+    if constexpr (kSplits) return WholeTiles(tail_->begin);
+    return WholeTiles();
+  }
+
+  /// Calls use(unit, its place) for the cluster's units of the tail.
+  template <class Use>
+  __device__ void for_each_unit(const Use& use) const {
+    for (int unit = cluster_id(); unit < tail_->units(); unit += cluster_count()) {
+      const int parts = tail_->parts, part = unit % parts;
+      TilePlace place = Tiles<Grouped::kRows>::find(problem_, tail_->begin + unit / parts);
+      const int steps = steps_of(place), begin = steps * part / parts, end = steps * (part + 1) / parts;
+      place.depth_begin = begin * Tile::kK;
+      place.depth = (end - begin) * Tile::kK;
+      use(unit, place);
+    }
+  }
+
+  __device__ void load_tile(const CUtensorMap& a, const CUtensorMap& b, const TilePlace& tile,
+                            RingPlace<kSteps>& place) {
+    const int rank = static_cast<int>(cluster_rank());
+    const int steps = steps_of(tile), expert_b = kGrouped == Grouped::kRows ? tile.expert : 0;
+    const bool has_a = tile.row < tile.row_end;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step, place.advance()) {
+      empty_[place.slot].wait(place.parity ^ 1);
+      Barrier& full = full_[place.slot];
+      full.arrive_expecting(has_a ? Tile::kStepBytes : Tile::kBytesB);
+      unsigned char* to = step_at(place.slot);
+      const int depth = tile.depth_begin + step * Tile::kK;
+      const auto load = [&](auto... policy) {
+        if (has_a) StepA::load(a, full, to, tile.row, depth, 0, 0, policy...);
+        StepB::load(b, full, to + Tile::kBytesA, tile.col, depth, expert_b, rank, policy...);
+      };
+      if constexpr (Epilogue::kStreams)
+        load(keep_in_l2());
+      else
+        load();
+    }
+  }
 
   __device__ unsigned char* step_at(int index) const { return steps_ + index * Tile::kStepBytes; }
 
@@ -254,6 +226,10 @@ class GroupedBlock {
   __device__ static Part part_of(const TilePlace& tile, int consumer) {
     const int row = tile.row + consumer * kGroupRows;
     return {tile.expert, Epilogue::kMoves ? row : row + warp_id() % 4 * kPanelRows, tile.row_end, tile.col};
+  }
+  /// Whether any of the consumer's rows are the expert's; the products of others would only cost power.
+  __device__ static bool has_rows(const TilePlace& tile, int consumer) {
+    return tile.row + consumer * kGroupRows < tile.row_end;
   }
   /// The consumer's next part that has rows.
   __device__ Part next_part(Tiles<kGrouped>& tiles, int consumer) const {
@@ -280,31 +256,31 @@ class GroupedBlock {
   /// kRows. The sums of a tile are rounded and handed to the epilogue, in pieces, while the next is
   /// multiplied: a piece at a time after a step has been started. What loops is kept the same for all lanes,
   /// as instructions between steps are what the tensor cores wait for.
-  __device__ void consume_rows(int consumer) {
-    unsigned char* panels = warp_panels(consumer);
+  __device__ void consume_rows(int consumer, RingPlace<kSteps>& place) {
+    const typename Epilogue::Places places(warp_panels(consumer));
     auto& barriers = epilogue_barriers_[consumer];
-    Tiles<kGrouped> tiles;
+    WholeTiles tiles = whole_tiles();
     TilePlace tile;
     if (!tiles.next(problem_, &tile)) return;
     const int steps = steps_of(tile), pieces_a_step = (kPieces + steps - 2) / (steps - 1);
-    RingPlace<kSteps> place;
     Rounded rounded = {};
     Part part = kNoPart, next = part_of(tile, consumer);
     for (bool more = true; more;) {
+      const bool idle = !has_rows(tile, consumer);
       Sums sums;
       full_[place.slot].wait(place.parity);
-      multiply_step(sums, place.slot, consumer, false);
+      if (!idle) multiply_step(sums, place.slot, consumer, false);
       int piece = 0, previous = place.slot;
       place.advance();
 #pragma unroll 1
       for (int step = 1; step < steps; ++step) {
         full_[place.slot].wait(place.parity);
-        multiply_step(sums, place.slot, consumer, true);
+        if (!idle) multiply_step(sums, place.slot, consumer, true);
         wait_products<1>();
         release(previous);
 #pragma unroll 1
         for (const int end = min(piece + pieces_a_step, kPieces); piece < end; ++piece)
-          run_piece(piece, rounded, part, panels, barriers);
+          run_piece(piece, rounded, part, places, barriers);
         previous = place.slot;
         place.advance();
       }
@@ -317,13 +293,13 @@ class GroupedBlock {
       for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
     }
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, panels, barriers);
+    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, places, barriers);
   }
 
   /// The same where a mover moves the pieces: they are spread evenly over all steps, so that memory is used
   /// all the time. A loop of its own: what one loop for both makes of the other's is slower.
   __device__ void consume_rows_beside_mover(int consumer) {
-    unsigned char* panels = warp_panels(consumer);
+    const typename Epilogue::Places places(warp_panels(consumer));
     auto& barriers = epilogue_barriers_[consumer];
     Tiles<kGrouped> tiles;
     TilePlace tile;
@@ -333,19 +309,20 @@ class GroupedBlock {
     Rounded rounded = {};
     Part part = kNoPart;
     for (bool more = true; more;) {
+      const bool idle = !has_rows(tile, consumer);
       Sums sums;
       int piece = 0, due = 0, previous = 0;
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
         full_[place.slot].wait(place.parity);
-        multiply_step(sums, place.slot, consumer, step > 0);
+        if (!idle) multiply_step(sums, place.slot, consumer, step > 0);
         if (step > 0) {
           wait_products<1>();
           release(previous);
         }
 #pragma unroll 1
         for (due += kPieces; due >= steps; due -= steps, ++piece)
-          run_piece(piece, rounded, part, panels, barriers);
+          run_piece(piece, rounded, part, places, barriers);
         previous = place.slot;
         place.advance();
       }
@@ -357,13 +334,43 @@ class GroupedBlock {
       for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
     }
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, panels, barriers);
+    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, places, barriers);
   }
 
-  __device__ void run_piece(int piece, const Rounded& rounded, const Part& part, unsigned char* panels,
+  /// The units of the tail: their sums go out as they are.
+  __device__ void consume_units(int consumer, RingPlace<kSteps>& place) {
+    for_each_unit([&](int unit, const TilePlace& tile) {
+      Sums sums = {};
+      const bool idle = !has_rows(tile, consumer);
+      const int steps = steps_of(tile);
+      int previous = 0;
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        full_[place.slot].wait(place.parity);
+        if (!idle) multiply_step(sums, place.slot, consumer, true);
+        if (step > 0) {
+          wait_products<1>();
+          release(previous);
+        }
+        previous = place.slot;
+        place.advance();
+      }
+      wait_products<0>(sums);
+      release(previous);
+      const int block = unit * Tile::kBlocks + static_cast<int>(cluster_rank());
+      float4* to = epilogue_.parts + (block * Tile::kConsumers + consumer) * (Tile::kN / 8 * kWarpgroup) +
+                   threadIdx.x % kWarpgroup;
+#pragma unroll
+      for (int i = 0; i < Tile::kN / 8; ++i)
+        to[i * kWarpgroup] = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
+    });
+  }
+
+  __device__ void run_piece(int piece, const Rounded& rounded, const Part& part,
+                            const typename Epilogue::Places& places,
                             typename Epilogue::Barriers& barriers) const {
     with_constant<0, kPieces>(piece,
-                              [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, panels, barriers); });
+                              [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, places, barriers); });
   }
 
   /// kDepth. As consume_rows(), but each expert has its own depth, and may have none: what the epilogue has
@@ -417,22 +424,16 @@ class GroupedBlock {
     }
   }
 
-  /// A descriptor with another address: the sum of the lower halves.
-  __device__ static uint64_t advance(uint64_t descriptor, uint64_t by) {
-    return descriptor >> 32 << 32 | static_cast<uint32_t>(descriptor + by);
-  }
-
   /// Starts to multiply a step; adds to the sums, or overwrites them.
   __device__ void multiply_step(Sums& sums, int slot, int consumer, bool add) {
-    const uint32_t at = shared_address(step_at(slot));
-    const uint64_t a = factor_descriptor(at + static_cast<uint32_t>(consumer) * kBoxBytes);
-    const uint64_t b = factor_descriptor(at + Tile::kBytesA);
+    const uint32_t at = shared_place(step_at(slot));
+    const uint32_t a = at + static_cast<uint32_t>(consumer) * kBoxBytes, b = at + Tile::kBytesA;
     begin_products();
 #pragma unroll
-    for (int k = 0; k < Tile::kK / 16; ++k)
+    for (uint32_t k = 0; k < Tile::kK / 16; ++k)
       multiply<StepA::kRunsAlongRows, StepB::kRunsAlongRows>(
-          sums, advance(a, k * kDepthStep<StepA::kRunsAlongRows>),
-          advance(b, k * kDepthStep<StepB::kRunsAlongRows>), add || k > 0);
+          sums, factor_descriptor(a + k * kDepthBytes<StepA::kRunsAlongRows>),
+          factor_descriptor(b + k * kDepthBytes<StepB::kRunsAlongRows>), add || k > 0);
     commit_products();
   }
 
@@ -456,6 +457,7 @@ class GroupedBlock {
   const Epilogue& epilogue_;
   unsigned char *steps_, *panels_;
   Barrier *full_, *empty_;
+  Tail* tail_;                                      // SplitsTail
   typename Epilogue::Barriers* epilogue_barriers_;  // of each consumer
 };
 
@@ -465,9 +467,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     multiply_groups(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
                     const __grid_constant__ Epilogue epilogue, const GroupedProblem problem) {
 #ifdef MOEC_HOPPER_CODE
-  extern __shared__ unsigned char memory[];
+  extern __shared__ __align__(kAtomBytes) unsigned char memory[];
   GroupedBlock<kAlongA, kAlongB, kGrouped, Epilogue> block(memory, problem, epilogue);
   begin_kernel();
+  block.begin();
   if (threadIdx.x < kWarpgroup) {
     shrink_registers<24>();
     if (threadIdx.x == 0) block.produce(a, b);

@@ -6,6 +6,7 @@
 #include "kernels/cuda/hopper/grouped_linear.h"
 #include "kernels/cuda/hopper/map.h"
 #include "kernels/cuda/hopper/swiglu_bwd.cuh"
+#include "kernels/cuda/hopper/tail.cuh"
 
 namespace moec::cuda::hopper {
 namespace {
@@ -48,13 +49,26 @@ cudaError_t multiply_rows(const TensorView& rows, const TensorView& offsets, con
   if (error == cudaSuccess) error = map_experts(weight, Block::StepB::kBoxRows, &b);
   if (error != cudaSuccess) return error;
   const int64_t cols = weight.dim(kAlongB == Along::kRows ? 2 : 1);
-  return launch_groups<Along::kDepth, kAlongB, Grouped::kRows>(a, b, epilogue,
-                                                               {.offsets = offsets.as<const int32_t>(),
-                                                                .experts = static_cast<int>(weight.dim(0)),
-                                                                .rows = 0,
-                                                                .cols = static_cast<int>(cols),
-                                                                .depth = static_cast<int>(rows.cols())},
-                                                               context);
+  const GroupedProblem problem = {.offsets = offsets.as<const int32_t>(),
+                                  .experts = static_cast<int>(weight.dim(0)),
+                                  .rows = 0,
+                                  .cols = static_cast<int>(cols),
+                                  .depth = static_cast<int>(rows.cols())};
+  error = launch_groups<Along::kDepth, kAlongB, Grouped::kRows>(a, b, epilogue, problem, context);
+  if constexpr (SplitsTail<Epilogue>)
+    if (error == cudaSuccess && epilogue.parts != nullptr)
+      return add_tail(epilogue.parts, problem, epilogue.c.data, context);
+  return error;
+}
+
+/// To rows of y.
+template <Along kAlongB>
+cudaError_t multiply_to_rows(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
+                             const TensorView& y, const CudaContext& context) {
+  StoreSplitRows epilogue;
+  if (const cudaError_t error = panels_to(y, kPanelRows, &epilogue.c); error != cudaSuccess) return error;
+  epilogue.parts = tail_parts(rows.cols(), context);
+  return multiply_rows<kAlongB>(rows, offsets, weight, epilogue, context);
 }
 
 template <class Epilogue>
@@ -111,9 +125,7 @@ bool can_map(std::initializer_list<const TensorView*> matrices) {
 
 cudaError_t grouped_linear(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
                            const TensorView& y, const CudaContext& context) {
-  StoreRows epilogue;
-  if (const cudaError_t error = panels_to(y, kPanelRows, &epilogue.c); error != cudaSuccess) return error;
-  return multiply_rows<Along::kDepth>(rows, offsets, weight, epilogue, context);
+  return multiply_to_rows<Along::kDepth>(rows, offsets, weight, y, context);
 }
 
 cudaError_t grouped_linear_swiglu(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
@@ -128,9 +140,7 @@ cudaError_t grouped_linear_swiglu(const TensorView& rows, const TensorView& offs
 cudaError_t grouped_linear_bwd_input(const TensorView& dy, const TensorView& offsets,
                                      const TensorView& weight, const TensorView& drows,
                                      const CudaContext& context) {
-  StoreRows epilogue;
-  if (const cudaError_t error = panels_to(drows, kPanelRows, &epilogue.c); error != cudaSuccess) return error;
-  return multiply_rows<Along::kRows>(dy, offsets, weight, epilogue, context);
+  return multiply_to_rows<Along::kRows>(dy, offsets, weight, drows, context);
 }
 
 cudaError_t grouped_linear_bwd_input_swiglu(const TensorView& dy, const TensorView& offsets,

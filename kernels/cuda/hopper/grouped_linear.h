@@ -17,7 +17,8 @@ int64_t tile_count(int64_t rows, int64_t cols);
 /// Whether TMA can read and write all of the matrices: bf16, addresses and rows of whole 16 bytes, not empty.
 bool can_map(std::initializer_list<const TensorView*> matrices);
 
-/// Operands as in catalog.def. available() and can_map() hold; offsets are not looked at by the host.
+/// Operands as in catalog.def. available() and can_map() hold; offsets are not looked at by the host. Without
+/// an activation, rows may use the context's cuBLAS workspace.
 cudaError_t grouped_linear(const TensorView& rows, const TensorView& offsets, const TensorView& weight,
                            const TensorView& y, const CudaContext& context);
 cudaError_t grouped_linear_swiglu(const TensorView& rows, const TensorView& offsets, const TensorView& weight,

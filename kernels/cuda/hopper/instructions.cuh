@@ -47,6 +47,18 @@ __device__ inline uint32_t cluster_rank() {
   return rank;
 }
 
+/// Of the grid, in x.
+__device__ inline int cluster_id() {
+  int id;
+  asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(id));
+  return id;
+}
+__device__ inline int cluster_count() {
+  int count;
+  asm volatile("mov.u32 %0, %%nclusterid.x;" : "=r"(count));
+  return count;
+}
+
 /// All threads of the cluster; orders what they wrote to shared memory.
 __device__ inline void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");

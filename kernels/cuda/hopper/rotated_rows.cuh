@@ -36,7 +36,7 @@ struct StoreRotated : WithoutMover {
         rotate_halves(out, part.row, (place - kApart) * kPieceCols, panel_of(panels, place - kApart),
                       (place - kApart) % 2);
     }
-    write_piece(panel_of(panels, place), place % 2, out);
+    write_piece(piece_place(panel_of(panels, place)), place % 2, out);
     if (place != kTogether - 1) return;
     close_panels();
 #pragma unroll

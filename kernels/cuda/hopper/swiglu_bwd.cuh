@@ -4,7 +4,8 @@
 // has a mover beside it, a warp that fetches h and sends dh and y in panels of the warpgroup's 64 rows.
 // Panels of h, over which dh is written, lie in slots that a warpgroup and its mover hand to each other; y
 // has one panel for every two pieces. Where an expert's last rows do not fill a panel, the warps write them,
-// and the mover sends nothing.
+// and the mover sends nothing. What the warps do to a slot is ordered before TMA's accesses by a fence of the
+// mover, as all of them would wait at their own.
 //
 //   barrier         arrives                     waits           and then
 //   loaded[slot]    mover, with the bytes       warpgroup       reads h, writes dh over it
@@ -41,6 +42,8 @@ struct StoreSwigluBwd {
       y_sent.init(1);
     }
   };
+
+  using Places = unsigned char*;  // the warp's rows of the first panel
 
   CUtensorMap h;    // box: 64 columns x 64 rows
   PanelsOut dh, y;  // panels of 64 rows
@@ -80,7 +83,7 @@ struct StoreSwigluBwd {
         store_shared((y_at ^ i * 16) + kDown, y1);
       }
     }
-    close_panels();
+    __syncwarp();
     if (!whole(part)) {
       const int row = part.row + static_cast<int>(threadIdx.x / 32 % 4) * kPanelRows;
       const Part own = {part.expert, row, part.row_end, part.col};
@@ -100,6 +103,7 @@ struct StoreSwigluBwd {
     const bool makes_y = kMakesY && !part.empty() && piece % 2 == 1;
     if (!part.empty()) barriers.written[slot].wait(piece / kSlots % 2);
     if (elect_one()) {
+      fence_shared_for_async();
       if (whole(part)) {
         if (makes_y)
           y.send_whole(panels + kSlots * kGroupPanelBytes, part, part.col + (piece - 1) * kPieceCols);
@@ -131,15 +135,21 @@ struct StoreSwigluBwd {
 
   /// For two columns of dy: the gradients of gate and up in turns, and y.
   __device__ static void bwd(uint2 h, uint32_t dy, uint2* dh, uint32_t* y) {
-    const float2 d = unpack(dy);
+    const __nv_bfloat162 d = reinterpret_cast<const __nv_bfloat162&>(dy);
     float y0, y1;
-    *dh = {bwd(unpack(h.x), d.x, &y0), bwd(unpack(h.y), d.y, &y1)};
+    *dh = {scaled(slopes(unpack(h.x), &y0), __low2bfloat162(d)),
+           scaled(slopes(unpack(h.y), &y1), __high2bfloat162(d))};
     *y = pack(y0, y1);
   }
-  __device__ static uint32_t bwd(float2 h, float dy, float* y) {
+  /// Of y by gate and up. Rounded, so that a product of pairs makes both gradients.
+  __device__ static uint32_t slopes(float2 h, float* y) {
     const float s = sigmoid<bf16>(h.x), silu = h.x * s;
     *y = silu * h.y;
-    return pack(dy * h.y * fmaf(silu, 1 - s, s), dy * silu);
+    return pack(h.y * fmaf(silu, 1 - s, s), silu);
+  }
+  __device__ static uint32_t scaled(uint32_t pair, __nv_bfloat162 by) {
+    const __nv_bfloat162 product = __hmul2(reinterpret_cast<const __nv_bfloat162&>(pair), by);
+    return reinterpret_cast<const uint32_t&>(product);
   }
 };
 

@@ -15,17 +15,22 @@ constexpr int kRunBytes = 128;
 constexpr int kAtomBytes = 8 * kRunBytes;
 constexpr int kBoxBytes = 64 * kRunBytes;
 
-/// Descriptor of a factor from `address` on, a multiple of kAtomBytes (plus whole depths, see kDepthStep).
-/// Runs along rows: the next 64 rows are kBoxBytes further.
-__device__ inline uint64_t factor_descriptor(uint32_t address) {
+/// Where something is in the block's shared memory. The upper bits of an address, which in a cluster tell the
+/// block's rank, would spoil a descriptor.
+__device__ inline uint32_t shared_place(const void* pointer) { return shared_address(pointer) & 0x3ffff; }
+
+/// Descriptor of a factor from `place` on, a multiple of kAtomBytes (plus whole depths, see kDepthBytes).
+/// Runs along rows: the next 64 rows are kBoxBytes further. The upper half is a constant.
+__device__ inline uint64_t factor_descriptor(uint32_t place) {
   constexpr uint64_t kSwizzle128 = 1;
-  return kSwizzle128 << 62 | uint64_t{kAtomBytes / 16} << 32 | uint64_t{kBoxBytes / 16} << 16 |
-         (address & 0x3ffff) >> 4;
+  return kSwizzle128 << 62 | uint64_t{kAtomBytes / 16} << 32 | (uint32_t{kBoxBytes / 16} << 16) + place / 16;
 }
 
-/// What 16 depths add to a descriptor.
+/// What 16 depths add to a place, and to a descriptor.
 template <bool kRunsAlongRows>
-constexpr uint64_t kDepthStep = (kRunsAlongRows ? 16 * kRunBytes : 16 * 2) / 16;
+constexpr uint32_t kDepthBytes = kRunsAlongRows ? 16 * kRunBytes : 16 * 2;
+template <bool kRunsAlongRows>
+constexpr uint64_t kDepthStep = kDepthBytes<kRunsAlongRows> / 16;
 
 /// Orders accesses of registers before the products that follow.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
