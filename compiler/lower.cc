@@ -24,8 +24,9 @@ std::vector<bool> saved_values(const Graph& graph) {
   return saved;
 }
 
-/// Nodes behind a small gradient of parameters that a device may run beside it.
-constexpr uint32_t kLag = 8;
+/// Nodes behind a small gradient of parameters that a device may run before it or beside it, as it may wait
+/// for others to share a launch with.
+constexpr uint32_t kLag = 32;
 
 /// Whether a device may run a node beside others, and no activation depends on it.
 bool may_lag(const Graph& graph, const Node& node) {

@@ -1,5 +1,7 @@
 #include "compiler/programs.h"
 
+#include <algorithm>
+
 #include "compiler/autodiff.h"
 #include "compiler/check_routing.h"
 #include "kernels/train_state.h"
@@ -9,6 +11,20 @@ namespace {
 
 /// Random streams of parameter initialisation start here; those of the model's dropouts start at 0.
 constexpr uint32_t kInitStreams = 1u << 20;
+
+/// Moves the last node, which counts the micro-batch, in front of the gradients of parameters behind the last
+/// activation, so that a device may run it beside them.
+void count_early(Graph& graph) {
+  std::vector<Node> nodes = graph.nodes();
+  const auto makes_activation = [&](const Node& node) {
+    return std::ranges::any_of(node.outputs, [&](ValueId id) {
+      return id != kNoValue && graph.value(id).role == Role::kActivation;
+    });
+  };
+  const auto behind = std::find_if(nodes.rbegin(), nodes.rend(), makes_activation).base();
+  if (behind != nodes.end()) std::rotate(behind, nodes.end() - 1, nodes.end());
+  graph.replace_nodes(std::move(nodes));
+}
 
 /// Loads a batch (unless the host writes it) and adds the model.
 ModelBuilder add_model(Graph& graph, const fb::ModelT& model, const fb::RecipeT& recipe, bool evaluate,
@@ -93,6 +109,7 @@ Graph accumulate_program(const fb::ModelT& model, const fb::RecipeT& recipe, con
   for (const ValueId loss : builder.auxiliary_losses()) seeds.emplace_back(loss, seed_value);
   add_backward(graph, seeds, recipe.grad_accum > 1);
   record_losses(graph, builder, recipe, false);
+  count_early(graph);
   return graph;
 }
 

@@ -301,8 +301,9 @@ cudaError_t launch_attention(const KernelCall& call, const CudaContext& context)
   });
 }
 
+/// In bf16 the tiles of longer sequences are as fast.
 bool fits_short(const KernelCall& call, const CudaContext& context) {
-  return fits_short_attention(call, call.inputs[0], context);
+  return call.inputs[0].dtype == fb::DType::F32 && fits_short_attention(call, call.inputs[0], context);
 }
 
 bool fits_hopper(const KernelCall& call, const CudaContext&) {

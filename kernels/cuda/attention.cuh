@@ -242,7 +242,7 @@ __device__ inline T lanes_reduce(T value, Op op) {
   return value;
 }
 
-/// Whether one block can hold all positions of a head, of f32, and the kernels for that.
+/// Whether one block can hold all positions of a head, and the kernels for that, of f32 alone forward.
 bool fits_short_attention(const KernelCall& call, const TensorView& qkv, const CudaContext& context);
 cudaError_t attention_short(const KernelCall& call, const CudaContext& context);
 cudaError_t attention_bwd_short(const KernelCall& call, const CudaContext& context);

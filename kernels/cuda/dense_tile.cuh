@@ -13,14 +13,26 @@ namespace moec::cuda {
 template <class T>
 constexpr int kPlanes = std::is_same_v<T, float> ? 3 : 1;
 
-/// A tile of kM x kN, kDepth depths at a time; each warp owns kWarpM x kWarpN.
-template <int kTileM, int kTileN, int kPartDepth, int kWarpRows, int kWarpCols, int kMinBlocksPerSm>
+/// A tile of kM x kN, kDepth depths at a time; each warp owns kWarpM x kWarpN of the sums over the depths of
+/// its group, one of kGroups that take steps of depths in turns.
+template <int kTileM, int kTileN, int kPartDepth, int kWarpRows, int kWarpCols, int kMinBlocksPerSm,
+          int kDepthGroups = 1>
 struct DenseShape {
   static constexpr int kM = kTileM, kN = kTileN, kDepth = kPartDepth;
   static constexpr int kWarpM = kWarpRows, kWarpN = kWarpCols;
-  static constexpr int kThreads = 32 * (kM / kWarpM) * (kN / kWarpN);
+  static constexpr int kGroups = kDepthGroups;
+  static constexpr int kGroupWarps = (kM / kWarpM) * (kN / kWarpN);
+  static constexpr int kThreads = 32 * kGroups * kGroupWarps;
   static constexpr int kBlocksPerSm = kMinBlocksPerSm;
 };
+
+/// A factor of which tiles read what is inside alone, in aligned runs: their code is shorter, and sooner
+/// there where a processor has not run it lately.
+template <class T, Along kAlong>
+struct WholeFactor : Factor<T, kAlong> {};
+
+template <class F>
+constexpr bool kIsWhole = std::is_same_v<F, WholeFactor<typename F::Element, F::kAlong>>;
 
 /// A part of a factor, kRows x kDepth elements, on its way through registers to planes of bf16 in shared
 /// memory. These are laid out as in device memory, runs along memory padded by 16 bytes, so that the eight
@@ -40,7 +52,8 @@ class PlanePart {
 
   /// The elements from (i, k) on; those outside are 0.
   __device__ void load(const F& factor, int i, int k) {
-    const bool inside = factor.aligned && i + kRows <= factor.rows && k + kDepth <= factor.depth;
+    const bool inside =
+        kIsWhole<F> || (factor.aligned && i + kRows <= factor.rows && k + kDepth <= factor.depth);
     i += F::kDepthMajor ? place() : run();
     k += F::kDepthMajor ? run() : place();
     const T* from = factor.at(i, k);
@@ -50,20 +63,7 @@ class PlanePart {
         chunks_[v] = load_packed<F::kRun>(from + v * kPass * factor.stride, 0);
       return;
     }
-#pragma unroll
-    for (int v = 0; v < kChunks; ++v) {
-      const int count =
-          factor.left(i + (F::kDepthMajor ? 0 : v * kPass), k + (F::kDepthMajor ? v * kPass : 0));
-      const T* at = from + v * kPass * factor.stride;
-      if (factor.aligned) {
-        chunks_[v] = count > 0 ? load_packed<F::kRun>(at, 0) : Chunk{};
-      } else {
-        Vector<T, F::kRun> chunk;
-#pragma unroll
-        for (int j = 0; j < F::kRun; ++j) chunk.value[j] = j < count ? at[j] : to_storage<T>(0.0f);
-        chunks_[v] = __builtin_bit_cast(Chunk, chunk);
-      }
-    }
+    if constexpr (!kIsWhole<F>) load_ragged(factor, i, k, from);
   }
 
   __device__ void store(bf16* planes) const {
@@ -89,6 +89,24 @@ class PlanePart {
 
  private:
   using Chunk = Packed<T, F::kRun>;
+
+  /// Of a part that is not wholly inside; the thread's first chunk is (i, k), `from` on.
+  __device__ void load_ragged(const F& factor, int i, int k, const T* from) {
+#pragma unroll
+    for (int v = 0; v < kChunks; ++v) {
+      const int count =
+          factor.left(i + (F::kDepthMajor ? 0 : v * kPass), k + (F::kDepthMajor ? v * kPass : 0));
+      const T* at = from + v * kPass * factor.stride;
+      if (factor.aligned) {
+        chunks_[v] = count > 0 ? load_packed<F::kRun>(at, 0) : Chunk{};
+      } else {
+        Vector<T, F::kRun> chunk;
+#pragma unroll
+        for (int j = 0; j < F::kRun; ++j) chunk.value[j] = j < count ? at[j] : to_storage<T>(0.0f);
+        chunks_[v] = __builtin_bit_cast(Chunk, chunk);
+      }
+    }
+  }
 
   __device__ static int run() { return static_cast<int>(threadIdx.x) / kThreadsPerRun; }
   __device__ static int place() { return static_cast<int>(threadIdx.x) % kThreadsPerRun * F::kRun; }
@@ -166,6 +184,7 @@ class DenseTile {
   static constexpr int kMmaM = TileShape::kWarpM / 16, kMmaN = TileShape::kWarpN / 8;
   static constexpr int kStep = 32;           // depths
   static constexpr int kSumStride = kN + 8;  // so that a warp writes its sums to different banks
+  static constexpr int kSums = kM * kSumStride;
 
  public:
   using Shape = TileShape;
@@ -173,7 +192,7 @@ class DenseTile {
   static constexpr int kThreads = Shape::kThreads;
   static constexpr int kBlocksPerSm = Shape::kBlocksPerSm;
   static constexpr size_t kSharedBytes =
-      sizeof(bf16) * (PartA::kElements + PartB::kElements) + sizeof(float) * kM * kSumStride;
+      sizeof(bf16) * (PartA::kElements + PartB::kElements) + sizeof(float) * Shape::kGroups * kSums;
   /// Runs of four neighbouring sums that a thread gets, as run_row() and run_col() tell.
   static constexpr int kRuns = kM * kN / 4 / kThreads;
 
@@ -202,8 +221,8 @@ class DenseTile {
         part_b.load(b, col, a.depth - left + Shape::kDepth);
       }
 #pragma unroll
-      for (int depth = 0; depth < Shape::kDepth; depth += kStep)
-        multiply_step<kSumsRows>(planes_a, planes_b, depth, sums, of_rows);
+      for (int depth = 0; depth < Shape::kDepth; depth += kStep * Shape::kGroups)
+        multiply_step<kSumsRows>(planes_a, planes_b, depth + group() * kStep, sums, of_rows);
       if (left > Shape::kDepth) __syncthreads();  // what is in shared memory is no longer needed
     }
 #pragma unroll
@@ -211,31 +230,50 @@ class DenseTile {
 #pragma unroll
       for (int j = 0; j < kMmaN; ++j) {
         const auto total = sums[i][j].total();
-        float* to =
-            results + (warp_row() + i * 16 + lane() / 4) * kSumStride + warp_col() + j * 8 + lane() % 4 * 2;
+        float* to = results + group() * kSums + (warp_row() + i * 16 + lane() / 4) * kSumStride + warp_col() +
+                    j * 8 + lane() % 4 * 2;
         *reinterpret_cast<float2*>(to) = {total.value[0], total.value[1]};
         *reinterpret_cast<float2*>(to + 8 * kSumStride) = {total.value[2], total.value[3]};
       }
     }
-    __syncthreads();
-#pragma unroll
-    for (int r = 0; r < kRuns; ++r)
-      runs[r] = load<4>(results + run_row<Shape>(r) * kSumStride + run_col<Shape>(r), 0);
     if constexpr (kSumsRows) {
 #pragma unroll
       for (int i = 0; i < kMmaM; ++i) {
         const auto total = of_rows[i].total();
         if (warp_col() > 0 || lane() % 4 > 0) continue;
-        row_sums[warp_row() + i * 16 + lane() / 4] = total.value[0];
-        row_sums[warp_row() + i * 16 + lane() / 4 + 8] = total.value[2];
+        float* to = results + group() * kSums + row_part(warp_row() + i * 16 + lane() / 4);
+        to[0] = total.value[0];
+        to[8 * kSumStride] = total.value[2];
       }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      const float* from = results + run_row<Shape>(r) * kSumStride + run_col<Shape>(r);
+      runs[r] = load<4>(from, 0);
+#pragma unroll
+      for (int g = 1; g < Shape::kGroups; ++g) {
+        const auto part = load<4>(from + g * kSums, 0);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) runs[r].value[j] += part.value[j];
+      }
+    }
+    if (kSumsRows && threadIdx.x < kM) {
+      float sum = 0;
+#pragma unroll
+      for (int g = 0; g < Shape::kGroups; ++g)
+        sum += (results + g * kSums)[row_part(static_cast<int>(threadIdx.x))];
+      row_sums[threadIdx.x] = sum;
     }
   }
 
  private:
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ static int group() { return static_cast<int>(threadIdx.x) / 32 / Shape::kGroupWarps; }
+  /// Place of a sum over a row of a: behind the tile's, in their padding.
+  __device__ static int row_part(int row) { return row * kSumStride + kN; }
   __device__ static int warp_row() {
-    return static_cast<int>(threadIdx.x) / 32 / (kN / Shape::kWarpN) * Shape::kWarpM;
+    return static_cast<int>(threadIdx.x) / 32 % Shape::kGroupWarps / (kN / Shape::kWarpN) * Shape::kWarpM;
   }
   __device__ static int warp_col() {
     return static_cast<int>(threadIdx.x) / 32 % (kN / Shape::kWarpN) * Shape::kWarpN;

@@ -2,6 +2,7 @@
 // x[R,I] and y[R,O] stand for any leading dimensions.
 #include <algorithm>
 
+#include "kernels/cuda/batched.h"
 #include "kernels/cuda/bias_gradient.cuh"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/grid.cuh"
@@ -181,11 +182,14 @@ bool computes(Way way, const Product& product, const CudaContext& context) {
   return algorithm_of(way) < cublas_algorithms(product, algorithm_of(way) + 1, context);
 }
 
-/// Small products in bf16 are as fast by cuBLASLt, but for those that would take a second pass.
+/// Small products in bf16 are as fast by cuBLASLt, but for those that would take a second pass, and layers of
+/// so few inputs that a tile reads them at once.
 Way choose(const Product& product, const CudaContext& context) {
   if (hopper::computes_dense(product, context) && hopper::suits_dense(product)) return Way::kHopper;
-  const bool saves_pass = product.a.dtype == fb::DType::F32 || !product.epilogue.empty();
-  return (is_small(product) && saves_pass) || !cublas_supports(product) ? Way::kTiled : Way::kCublas;
+  constexpr int64_t kFewInputs = 128;
+  const bool short_rows = product.form == ProductForm::kForward && product.k() <= kFewInputs;
+  const bool ours = product.a.dtype == fb::DType::F32 || !product.epilogue.empty() || short_rows;
+  return (is_small(product) && ours) || !cublas_supports(product) ? Way::kTiled : Way::kCublas;
 }
 
 cudaError_t multiply(Way way, const Product& product, const CudaContext& context) {
@@ -193,10 +197,39 @@ cudaError_t multiply(Way way, const Product& product, const CudaContext& context
                                                         : multiply_in_two_passes(way, product, context);
 }
 
+bool has_bias(const KernelCall& call) { return call.outputs.size() > 1; }
+
+/// The gradient of the bias; what stands for none where there is none.
+BiasGradient bias_of(const KernelCall& call) {
+  return has_bias(call) ? BiasGradient{call.outputs[1].data, call.inputs[3].present()} : BiasGradient{};
+}
+
 /// Whether the gradients of weight and bias take a single pass by our tiles.
 bool differentiates_at_once(const KernelCall& call, const CudaContext& context) {
-  return call.outputs[0].dtype == call.outputs[1].dtype &&
+  return (!has_bias(call) || call.outputs[0].dtype == call.outputs[1].dtype) &&
          can_multiply_parameters(weight_gradient(call), context);
+}
+
+/// Whether they are made for running beside other kernels.
+bool goes_beside(const KernelCall& call, const CudaContext& context) {
+  const Product product = weight_gradient(call);
+  return is_small(product) && differentiates_at_once(call, context) && can_multiply_beside(product, context);
+}
+
+/// Gradients of layers that all go beside, of the same types.
+cudaError_t differentiate_beside(std::span<const KernelCall* const> calls, const CudaContext& context) {
+  std::vector<Product> weights;
+  std::vector<BiasGradient> biases;
+  for (const KernelCall* call : calls) {
+    weights.push_back(weight_gradient(*call));
+    biases.push_back(bias_of(*call));
+  }
+  return multiply_beside(weights, biases, context);
+}
+
+cudaError_t differentiate_beside(const KernelCall& call, const CudaContext& context) {
+  const KernelCall* const one = &call;
+  return differentiate_beside({&one, 1}, context);
 }
 
 /// The gradients of weight and bias.
@@ -205,7 +238,7 @@ cudaError_t differentiate_parameters(Way way, const KernelCall& call, const Cuda
   const bool accumulate = call.inputs[3].present();
   const Product product = weight_gradient(call);
   if (way == Way::kTiled && differentiates_at_once(call, context))
-    return multiply_parameters(product, {dbias.data, accumulate}, context);
+    return multiply_parameters(product, bias_of(call), context);
   const cudaError_t error = multiply(way, product, context);
   return error == cudaSuccess ? bias_gradient(dy, dbias, accumulate, call.workspace, context) : error;
 }
@@ -299,13 +332,30 @@ cudaError_t fused_linear_bwd_input(const KernelCall& call, const CudaContext& co
 }
 
 cudaError_t linear_bwd_weight(const KernelCall& call, const CudaContext& context) {
+  if (goes_beside(call, context)) return differentiate_beside(call, context);
   return multiply(weight_gradient(call), context);
 }
 
 cudaError_t linear_bwd_parameters(const KernelCall& call, const CudaContext& context) {
+  if (goes_beside(call, context)) return differentiate_beside(call, context);
   const Product product = weight_gradient(call);
   const bool at_once = is_small(product) && differentiates_at_once(call, context);
   return differentiate_parameters(at_once ? Way::kTiled : choose(product, context), call, context);
+}
+
+cudaError_t linear_bwd_parameters_batched(std::span<const KernelCall* const> calls,
+                                          const CudaContext& context) {
+  const auto joins_first = [&](const KernelCall* call) {
+    return goes_beside(*call, context) && call->inputs[0].dtype == calls[0]->inputs[0].dtype &&
+           call->outputs[0].dtype == calls[0]->outputs[0].dtype;
+  };
+  if (std::ranges::all_of(calls, joins_first)) return differentiate_beside(calls, context);
+  for (const KernelCall* call : calls) {
+    const cudaError_t error =
+        has_bias(*call) ? linear_bwd_parameters(*call, context) : linear_bwd_weight(*call, context);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t bias_bwd(const KernelCall& call, const CudaContext& context) {

@@ -1,6 +1,8 @@
 // Dense matrix products of the CUDA device and the ways to compute them.
 #pragma once
 
+#include <span>
+
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/epilogue.cuh"
 
@@ -67,7 +69,8 @@ bool tiled_supports(const Product& product);
 /// small products, for f64, and for factors of different types.
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context);
 
-/// The gradient of a bias, of the type of its weight's, in which the old one may be `accumulate`d.
+/// The gradient of a bias, of the type of its weight's, in which the old one may be `accumulate`d. No data
+/// where a layer has no bias.
 struct BiasGradient {
   void* data = nullptr;
   bool accumulate = false;
@@ -77,5 +80,13 @@ struct BiasGradient {
 /// the columns of its factor a.
 cudaError_t multiply_parameters(const Product& weight, const BiasGradient& bias, const CudaContext& context);
 bool can_multiply_parameters(const Product& weight, const CudaContext& context);
+
+/// The same for layers of the same types, kMostBatchedCalls at most, in one launch that takes its time and
+/// little of the device: beside a chain of other kernels, every further block would hold these up. An element
+/// has the same bits whatever else is in the launch.
+cudaError_t multiply_beside(std::span<const Product> weights, std::span<const BiasGradient> biases,
+                            const CudaContext& context);
+/// Whether the gradient has enough tiles, and few enough depths, for that.
+bool can_multiply_beside(const Product& weight, const CudaContext& context);
 
 }  // namespace moec::cuda

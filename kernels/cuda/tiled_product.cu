@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "kernels/cuda/batched.h"
 #include "kernels/cuda/tiled_product.cuh"
 
 namespace moec::cuda {
@@ -36,8 +37,8 @@ Factor<T, kAlong> as_factor(const ProductMatrix& matrix) {
           runs_aligned(data, matrix.stride()) && runs_aligned(data, matrix.cols)};
 }
 
-template <class T, class TBias, EpilogueKind kEpilogue>
-ProductResult<T, TBias, kEpilogue> as_result(const Product& product) {
+template <class T, class TBias, EpilogueKind kEpilogue, bool kWhole = false>
+ProductResult<T, TBias, kEpilogue, kWhole> as_result(const Product& product) {
   auto* data = static_cast<T*>(const_cast<void*>(product.c.data));
   const auto* bias = static_cast<const TBias*>(product.bias);
   const int64_t stride = product.c.stride();
@@ -85,12 +86,32 @@ cudaError_t launch_cut(const CutProduct& product, const CudaContext& context) {
                          product.kThreads, product.shared_bytes(), product);
 }
 
-template <class A, class B, class C>
-cudaError_t launch_product(const A& a, const B& b, const C& c, const CudaContext& context) {
-  using T = std::conditional_t<std::is_same_v<typename A::Element, typename B::Element>, typename A::Element,
-                               float>;
+/// Whether tiles cut so have no elements outside, and all matrices are aligned.
+template <class Tiles, class A, class B, class C>
+bool are_whole(const A& a, const B& b, const C& c, const TileCut& cut) {
+  return a.aligned && b.aligned && c.aligned && a.rows % Tiles::kM == 0 && b.rows % Tiles::kN == 0 &&
+         cut.depth > 0 && cut.depth % Tiles::kDepth == 0 && a.depth % cut.depth == 0;
+}
+
+/// The product of factors along kA and kB to a result of TC with an epilogue.
+template <class TA, Along kA, class TB, Along kB, class TC, EpilogueKind kEpilogue>
+cudaError_t launch_product(const Product& product, const CudaContext& context) {
+  using T = std::conditional_t<std::is_same_v<TA, TB>, TA, float>;
+  const auto a = as_factor<TA, kA>(product.a);
+  const auto b = as_factor<TB, kB>(product.b);
+  const auto c = as_result<TC, TB, kEpilogue>(product);
   return with_tiles<T>(a.rows, b.rows, a.depth, context, [&]<class Tiles>(Tiles, const TileCut& cut) {
-    return launch_cut(CutProduct<Tiles, A, B, C>{a, b, c, cut}, context);
+    if constexpr (std::is_same_v<TA, TB> && (std::is_same_v<TA, float> || std::is_same_v<TA, bf16>)) {
+      using A = WholeFactor<TA, kA>;
+      using B = WholeFactor<TB, kB>;
+      using C = ProductResult<TC, TB, kEpilogue, true>;
+      const C whole = as_result<TC, TB, kEpilogue, true>(product);
+      if (are_whole<Tiles>(a, b, c, cut))
+        return launch_cut(CutProduct<Tiles, A, B, C>{{a}, {b}, whole, cut}, context);
+    }
+    return launch_cut(
+        CutProduct<Tiles, Factor<TA, kA>, Factor<TB, kB>, ProductResult<TC, TB, kEpilogue>>{a, b, c, cut},
+        context);
   });
 }
 
@@ -99,8 +120,7 @@ cudaError_t launch_form(const Product& product, const CudaContext& context) {
   using enum EpilogueKind;
   constexpr Along kDepth = Along::kDepth, kRows = Along::kRows;
   const auto launch = [&]<Along kA, Along kB, EpilogueKind kEpilogue>() {
-    return launch_product(as_factor<TA, kA>(product.a), as_factor<TB, kB>(product.b),
-                          as_result<TC, TB, kEpilogue>(product), context);
+    return launch_product<TA, kA, TB, kB, TC, kEpilogue>(product, context);
   };
   const EpilogueKind epilogue = product.epilogue.kind();
   switch (product.form) {
@@ -129,6 +149,58 @@ cudaError_t launch_parameters(const Product& weight, const BiasGradient& bias, c
   return with_tiles<T>(a.rows, b.rows, a.depth, context, [&]<class Tiles>(Tiles, const TileCut& cut) {
     return launch_cut(CutProduct<Tiles, F, F, C, true>{a, b, c, cut, sums}, context);
   });
+}
+
+/// Products of one kind in one launch, the tiles of each behind those of the one before it.
+template <class CutProduct>
+struct ProductBatch {
+  CutProduct products[kMostBatchedCalls];
+  int end[kMostBatchedCalls];  // of their tiles
+};
+
+/// A block per tile.
+template <class CutProduct>
+__global__ void __launch_bounds__(CutProduct::kThreads, CutProduct::Engine::kBlocksPerSm)
+    multiply_batch(const __grid_constant__ ProductBatch<CutProduct> batch) {
+  begin_kernel();
+  const auto tile = static_cast<int>(blockIdx.x);
+  int i = 0;
+  while (tile >= batch.end[i]) ++i;
+  const CutProduct& product = batch.products[i];
+  const int place = tile - (i == 0 ? 0 : batch.end[i - 1]);
+  product.run(dynamic_shared(), 0, place % product.cut.row_tiles, place / product.cut.row_tiles);
+}
+
+/// The gradient of a weight in tiles that are not split, and of the bias that goes with it.
+template <class Tiles, class T, class TGrad>
+auto cut_parameters(const Product& weight, const BiasGradient& bias) {
+  using F = Factor<T, Along::kRows>;
+  using C = ProductResult<TGrad, TGrad, EpilogueKind::kNone>;
+  const F a = as_factor<T, Along::kRows>(weight.a), b = as_factor<T, Along::kRows>(weight.b);
+  const TileCut cut = {static_cast<int>(ceil_div(a.rows, Tiles::kM)),
+                       static_cast<int>(ceil_div(b.rows, Tiles::kN)), 1, a.depth};
+  return CutProduct<Tiles, F, F, C, true>{a,
+                                          b,
+                                          as_result<TGrad, TGrad, EpilogueKind::kNone>(weight),
+                                          cut,
+                                          {static_cast<TGrad*>(bias.data), bias.accumulate}};
+}
+
+template <class Tiles, class T, class TGrad>
+cudaError_t launch_batch(std::span<const Product> weights, std::span<const BiasGradient> biases,
+                         const CudaContext& context) {
+  using Cut = decltype(cut_parameters<Tiles, T, TGrad>(weights[0], biases[0]));
+  ProductBatch<Cut> batch = {};
+  int tiles = 0;
+  for (size_t i = 0; i < kMostBatchedCalls; ++i) {
+    if (i < weights.size()) {
+      batch.products[i] = cut_parameters<Tiles, T, TGrad>(weights[i], biases[i]);
+      tiles += batch.products[i].cut.row_tiles * batch.products[i].cut.col_tiles;
+    }
+    batch.end[i] = tiles;
+  }
+  return launch_grid(context, multiply_batch<Cut>, dim3(static_cast<unsigned>(tiles)), Cut::kThreads,
+                     batch.products[0].shared_bytes(), batch);
 }
 
 }  // namespace
@@ -172,6 +244,21 @@ cudaError_t multiply_parameters(const Product& weight, const BiasGradient& bias,
   if (weight.a.dtype == fb::DType::F32) return launch_parameters<float, float>(weight, bias, context);
   return weight.c.dtype == fb::DType::F32 ? launch_parameters<bf16, float>(weight, bias, context)
                                           : launch_parameters<bf16, bf16>(weight, bias, context);
+}
+
+bool can_multiply_beside(const Product& weight, const CudaContext& context) {
+  constexpr int64_t kLeastTiles = 12, kMostDepth = 2048;
+  const int64_t tiles = ceil_div(weight.m(), SmallTiles::kM) * ceil_div(weight.n(), SmallTiles::kN);
+  return can_multiply_parameters(weight, context) && tiles >= kLeastTiles && weight.k() <= kMostDepth;
+}
+
+cudaError_t multiply_beside(std::span<const Product> weights, std::span<const BiasGradient> biases,
+                            const CudaContext& context) {
+  if (weights[0].a.dtype == fb::DType::F32)
+    return launch_batch<SmallTiles, float, float>(weights, biases, context);
+  return weights[0].c.dtype == fb::DType::F32
+             ? launch_batch<MediumTiles, bf16, float>(weights, biases, context)
+             : launch_batch<MediumTiles, bf16, bf16>(weights, biases, context);
 }
 
 }  // namespace moec::cuda

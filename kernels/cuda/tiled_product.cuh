@@ -12,8 +12,8 @@ namespace moec::cuda {
 
 /// Where a product goes: rows x cols, to which a row of `bias` is added if there is one, and the old contents
 /// if `accumulate`; then comes the epilogue. Elements outside are not written. `aligned`: runs of four are
-/// aligned in all matrices.
-template <class T, class TBias, EpilogueKind kEpilogue>
+/// aligned in all matrices. `kWhole`: they are, and no tile has elements outside.
+template <class T, class TBias, EpilogueKind kEpilogue, bool kWhole = false>
 struct ProductResult {
   using Element = T;
   using Acc = Accumulator<T>;
@@ -36,7 +36,7 @@ struct ProductResult {
   /// Whether all of a tile of kM x kN from (row, col) on can be read and written in aligned runs.
   template <int kM, int kN>
   __device__ bool whole(int row, int col) const {
-    return aligned && row + kM <= rows && col + kN <= cols;
+    return kWhole || (aligned && row + kM <= rows && col + kN <= cols);
   }
 
   /// For the run at (row, col); `whole` as of its tile.
@@ -70,6 +70,7 @@ struct ProductResult {
     bool whole;
   };
   __device__ Run run_at(int row, int col, bool whole) const {
+    if constexpr (kWhole) return {row * stride + col, 4, true};
     const int count = whole ? 4 : row < rows ? max(0, min(4, cols - col)) : 0;
     return {row * stride + col, count, whole || (aligned && count == 4)};
   }
@@ -83,7 +84,8 @@ struct ProductResult {
   }
 };
 
-/// Where the sums over all depths of the factor a's rows go, and whether they are added to what is there.
+/// Where the sums over all depths of the factor a's rows go, null where nobody wants them, and whether they
+/// are added to what is there.
 template <class T>
 struct DepthSums {
   T* out = nullptr;
@@ -126,8 +128,8 @@ struct Tiles {
   template <class A, class B>
   using Engine = std::conditional_t<kDense<A, B>, DenseTile<Dense, A, B>, SimtTile<Simt, A, B>>;
 };
-using SmallTiles = Tiles<DenseShape<32, 32, 128, 16, 8, 2>, SimtSmall>;
-using DeepTiles = Tiles<DenseShape<32, 32, 256, 16, 8, 2>, SimtSmall>;  // of bf16 factors
+using SmallTiles = Tiles<DenseShape<32, 32, 128, 16, 16, 2, 2>, SimtSmall>;
+using DeepTiles = Tiles<DenseShape<32, 32, 256, 16, 16, 2, 2>, SimtSmall>;  // of bf16 factors
 using MediumTiles = Tiles<DenseShape<64, 64, 128, 16, 16, 1>, SimtShape<64, 64, 32, 8, 4, 4>>;
 
 /// A product cut into tiles of a kind, and with it DepthSums if kSumsDepths, for which the engine must be
@@ -155,8 +157,12 @@ struct CutProduct {
 
   /// Computes the part that a block of cut.grid() has.
   __device__ void run(void* shared) const {
-    const auto split = static_cast<int>(blockIdx.x);
-    const int row = static_cast<int>(blockIdx.y) * Tiles::kM, col = static_cast<int>(blockIdx.z) * Tiles::kN;
+    run(shared, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z));
+  }
+
+  /// The same for part `split` of a tile.
+  __device__ void run(void* shared, int split, int row_tile, int col_tile) const {
+    const int row = row_tile * Tiles::kM, col = col_tile * Tiles::kN;
     const bool splits = cut.splits > 1;
     if (splits) arrive_at_cluster();
     const int begin = split * cut.depth;
@@ -208,7 +214,7 @@ struct CutProduct {
   /// Adds up row_sums[splits][kM] of the rows from `row` on.
   __device__ void store_row_sums(int row, const Acc* row_sums) const {
     const int i = static_cast<int>(threadIdx.x);
-    if (i >= Tiles::kM || row + i >= c.rows) return;
+    if (depth_sums.out == nullptr || i >= Tiles::kM || row + i >= c.rows) return;
     Acc sum = row_sums[i];
     for (int s = 1; s < cut.splits; ++s) sum += row_sums[s * Tiles::kM + i];
     auto* to = depth_sums.out + row + i;

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/batched.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/cudnn/attention.h"
 #include "kernels/cuda/variants.h"
@@ -331,6 +332,7 @@ class CudaDevice final : public Device {
   /// In one stream while a timeline is recorded, which shows one instruction after the other.
   Status enqueue_sequence(SequenceGraph& sequence) {
     std::vector<SequenceCall> calls;
+    std::vector<std::pair<size_t, size_t>> places;  // program and instruction of each
     for (const size_t program : sequence.programs)
       for (size_t i = 0; i < programs()[program].calls.size(); ++i) {
         const fb::InstructionT& instruction = *programs()[program].plan->instructions[i];
@@ -338,27 +340,45 @@ class CudaDevice final : public Device {
         const bool small =
             is_small_call(static_cast<double>(instruction.flops), static_cast<double>(instruction.bytes)) &&
             programs()[program].variants[i] != "cudnn";
-        calls.push_back({&programs()[program].calls[i], small && recorder_ == nullptr});
+        const bool chosen = !programs()[program].variants[i].empty();
+        calls.push_back({&programs()[program].calls[i], small && recorder_ == nullptr,
+                         chosen ? nullptr : cuda::find_batched_kernel(instruction.kernel)});
+        places.emplace_back(program, i);
       }
-    ScheduledStreams streams(context_.stream, beside_context_.stream, schedule_calls(calls));
+    const std::vector<ScheduledLaunch> schedule = schedule_calls(calls);
+    ScheduledStreams streams(context_.stream, beside_context_.stream, schedule);
     double since_mark = 0;
-    size_t number = 0;
-    for (const size_t program : sequence.programs)
-      for (size_t i = 0; i < programs()[program].calls.size(); ++i, ++number) {
-        MOEC_RETURN_IF_CUDA_ERROR(streams.before(number));
-        MOEC_RETURN_IF_ERROR(enqueue(program, i, streams.beside(number) ? beside_context_ : context_));
-        MOEC_RETURN_IF_CUDA_ERROR(streams.after(number));
-        since_mark += least_seconds(*programs()[program].plan->instructions[i]);
-        if (since_mark >= kSecondsPerMark) {
-          MOEC_RETURN_IF_ERROR(mark_completed(program, i));
-          since_mark = 0;
-        }
-        if (recorder_ == nullptr) continue;
-        MOEC_ASSIGN_OR_RETURN(const size_t nodes, captured_nodes());
-        sequence.nodes.resize(nodes, {program, i});
+    for (size_t number = 0; number < schedule.size(); ++number) {
+      const ScheduledLaunch& launch = schedule[number];
+      const auto& [program, i] = places[launch.calls.back()];
+      const cuda::CudaContext& context = launch.beside ? beside_context_ : context_;
+      MOEC_RETURN_IF_CUDA_ERROR(streams.before(number));
+      if (launch.calls.size() == 1)
+        MOEC_RETURN_IF_ERROR(enqueue(program, i, context));
+      else
+        MOEC_RETURN_IF_ERROR(enqueue_together(launch, calls, context));
+      MOEC_RETURN_IF_CUDA_ERROR(streams.after(number));
+      if (!launch.beside) since_mark += least_seconds(*programs()[program].plan->instructions[i]);
+      if (since_mark >= kSecondsPerMark) {
+        MOEC_RETURN_IF_ERROR(mark_completed(program, i));
+        since_mark = 0;
       }
+      if (recorder_ == nullptr) continue;
+      MOEC_ASSIGN_OR_RETURN(const size_t nodes, captured_nodes());
+      sequence.nodes.resize(nodes, {program, i});
+    }
     MOEC_RETURN_IF_CUDA_ERROR(streams.join());
     return {};
+  }
+
+  /// The calls of a launch, which have the same batched kernel.
+  Status enqueue_together(const ScheduledLaunch& launch, std::span<const SequenceCall> calls,
+                          const cuda::CudaContext& context) {
+    const NvtxRange range("batch");
+    std::vector<const KernelCall*> together;
+    for (const size_t i : launch.calls) together.push_back(calls[i].call);
+    const cuda::BatchedKernel kernel = calls[launch.calls.front()].batch;
+    return checked(kernel(together, context), "a batch of gradients of parameters");
   }
 
   Result<size_t> captured_nodes() {

@@ -2,12 +2,17 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 namespace moec::runtime {
 namespace {
 
 /// Calls between one that runs beside the others and the first that needs its results.
 constexpr size_t kDistance = 2;
+
+/// Calls that pass until one that waits for others of its kind goes with those that are there: those of a
+/// layer.
+constexpr size_t kPatience = 16;
 
 struct Range {
   uintptr_t begin, end;
@@ -17,6 +22,7 @@ struct Range {
 struct Accesses {
   std::vector<Range> reads, writes;
 
+  Accesses() = default;
   explicit Accesses(const KernelCall& call) {
     const auto add = [](std::vector<Range>& ranges, const TensorView& view) {
       const auto begin = reinterpret_cast<uintptr_t>(view.data);
@@ -26,6 +32,11 @@ struct Accesses {
     for (const TensorView& view : call.inputs) add(reads, view);
     for (const TensorView& view : call.outputs) add(writes, view);
     add(writes, call.workspace);
+  }
+
+  void add_all(const Accesses& other) {
+    reads.insert(reads.end(), other.reads.begin(), other.reads.end());
+    writes.insert(writes.end(), other.writes.begin(), other.writes.end());
   }
 };
 
@@ -48,19 +59,57 @@ bool needed_late(std::span<const Accesses> accesses, size_t i) {
   });
 }
 
-}  // namespace
+/// Gathers calls to launches.
+class Launches {
+ public:
+  Launches(std::span<const SequenceCall> calls, std::span<const Accesses> accesses)
+      : calls_(calls), accesses_(accesses) {}
 
-std::vector<ScheduledCall> schedule_calls(std::span<const SequenceCall> calls) {
-  std::vector<Accesses> accesses;
-  accesses.reserve(calls.size());
-  for (const SequenceCall& call : calls) accesses.emplace_back(*call.call);
+  /// Call `i`, behind what waits for others too long, or must come before it.
+  void add(size_t i, bool beside) {
+    std::erase_if(waiting_, [&](const std::vector<size_t>& group) {
+      const bool goes = i - group.front() >= kPatience || std::ranges::any_of(group, [&](size_t earlier) {
+                          return must_wait(accesses_[i], accesses_[earlier]);
+                        });
+      if (goes) launch(group, true);
+      return goes;
+    });
+    if (!beside || calls_[i].batch == nullptr) return launch({i}, beside);
+    const auto kind = std::ranges::find_if(waiting_, [&](const std::vector<size_t>& group) {
+      return calls_[group.front()].batch == calls_[i].batch;
+    });
+    if (kind == waiting_.end()) return waiting_.push_back({i});
+    kind->push_back(i);
+    if (kind->size() < cuda::kMostBatchedCalls) return;
+    launch(*kind, true);
+    waiting_.erase(kind);
+  }
 
-  std::vector<ScheduledCall> schedule(calls.size());
-  for (size_t i = 1; i < calls.size(); ++i) schedule[i].beside = calls[i].small && needed_late(accesses, i);
+  std::vector<ScheduledLaunch> finish() {
+    for (const std::vector<size_t>& group : waiting_) launch(group, true);
+    return std::move(launches_);
+  }
 
-  size_t waited[2] = {};  // per stream, the calls of the other one before this number need no wait
-  for (size_t i = 0; i < calls.size(); ++i) {
-    ScheduledCall& now = schedule[i];
+ private:
+  void launch(std::vector<size_t> group, bool beside) {
+    launches_.push_back({.calls = std::move(group), .beside = beside});
+  }
+
+  std::span<const SequenceCall> calls_;
+  std::span<const Accesses> accesses_;
+  std::vector<std::vector<size_t>> waiting_;  // of one kind each, by the age of the first
+  std::vector<ScheduledLaunch> launches_;
+};
+
+/// Finds what every launch must wait for in the other stream.
+void add_waits(std::span<const Accesses> of_calls, std::vector<ScheduledLaunch>& schedule) {
+  std::vector<Accesses> accesses(schedule.size());
+  for (size_t i = 0; i < schedule.size(); ++i)
+    for (const size_t call : schedule[i].calls) accesses[i].add_all(of_calls[call]);
+
+  size_t waited[2] = {};  // per stream, the launches of the other one before this number need no wait
+  for (size_t i = 0; i < schedule.size(); ++i) {
+    ScheduledLaunch& now = schedule[i];
     size_t& done = waited[now.beside];
     const bool starts = now.beside && done == 0;
     for (size_t earlier = i; earlier-- > done;) {
@@ -72,38 +121,52 @@ std::vector<ScheduledCall> schedule_calls(std::span<const SequenceCall> calls) {
       break;
     }
   }
+}
+
+}  // namespace
+
+std::vector<ScheduledLaunch> schedule_calls(std::span<const SequenceCall> calls) {
+  std::vector<Accesses> accesses;
+  accesses.reserve(calls.size());
+  for (const SequenceCall& call : calls) accesses.emplace_back(*call.call);
+
+  Launches launches(calls, accesses);
+  for (size_t i = 0; i < calls.size(); ++i)
+    launches.add(i, i > 0 && calls[i].small && needed_late(accesses, i));
+  std::vector<ScheduledLaunch> schedule = launches.finish();
+  add_waits(accesses, schedule);
   return schedule;
 }
 
-cudaError_t ScheduledStreams::before(size_t call) {
-  const ScheduledCall& now = schedule_[call];
-  if (now.wait_for == ScheduledCall::kNone) return cudaSuccess;
+cudaError_t ScheduledStreams::before(size_t launch) {
+  const ScheduledLaunch& now = schedule_[launch];
+  if (now.wait_for == ScheduledLaunch::kNone) return cudaSuccess;
   return cudaStreamWaitEvent(streams_[now.beside], ended_[now.wait_for].get(), 0);
 }
 
-cudaError_t ScheduledStreams::after(size_t call) {
-  return schedule_[call].awaited ? record(call) : cudaSuccess;
+cudaError_t ScheduledStreams::after(size_t launch) {
+  return schedule_[launch].awaited ? record(launch) : cudaSuccess;
 }
 
 /// Where the second stream ends.
 cudaError_t ScheduledStreams::join() {
-  for (size_t call = schedule_.size(); call-- > 0;) {
-    if (!schedule_[call].beside) continue;
-    if (ended_[call] == nullptr) {
-      const cudaError_t error = record(call);
+  for (size_t launch = schedule_.size(); launch-- > 0;) {
+    if (!schedule_[launch].beside) continue;
+    if (ended_[launch] == nullptr) {
+      const cudaError_t error = record(launch);
       if (error != cudaSuccess) return error;
     }
-    return cudaStreamWaitEvent(streams_[0], ended_[call].get(), 0);
+    return cudaStreamWaitEvent(streams_[0], ended_[launch].get(), 0);
   }
   return cudaSuccess;
 }
 
-cudaError_t ScheduledStreams::record(size_t call) {
+cudaError_t ScheduledStreams::record(size_t launch) {
   cudaEvent_t event = nullptr;
   const cudaError_t error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
   if (error != cudaSuccess) return error;
-  ended_[call].reset(event);
-  return cudaEventRecord(event, streams_[schedule_[call].beside]);
+  ended_[launch].reset(event);
+  return cudaEventRecord(event, streams_[schedule_[launch].beside]);
 }
 
 }  // namespace moec::runtime

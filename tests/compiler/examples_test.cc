@@ -53,7 +53,7 @@ TEST_CASE("examples have the parameters they are known by") {
   }
 }
 
-TEST_CASE("arenas of examples are at most 1.05 times the live bytes, 1.1 times where small calls lag") {
+TEST_CASE("arenas of examples are at most 1.05 times the live bytes, 1.3 times where small calls lag") {
   for (const Known& known : kExamples)
     for (const fb::DType dtype : {fb::DType::F32, fb::DType::BF16, fb::DType::F16})
       for (const uint32_t grad_accum : {1u, 4u}) {
@@ -64,7 +64,7 @@ TEST_CASE("arenas of examples are at most 1.05 times the live bytes, 1.1 times w
         const fb::PlanT plan = compile(model);
         const double ratio = static_cast<double>(arena_size(plan, fb::ArenaKind::Activations)) /
                              static_cast<double>(plan.activations_lower_bound);
-        CHECK(ratio <= (plan.activations_lower_bound < uint64_t{64} << 20 ? 1.1 : 1.05));
+        CHECK(ratio <= (plan.activations_lower_bound < uint64_t{64} << 20 ? 1.3 : 1.05));
         CHECK(ratio >= 1);
       }
 }

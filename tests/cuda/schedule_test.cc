@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <random>
 #include <vector>
 
@@ -10,7 +11,7 @@ namespace moec::test {
 namespace {
 
 using runtime::schedule_calls;
-using runtime::ScheduledCall;
+using runtime::ScheduledLaunch;
 using runtime::SequenceCall;
 
 /// Bytes [begin, end) of an imagined arena.
@@ -34,25 +35,43 @@ bool conflict(const KernelCall& a, const KernelCall& b) {
   return overlap(a.outputs, b.inputs) || overlap(a.inputs, b.outputs) || overlap(a.outputs, b.outputs);
 }
 
-std::vector<ScheduledCall> schedule(const std::vector<KernelCall>& calls, bool small = true) {
+cudaError_t batched(std::span<const KernelCall* const>, const cuda::CudaContext&) { return cudaSuccess; }
+
+/// Every call number i with `batches` & 1 << i % 8 can be computed with others.
+std::vector<ScheduledLaunch> schedule(const std::vector<KernelCall>& calls, bool small = true,
+                                      unsigned batches = 0) {
   std::vector<SequenceCall> sequence;
-  for (const KernelCall& call : calls) sequence.push_back({&call, small});
+  for (size_t i = 0; i < calls.size(); ++i)
+    sequence.push_back({&calls[i], small, batches >> i % 8 & 1 ? batched : nullptr});
   return schedule_calls(sequence);
 }
 
-/// before[j][i]: call i has ended before call j starts, by the order of streams and the waits between them.
-std::vector<std::vector<bool>> order(const std::vector<ScheduledCall>& schedule) {
+/// before[j][i]: launch i has ended before launch j starts, by the order of streams and the waits between
+/// them.
+std::vector<std::vector<bool>> order(const std::vector<ScheduledLaunch>& schedule) {
   std::vector<std::vector<bool>> before(schedule.size(), std::vector<bool>(schedule.size()));
-  size_t last[2] = {ScheduledCall::kNone, ScheduledCall::kNone};
+  size_t last[2] = {ScheduledLaunch::kNone, ScheduledLaunch::kNone};
   for (size_t j = 0; j < schedule.size(); ++j) {
     for (const size_t i : {last[schedule[j].beside], schedule[j].wait_for}) {
-      if (i == ScheduledCall::kNone) continue;
+      if (i == ScheduledLaunch::kNone) continue;
       before[j][i] = true;
       for (size_t k = 0; k < i; ++k) before[j][k] = before[j][k] || before[i][k];
     }
     last[schedule[j].beside] = j;
   }
   return before;
+}
+
+/// The launch of every call; each has one.
+std::vector<size_t> launch_of(const std::vector<ScheduledLaunch>& schedule, size_t calls) {
+  std::vector<size_t> launches(calls, ScheduledLaunch::kNone);
+  for (size_t i = 0; i < schedule.size(); ++i)
+    for (const size_t call : schedule[i].calls) {
+      CHECK(launches.at(call) == ScheduledLaunch::kNone);
+      launches[call] = i;
+    }
+  CHECK(std::ranges::count(launches, ScheduledLaunch::kNone) == 0);
+  return launches;
 }
 
 /// A chain of calls, each of which reads what the one before wrote, with gradients of weights between them.
@@ -73,18 +92,29 @@ TEST_SUITE_BEGIN("gpu");
 
 TEST_CASE("gradients of weights run beside the chain, if they are small") {
   const std::vector<KernelCall> calls = backward_pass(20);
-  const std::vector<ScheduledCall> small = schedule(calls);
+  const std::vector<ScheduledLaunch> small = schedule(calls);
+  REQUIRE(small.size() == calls.size());
   for (size_t i = 0; i + 10 < calls.size(); ++i) CHECK(small[i].beside == (i % 2 == 1));
-  for (const ScheduledCall& call : schedule(calls, false)) {
-    CHECK(!call.beside);
-    CHECK(call.wait_for == ScheduledCall::kNone);
+  for (const ScheduledLaunch& launch : schedule(calls, false)) {
+    CHECK(!launch.beside);
+    CHECK(launch.wait_for == ScheduledLaunch::kNone);
+  }
+}
+
+TEST_CASE("gradients of weights that can be computed together are, before long") {
+  const std::vector<KernelCall> calls = backward_pass(20);
+  const std::vector<ScheduledLaunch> launches = schedule(calls, true, 0xff);
+  CHECK(launches.size() < calls.size() * 3 / 4);
+  for (const ScheduledLaunch& launch : launches) {
+    CHECK(launch.calls.size() <= cuda::kMostBatchedCalls);
+    CHECK((launch.beside || launch.calls.size() == 1));
   }
 }
 
 TEST_CASE("calls that touch the same memory keep their order") {
   std::mt19937 random(7);
   const auto number = [&](uintptr_t below) { return static_cast<uintptr_t>(random() % below); };
-  size_t beside = 0;
+  size_t beside = 0, together = 0;
   for (int round = 0; round < 300; ++round) {
     const uintptr_t arena = round % 2 == 0 ? 300 : 3000;
     std::vector<KernelCall> calls(40);
@@ -94,21 +124,28 @@ TEST_CASE("calls that touch the same memory keep their order") {
           const uintptr_t begin = number(arena);
           operands->push_back(range(begin, begin + 1 + number(20)));
         }
-    const std::vector<ScheduledCall> places = schedule(calls);
-    const auto before = order(places);
-    CHECK(!places[0].beside);
-    for (size_t j = 0; j < calls.size(); ++j) {
-      beside += places[j].beside;
-      if (places[j].wait_for != ScheduledCall::kNone) {
-        CHECK(places[j].wait_for < j);
-        CHECK(places[places[j].wait_for].awaited);
-        CHECK(places[places[j].wait_for].beside != places[j].beside);
-      }
-      for (size_t i = 0; i < j; ++i)
-        if (conflict(calls[i], calls[j])) CHECK(before[j][i]);
+    const std::vector<ScheduledLaunch> launches = schedule(calls, true, static_cast<unsigned>(number(256)));
+    const auto before = order(launches);
+    const std::vector<size_t> launch = launch_of(launches, calls.size());
+    CHECK(launch[0] == 0);
+    CHECK(!launches[0].beside);
+    for (size_t j = 0; j < launches.size(); ++j) {
+      beside += launches[j].beside;
+      together += launches[j].calls.size() > 1;
+      if (launches[j].wait_for == ScheduledLaunch::kNone) continue;
+      CHECK(launches[j].wait_for < j);
+      CHECK(launches[launches[j].wait_for].awaited);
+      CHECK(launches[launches[j].wait_for].beside != launches[j].beside);
     }
+    for (size_t j = 0; j < calls.size(); ++j)
+      for (size_t i = 0; i < j; ++i)
+        if (conflict(calls[i], calls[j])) {
+          REQUIRE(launch[i] != launch[j]);
+          CHECK(before[launch[j]][launch[i]]);
+        }
   }
   CHECK(beside > 1000);
+  CHECK(together > 100);
 }
 
 TEST_SUITE_END();
