@@ -249,6 +249,10 @@ class GroupedBlock {
 
   /// A part's sums as pairs of bf16.
   using Rounded = uint32_t[kPieces * kPiecePairs];
+  __device__ __forceinline__ static void round(const Sums& sums, Rounded& rounded) {
+#pragma unroll
+    for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
+  }
   __device__ static const Piece& piece_of(const Rounded& rounded, int piece) {
     return reinterpret_cast<const Piece&>(rounded[piece * kPiecePairs]);
   }
@@ -289,11 +293,9 @@ class GroupedBlock {
       next = more ? part_of(tile, consumer) : kNoPart;
       wait_products<0>(sums);
       release(previous);
-#pragma unroll
-      for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
+      round(sums, rounded);
     }
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, places, barriers);
+    run_pieces(rounded, part, places, barriers);
   }
 
   /// The same where a mover moves the pieces: they are spread evenly over all steps, so that memory is used
@@ -330,11 +332,9 @@ class GroupedBlock {
       more = tiles.next(problem_, &tile);
       wait_products<0>(sums);
       release(previous);
-#pragma unroll
-      for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
+      round(sums, rounded);
     }
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, places, barriers);
+    run_pieces(rounded, part, places, barriers);
   }
 
   /// The units of the tail: their sums go out as they are.
@@ -371,6 +371,14 @@ class GroupedBlock {
                             typename Epilogue::Barriers& barriers) const {
     with_constant<0, kPieces>(piece,
                               [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, places, barriers); });
+  }
+
+  /// All pieces of the last tile, beside which nothing is multiplied any more.
+  __device__ __forceinline__ void run_pieces(const Rounded& rounded, const Part& part,
+                                             const typename Epilogue::Places& places,
+                                             typename Epilogue::Barriers& barriers) const {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, places, barriers);
   }
 
   /// kDepth. As consume_rows(), but each expert has its own depth, and may have none: what the epilogue has
@@ -416,8 +424,7 @@ class GroupedBlock {
       const Part done = more && !epilogue_.skips(tile.depth) ? part_of(tile, consumer) : kNoPart;
       if constexpr (Epilogue::kRounds) {
         part = done;
-#pragma unroll
-        for (int i = 0; i < Tile::kN / 4; ++i) rounded[i] = pack(sums[2 * i], sums[2 * i + 1]);
+        round(sums, rounded);
       } else if (!done.empty()) {
         epilogue_.store(sums, done, panels);
       }
