@@ -75,7 +75,6 @@ lockstep() {
 
 # Kernels that read what a dense product has stored by TMA, which initcheck does not see: it reports their reads.
 readers_of_tma='epilogue_kernel<.*(__half|__nv_bfloat16)>|map_pair_kernel<(__half|__nv_bfloat16),.*::Add>'
-readers_of_tma+='|rope_kernel<(__half|__nv_bfloat16),'
 
 # The log of a failed initcheck holds reports, and all are of those kernels.
 reads_tma_alone() {
