@@ -16,6 +16,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 
 #include "runtime/file_io.h"
 #include "runtime/plan.h"
@@ -38,9 +39,23 @@ struct RunConfig {
 /// Whether the directory holds a checkpoint.
 bool has_checkpoint(const std::string& dir);
 
-/// Makes the directory where there is none, and keeps other processes from training in it as long as the lock
-/// lives. One that another process holds is an input error.
-Result<FileLock> lock_run(const std::string& dir);
+/// Keeps other processes from training in a run directory as long as it lives. At its end a directory that it
+/// has made goes away if it has stayed empty.
+class RunLock {
+ public:
+  RunLock(FileLock lock, std::string made_dir) : lock_(std::move(lock)), made_dir_(std::move(made_dir)) {}
+  RunLock(RunLock&& other) noexcept
+      : lock_(std::move(other.lock_)), made_dir_(std::exchange(other.made_dir_, {})) {}
+  RunLock& operator=(RunLock&&) = delete;
+  ~RunLock();
+
+ private:
+  FileLock lock_;
+  std::string made_dir_;  // empty where the directory was there before
+};
+
+/// Makes the directory where there is none, and locks it. One that another process holds is an input error.
+Result<RunLock> lock_run(const std::string& dir);
 
 /// Writes a checkpoint of the session's state and makes it the current one.
 Status save_run(const std::string& dir, Session& session, const Tokenizer& tokenizer,

@@ -31,6 +31,19 @@ Status check_options(const TrainOptions& options) {
   return {};
 }
 
+Status check_resumed(const LoadedPlan& plan, const TrainOptions& options) {
+  const std::string& dir = options.out_dir;
+  MOEC_ASSIGN_OR_RETURN(const RunConfig config, read_run_config(dir));
+  MOEC_ASSIGN_OR_RETURN(const auto started_with, load_run_plan(dir));
+  if (started_with->bytes != plan.bytes)
+    return input_error(fmt::format("{}: the run was started with another plan than {}: continue with {}", dir,
+                                   plan.source, started_with->source));
+  if (config.step > options.max_steps)
+    return input_error(
+        fmt::format("{}: the run is at step {} already, beyond {}", dir, config.step, options.max_steps));
+  return {};
+}
+
 /// The log of a run: what it held up to `step`, ready to grow.
 Result<LineFile> open_log(const std::string& path, int64_t step) {
   if (file_exists(path)) {
@@ -97,26 +110,13 @@ class Trainer {
   Status start() {
     const fb::RecipeT& recipe = *session_.plan().plan.recipe;
     const std::string& dir = options_.out_dir;
+    MOEC_RETURN_IF_ERROR(check_out_dir(session_.plan(), options_));
     if (options_.resume) {
       MOEC_ASSIGN_OR_RETURN(const RunConfig config, read_run_config(dir));
-      MOEC_ASSIGN_OR_RETURN(const auto plan, load_run_plan(dir));
-      if (plan->bytes != session_.plan().bytes)
-        return input_error(fmt::format("{}: the run was started with another plan than {}: continue with {}",
-                                       dir, session_.plan().source, plan->source));
-      if (config.step > options_.max_steps)
-        return input_error(fmt::format("{}: the run is at step {} already, beyond {}", dir, config.step,
-                                       options_.max_steps));
       MOEC_RETURN_IF_ERROR(load_checkpoint(dir, config, session_));
       if (options_.lr) MOEC_RETURN_IF_ERROR(session_.set_learning_rate(*options_.lr));
       saved_step_ = config.step;
     } else {
-      if (!dir.empty() && has_checkpoint(dir))
-        return input_error(
-            fmt::format("{}: holds a run already: resume it, or choose another directory", dir));
-      if (!dir.empty() && file_exists(log_path(dir)))
-        return input_error(fmt::format(
-            "{}: the log of a run that left no checkpoint: remove it, or choose another directory",
-            log_path(dir)));
       MOEC_RETURN_IF_ERROR(
           session_.initialise(options_.seed.value_or(recipe.seed), options_.lr.value_or(recipe.lr)));
     }
@@ -267,6 +267,19 @@ class Trainer {
 };
 
 }  // namespace
+
+Status check_out_dir(const LoadedPlan& plan, const TrainOptions& options) {
+  if (options.resume) return check_resumed(plan, options);
+  const std::string& dir = options.out_dir;
+  if (dir.empty()) return {};
+  if (has_checkpoint(dir))
+    return input_error(fmt::format("{}: holds a run already: resume it, or choose another directory", dir));
+  if (file_exists(log_path(dir)))
+    return input_error(
+        fmt::format("{}: the log of a run that left no checkpoint: remove it, or choose another directory",
+                    log_path(dir)));
+  return {};
+}
 
 Result<TrainResult> train(Session& session, Dataset data, const TrainOptions& options,
                           const TrainObserver& observer) {

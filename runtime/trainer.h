@@ -60,6 +60,10 @@ struct TrainResult {
   std::optional<double> validation_loss;  // at the end
 };
 
+/// Whether training this plan can start in options.out_dir, or go on there; an input error where it cannot.
+/// What only reading a whole checkpoint shows, train() finds.
+Status check_out_dir(const LoadedPlan& plan, const TrainOptions& options);
+
 /// Trains until max_steps: initialises the session (or continues the checkpoint), then steps, with a log row,
 /// an evaluation, a checkpoint and a sample whenever they are due and at the end. A step that was skipped has
 /// a row always. Rows lag behind the steps, which are submitted ahead of the device; evaluation, checkpoint

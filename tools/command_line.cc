@@ -73,6 +73,12 @@ const CLI::App& chosen(const CLI::App& app) {
   return parsed.empty() ? app : *parsed.front();
 }
 
+/// "moerun train": what errors begin with.
+std::string called(const CLI::App& app) {
+  const CLI::App& command = chosen(app);
+  return &command == &app ? app.get_name() : app.get_name() + " " + command.get_name();
+}
+
 /// What is wrong with the arguments. An argument that nobody took comes first: it often is the reason why
 /// another one is missing.
 std::string describe(const CLI::ParseError& error, const CLI::App& app) {
@@ -92,7 +98,7 @@ std::string describe(const CLI::ParseError& error, const CLI::App& app) {
 
 int report(const std::string& tool, const std::string& message, ExitCode code) {
   const Paint paint(stderr);
-  fmt::print(stderr, "{} {}\n", paint.bold_red(tool + ":"), message);
+  fmt::print(stderr, "{} {}\n", paint.bold_red(tool + ":"), printable(message));
   return code;
 }
 
@@ -158,11 +164,11 @@ CLI::Validator one_of(std::vector<std::string> words) {
           ""};
 }
 
-CLI::Validator byte_size(uint64_t least) {
-  return {[least](const std::string& text) {
+CLI::Validator byte_size() {
+  return {[](const std::string& text) {
             const std::optional<uint64_t> bytes = parse_bytes(text);
             if (!bytes) return fmt::format("'{}' is not a size such as 139GiB, 512MiB, 80GB or 4096", text);
-            return *bytes < least ? fmt::format("'{}' is less than {}", text, bytes_text(least)) : "";
+            return *bytes == 0 ? fmt::format("'{}' is less than 1 B", text) : "";
           },
           ""};
 }
@@ -199,9 +205,7 @@ int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const C
       const int code = app.exit(asked, std::cout, std::cerr);
       return std::cout.flush() ? code : report(tool, "standard output cannot be written", kFailed);
     } catch (const CLI::ParseError& error) {
-      const CLI::App& command = chosen(app);
-      return report(&command == &app ? tool : tool + " " + command.get_name(), describe(error, app),
-                    kWrongUse);
+      return report(called(app), describe(error, app), kWrongUse);
     }
   } catch (const std::exception& e) {
     return report(tool, e.what(), kFailed);
@@ -209,7 +213,7 @@ int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const C
   const CLI::App* wanted = &chosen(app);
   const auto command =
       std::find_if(commands.begin(), commands.end(), [&](const Command& c) { return c.app == wanted; });
-  return run_command(tool, *command);
+  return run_command(called(app), *command);
 }
 
 }  // namespace moec::tools

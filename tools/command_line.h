@@ -55,8 +55,8 @@ CLI::Validator number(T low, std::optional<T> high = {}) {
 /// Accepts one of these words.
 CLI::Validator one_of(std::vector<std::string> words);
 
-/// Accepts sizes such as 139GiB (units.h), of at least `least` bytes.
-CLI::Validator byte_size(uint64_t least = 0);
+/// Accepts sizes such as 139GiB (units.h), of at least one byte.
+CLI::Validator byte_size();
 
 /// The root of a tool: its name, --help, --version and the look of the help text.
 void describe_tool(CLI::App& app, const std::string& name, const std::string& description);

@@ -10,7 +10,9 @@ packages=(
 )
 
 say() { printf '==> %s\n' "$*"; }
-die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+fail() { printf '%s: %s\n' "$(basename "$0")" "${@:2}" >&2; exit "$1"; }
+die() { fail 1 "$*"; }
+refuse() { fail 2 "$*"; }  # wrong use or input
 
 # Installs the packages that are missing; on systems without apt it leaves the search for them to CMake.
 install_packages() {

@@ -33,6 +33,8 @@ bool picks_cuda(const DeviceFlags& flags) {
 Result<std::unique_ptr<runtime::Device>> make_device(const DeviceFlags& flags) {
   cpu::set_threads(flags.threads);
   if (picks_cuda(flags)) return runtime::make_cuda_device(execution_of(flags.execution));
+  if (!flags.execution.empty())
+    return input_error("--execution: the CPU has one way alone, this is for --device cuda");
   return runtime::make_cpu_device();
 }
 

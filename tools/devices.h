@@ -12,8 +12,8 @@ namespace moec::tools {
 
 struct DeviceFlags {
   std::string device = "auto";
-  std::string execution = "whole";
-  int threads = 0;  // of the CPU device, 0 for all cores
+  std::string execution;  // of a CUDA device, empty for whole
+  int threads = 0;        // of the CPU device, 0 for all cores
 };
 
 /// Adds --device, --execution and --threads.

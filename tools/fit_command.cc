@@ -80,8 +80,9 @@ constexpr const char* kExamples = R"(Examples:
   moec fit schema/examples/moe-6.9b.json --memory 139GiB
   moec fit schema/examples/gpt2-124m.json --memory 24GiB --dtype bf16 --cost-model h100
 
-The memory of a row is what `moec SPEC --memory-budget BYTES` needs; rows without recompute run nothing twice. A plan
-without a budget may take up to 32 MiB more, where small gradients run beside other work.
+The memory of a row is what `moec SPEC --memory-budget BYTES` needs; rows without recompute run no instruction twice,
+but make experts' activations again inside a kernel of the backward pass. Recompute chooses what to keep, these as well,
+and so can be faster where there is memory. A plan without a budget may take up to 32 MiB more, where small gradients run beside other work.
 Exit code 1: the recipe does not fit, not even with recompute.)";
 
 }  // namespace
@@ -96,7 +97,7 @@ Command fit_command(CLI::App& app) {
       ->add_option("--memory", flags->memory,
                    "Bytes for all arenas, e.g. 139GiB; on a GPU, context and cuBLAS take 0.6 GiB more")
       ->required()
-      ->check(byte_size(1))
+      ->check(byte_size())
       ->type_name("BYTES");
   flags->recipe.add_to(*command, MemoryBudgetFlag::kNone);
   command->footer(kExamples);

@@ -6,16 +6,10 @@
 #   tools/quickstart.sh [TEXT]
 set -euo pipefail
 
-if (($# > 1)) || [[ ${1:-} == -* ]]; then
-  echo "usage: tools/quickstart.sh [TEXT]" >&2
-  exit 2
-fi
-text=${1:+$(realpath -- "$1")}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-if [[ -n $text && ! -r $text ]]; then
-  echo "quickstart.sh: $1: cannot be read" >&2
-  exit 2
-fi
+(($# <= 1)) && [[ ${1:-} != -* ]] || refuse "usage: tools/quickstart.sh [TEXT]"
+[[ $# == 0 || (-f $1 && -r $1) ]] || refuse "$1: cannot be read"
+text=${1:+$(realpath -- "$1")}
 
 build moec moerun
 

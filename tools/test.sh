@@ -5,11 +5,8 @@
 #   tools/test.sh
 set -euo pipefail
 
-if (($# > 0)); then
-  echo "usage: tools/test.sh" >&2
-  exit 2
-fi
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+(($# == 0)) || refuse "usage: tools/test.sh"
 build
 
 # The number before `word` in doctest's "test cases: 12 | 11 passed | 1 failed | 3 skipped".

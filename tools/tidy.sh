@@ -5,7 +5,7 @@
 #   tools/tidy.sh [FILE...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-[[ ${1:-} != -* ]] || die "tools/tidy.sh [FILE...]"
+[[ ${1:-} != -* ]] || refuse "usage: tools/tidy.sh [FILE...]"
 
 command -v clang-tidy >/dev/null || die "clang-tidy is not installed"
 build

@@ -248,7 +248,8 @@ Status train(const TrainFlags& flags) {
   MOEC_ASSIGN_OR_RETURN(options.max_steps, choose_max_steps(flags, *plan->plan.recipe));
   MOEC_RETURN_IF_ERROR(check_trace_file(flags));
   MOEC_ASSIGN_OR_RETURN(runtime::Dataset data, load_data(flags, plan->plan));
-  MOEC_ASSIGN_OR_RETURN(const runtime::FileLock lock, runtime::lock_run(flags.options.out_dir));
+  MOEC_RETURN_IF_ERROR(runtime::check_out_dir(*plan, options));
+  MOEC_ASSIGN_OR_RETURN(const runtime::RunLock lock, runtime::lock_run(flags.options.out_dir));
   // Before the plan takes the device's memory.
   MOEC_ASSIGN_OR_RETURN(options.ceilings, find_ceilings(flags, plan->plan.recipe->dtype));
   MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.device));
@@ -278,10 +279,12 @@ void add_data_flags(CLI::App& app, TrainFlags& flags) {
   app.add_option("--data", data.files, "Text, or token shards of llm.c, to train on")
       ->required()
       ->type_name("FILE");
-  app.add_option("--val-data", data.validation_files, "Validate on these files instead of a part of --data")
-      ->type_name("FILE");
+  CLI::Option* const files = app.add_option("--val-data", data.validation_files,
+                                            "Validate on these files instead of a part of --data")
+                                 ->type_name("FILE");
   app.add_option("--val-fraction", data.validation_fraction, "Last part of --data held out (default: 0.1)")
       ->check(number<double>(0, 0.9))
+      ->excludes(files)
       ->type_name("X");
   app.add_option("--encoding", flags.encoding, "Tokens of text (default: bytes where 256 fit the vocabulary)")
       ->check(one_of({"bytes", "chars"}))

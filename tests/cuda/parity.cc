@@ -35,6 +35,15 @@ void check_parity(OpHarness& gpu, const Sample& sample, const Storage& storage) 
   CHECK(gpu.backward(values) == gradients);
 }
 
+void check_finite(OpHarness& gpu) {
+  const Tensors values = gpu.rounded(gpu.random_values(5));
+  for (const Tensors& tensors : {gpu.forward(values), gpu.backward(values)})
+    for (const auto& [name, numbers] : tensors) {
+      CAPTURE(name);
+      CHECK(std::all_of(numbers.begin(), numbers.end(), [](double x) { return std::isfinite(x); }));
+    }
+}
+
 std::vector<Sample> wide_attention_samples() {
   const auto sample = [](const char* name, int64_t batch, int64_t seq, int heads, int kv_heads, int dim) {
     return Sample{name,

@@ -28,6 +28,12 @@ inline constexpr Storage kF16WithF32Gradients{"f16, f32 gradients", {fb::DType::
 /// those of the CPU in the same precision, or of rounding.
 void check_parity(OpHarness& gpu, const Sample& sample, const Storage& storage);
 
+/// For the memory checkers: activations as allocated, which a NaN could not tell from what a kernel wrote.
+inline constexpr runtime::MemoryOptions kUnset{.leave_activations_unset = true};
+
+/// Outputs and gradients of random values are finite.
+void check_finite(OpHarness& gpu);
+
 /// Problems too large for central differences: heads that the tensor cores' kernels take whole, over several
 /// tiles, ragged, with groups that do and do not divide a tile.
 std::vector<Sample> wide_attention_samples();

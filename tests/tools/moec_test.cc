@@ -149,6 +149,7 @@ TEST_CASE("a memory budget is kept by computing activations again, or refused wi
     check_error(1, {spec, "-o", plan, "--memory-budget", "4GiB"}, part);
   check_error(1, {spec, "-o", plan, "--memory-budget", "1MiB"}, "no single change makes it fit");
   check_rejected({spec, "-o", plan, "--memory-budget", "12XB"}, "--memory-budget: '12XB'");
+  check_rejected({spec, "-o", plan, "--memory-budget", "0.1B"}, "is less than 1 B");
 }
 
 TEST_CASE("a shortage of memory names a window of tokens that fits") {

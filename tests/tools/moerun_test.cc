@@ -245,6 +245,8 @@ TEST_CASE("wrong use of moerun is one line and exit code 2") {
   check_rejected(setup.train("r", {"--max-steps", "ten"}), "--max-steps: 'ten'");
   check_rejected(setup.train("r", {"--batch-size", "4"}), "--batch-size");
   check_rejected(setup.train("r", {"--resume"}), "holds no checkpoint");
+  check_rejected(setup.train("r", {"--max-steps", "2", "--device", "cpu", "--execution", "eager"}),
+                 "--execution");
   check_rejected({"train", setup.plan, "--out-dir", none}, "--data");
   check_rejected({"train", setup.plan, "--data", none, "--out-dir", none}, none);
   check_rejected({"train", none, "--data", setup.text, "--out-dir", none}, none);
@@ -282,6 +284,7 @@ TEST_CASE("a run is not overwritten without --resume") {
   const Outcome outcome = run("moerun", setup.train("run", {"--max-steps", "4"}));
   CHECK(outcome.exit_code == 2);
   CHECK(has(outcome.err, "resume"));
+  CHECK(outcome.out.empty());
   CHECK(before == model_bytes(setup.scratch.path("run")));
 }
 
