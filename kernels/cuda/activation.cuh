@@ -23,7 +23,7 @@ struct SiluBwd {
 struct Gelu {
   template <class T, class Acc>
   __device__ Acc operator()(Acc x) const {
-    return x * normal_cdf(x);
+    return x * normal_cdf<T>(x);
   }
 };
 
@@ -31,7 +31,7 @@ struct GeluBwd {
   template <class T, class Acc>
   __device__ Acc operator()(Acc dy, Acc x) const {
     const Acc density = static_cast<Acc>(0.3989422804014327) * exponential<T>(static_cast<Acc>(-0.5) * x * x);
-    return dy * (normal_cdf(x) + x * density);
+    return dy * (normal_cdf<T>(x) + x * density);
   }
 };
 

@@ -256,7 +256,6 @@ __global__ void __launch_bounds__(MmaForward<kDim>::kBlockThreads) attend_mma(Op
   commit_copies();
   copy_values(0);
   commit_copies();
-  constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
   const float scale = static_cast<float>(shape.scale()) * kLog2E;
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16, lane = static_cast<int>(threadIdx.x) % 32;
   const int first_row = place.first_query + warp_row + lane / 4;
@@ -301,9 +300,8 @@ cudaError_t launch_attention(const KernelCall& call, const CudaContext& context)
   });
 }
 
-/// In bf16 the tiles of longer sequences are as fast.
 bool fits_short(const KernelCall& call, const CudaContext& context) {
-  return call.inputs[0].dtype == fb::DType::F32 && fits_short_attention(call, call.inputs[0], context);
+  return fits_short_attention(call, call.inputs[0], context);
 }
 
 bool fits_hopper(const KernelCall& call, const CudaContext&) {

@@ -9,6 +9,15 @@
 
 namespace moec::cuda {
 
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+/// 2^x, good to 2 ulp; 0 where that is no normal number.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 /// Heads of qkv[B,S,(H+2K)d]: H of queries, K of keys, K of values; and of y[B,S,Hd].
 struct AttentionShape {
   int batch, seq, heads, kv_heads, dim;
@@ -234,6 +243,10 @@ struct MmaAttention {
   }
 };
 
+struct MaxOf {
+  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
 /// op over the values of kLanes neighbouring lanes, for all of them.
 template <int kLanes, class T, class Op>
 __device__ inline T lanes_reduce(T value, Op op) {
@@ -242,9 +255,13 @@ __device__ inline T lanes_reduce(T value, Op op) {
   return value;
 }
 
-/// Whether one block can hold all positions of a head, and the kernels for that, of f32 alone forward.
+/// Whether one block can hold all positions of a head, in f32 or bf16, and the kernels for that.
 bool fits_short_attention(const KernelCall& call, const TensorView& qkv, const CudaContext& context);
 cudaError_t attention_short(const KernelCall& call, const CudaContext& context);
 cudaError_t attention_bwd_short(const KernelCall& call, const CudaContext& context);
+
+/// The same in bf16, called by those.
+cudaError_t attention_short_bf16(const KernelCall& call, const CudaContext& context);
+cudaError_t attention_bwd_short_bf16(const KernelCall& call, const CudaContext& context);
 
 }  // namespace moec::cuda

@@ -38,7 +38,6 @@ struct MmaBackward {
   /// 0 for the queries past the end.
   __device__ static void load_statistics(const AttentionGradient<bf16>& g, int batch, int head, int first,
                                          Shared& shared) {
-    constexpr float kLog2E = 1.4426950408889634f;
     const int64_t from = g.statistics(batch, head) + first;
     for (int i = static_cast<int>(threadIdx.x); i < kQueries; i += kBlockThreads) {
       const bool exists = first + i < g.shape.seq;
@@ -52,7 +51,6 @@ struct MmaBackward {
   __device__ static void differentiate(const float* lse, const float* delta, int row, int own_first,
                                        int other_first, float scale, float (&scores)[kOther / 8][4],
                                        float (&dweights)[kOther / 8][4]) {
-    constexpr float kLog2E = 1.4426950408889634f;
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int t = 0; t < kOther / 8; ++t) {
@@ -168,7 +166,6 @@ struct ShortMmaBackward {
   /// lse and delta of a query head; neighbouring threads share a position. 0 for those past the end.
   __device__ static void load_statistics(const AttentionGradient<bf16>& g, int batch, int head,
                                          Shared& shared) {
-    constexpr float kLog2E = 1.4426950408889634f;
     constexpr int kLanes = kBlockThreads / kPositions;
     const int position = static_cast<int>(threadIdx.x) / kLanes,
               lane = static_cast<int>(threadIdx.x) % kLanes;

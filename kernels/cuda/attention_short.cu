@@ -1,7 +1,7 @@
-// Attention in f32, and its gradient in f32 or bf16, over sequences so short that one block holds all
-// positions of a head: every operand is read once, and a pass is one launch. The tensor cores multiply floats
-// as sums of two TF32 numbers (see tf32_tile.cuh). For devices of compute capability 9.0 and later, as it
-// needs up to 105 KiB of shared memory.
+// Attention in f32, and its gradient, over sequences so short that one block holds all positions of a head:
+// every operand is read once, and a pass is one launch. The tensor cores multiply floats as sums of two TF32
+// numbers (see tf32_tile.cuh). For devices of compute capability 9.0 and later, as it needs up to 105 KiB of
+// shared memory. See attention_short_bf16.cu for bf16.
 #include "kernels/cuda/attention_bwd.cuh"
 #include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/tf32_tile.cuh"
@@ -13,8 +13,7 @@ namespace {
 /// columns of a product.
 constexpr int kPositions = 64, kBlockThreads = 256;
 constexpr int kRowWarps = 4, kHalves = 2;
-template <class T>
-constexpr int kWeightStride = kPositions + 16 / static_cast<int>(sizeof(T));
+constexpr int kWeightStride = kPositions + 4;
 
 __device__ inline int warp_row() { return static_cast<int>(threadIdx.x) / 32 % kRowWarps * 16; }
 __device__ inline int warp_half() { return static_cast<int>(threadIdx.x) / 32 / kRowWarps; }
@@ -64,43 +63,20 @@ __device__ void multiply(const float* a, int stride_a, int row, const float* b, 
   }
 }
 
-/// The same for tiles of bf16.
-template <bool kDepthMajorA, bool kDepthMajorB, int kDepth, int kTiles>
-__device__ void multiply(const bf16* a, int stride_a, int row, const bf16* b, int stride_b, int col,
-                         float (&sums)[kTiles][4]) {
-#pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[t][i] = 0;
-  }
-#pragma unroll
-  for (int k = 0; k < kDepth; k += 16) {
-    uint32_t left[4];
-    load_a<kDepthMajorA>(left, a, stride_a, row, k);
-#pragma unroll
-    for (int t = 0; t < kTiles; t += 2) {
-      uint32_t right[4];
-      load_b<kDepthMajorB>(right, b, stride_b, col + t * 8, k);
-      multiply_add(sums[t], left, right[0], right[1]);
-      multiply_add(sums[t + 1], left, right[2], right[3]);
-    }
-  }
-}
-
 /// Writes a warp's sums to a tile of weights, from (row, col) on.
-template <class T, int kTiles>
-__device__ void store_weights(const float (&sums)[kTiles][4], T* tile, int row, int col) {
+template <int kTiles>
+__device__ void store_weights(const float (&sums)[kTiles][4], float* tile, int row, int col) {
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
-    T* to = tile + (row + lane_row()) * kWeightStride<T> + col + t * 8 + lane_col();
-    store(to, 0, Vector<T, 2>{to_storage<T>(sums[t][0]), to_storage<T>(sums[t][1])});
-    store(to + 8 * kWeightStride<T>, 0, Vector<T, 2>{to_storage<T>(sums[t][2]), to_storage<T>(sums[t][3])});
+    float* to = tile + (row + lane_row()) * kWeightStride + col + t * 8 + lane_col();
+    store(to, 0, Vector<float, 2>{sums[t][0], sums[t][1]});
+    store(to + 8 * kWeightStride, 0, Vector<float, 2>{sums[t][2], sums[t][3]});
   }
 }
 
 /// The same to a head of an operand, rows times factor[0] and factor[1].
-template <class T, int kTiles>
-__device__ void store_head(const Result<T>& head, const float (&sums)[kTiles][4], int row, int col,
+template <int kTiles>
+__device__ void store_head(const Result<float>& head, const float (&sums)[kTiles][4], int row, int col,
                            float upper, float lower) {
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
@@ -137,10 +113,6 @@ __device__ inline bool visible(int t, int i, int seq) {
   return key_of(t, i) <= query_of(i) && query_of(i) < seq;
 }
 
-struct MaxOf {
-  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
-};
-
 template <int kDim>
 struct ShortForward {
   using Tile = HeadTile<float, kPositions, kDim>;
@@ -148,7 +120,7 @@ struct ShortForward {
 
   struct Shared {
     alignas(16) float queries[Tile::kElements], keys[Tile::kElements], values[Tile::kElements];
-    alignas(16) float weights[kPositions * kWeightStride<float>];
+    alignas(16) float weights[kPositions * kWeightStride];
     float max[kHalves][kPositions], sum[kHalves][kPositions];
   };
 };
@@ -210,8 +182,8 @@ __global__ void __launch_bounds__(kBlockThreads) attend_short(const ShortOperand
 
   float out[Forward::kOutTiles][4];
   const int col = warp_half() * (kDim / kHalves);
-  multiply<false, true, kPositions>(shared.weights, kWeightStride<float>, warp_row(), shared.values,
-                                    Tile::kStride, col, out);
+  multiply<false, true, kPositions>(shared.weights, kWeightStride, warp_row(), shared.values, Tile::kStride,
+                                    col, out);
   store_head(write_head(shape, operands.y, shape.heads, batch, head), out, warp_row(), col, 1 / sum[0],
              1 / sum[1]);
 #pragma unroll
@@ -222,15 +194,15 @@ __global__ void __launch_bounds__(kBlockThreads) attend_short(const ShortOperand
   }
 }
 
-template <class T, int kDim>
+template <int kDim>
 struct ShortBackward {
-  using Tile = HeadTile<T, kPositions, kDim>;
+  using Tile = HeadTile<float, kPositions, kDim>;
   static constexpr int kOutTiles = kDim / kHalves / 8;
 
   struct Shared {
-    alignas(16) T queries[Tile::kElements], keys[Tile::kElements], values[Tile::kElements],
+    alignas(16) float queries[Tile::kElements], keys[Tile::kElements], values[Tile::kElements],
         dy[Tile::kElements];
-    alignas(16) T weights[kPositions * kWeightStride<T>], dscores[kPositions * kWeightStride<T>];
+    alignas(16) float weights[kPositions * kWeightStride], dscores[kPositions * kWeightStride];
     float delta[kHalves][kPositions];
   };
 
@@ -266,10 +238,10 @@ struct ShortBackward {
 };
 
 /// A block per key/value head of a sequence, which visits the query heads of its group in order.
-template <class T, int kDim>
-__global__ void __launch_bounds__(kBlockThreads) differentiate_short(const AttentionGradient<T> g) {
+template <int kDim>
+__global__ void __launch_bounds__(kBlockThreads) differentiate_short(const AttentionGradient<float> g) {
   begin_kernel();
-  using Backward = ShortBackward<T, kDim>;
+  using Backward = ShortBackward<kDim>;
   using Tile = typename Backward::Tile;
   auto& shared = *static_cast<typename Backward::Shared*>(dynamic_shared());
   const AttentionShape& shape = g.shape;
@@ -280,9 +252,9 @@ __global__ void __launch_bounds__(kBlockThreads) differentiate_short(const Atten
   Tile::template copy_async<kBlockThreads>(g.packed(batch, g.value_head(kv_head)), 0, shared.values);
 
   float dkeys[Backward::kOutTiles][4] = {}, dvalues[Backward::kOutTiles][4] = {};
-  const auto add_product = [&](const T* weights, const T* rows, float(&to)[Backward::kOutTiles][4]) {
+  const auto add_product = [&](const float* weights, const float* rows, float(&to)[Backward::kOutTiles][4]) {
     float part[Backward::kOutTiles][4];
-    multiply<true, true, kPositions>(weights, kWeightStride<T>, row, rows, Tile::kStride, col, part);
+    multiply<true, true, kPositions>(weights, kWeightStride, row, rows, Tile::kStride, col, part);
 #pragma unroll
     for (int t = 0; t < Backward::kOutTiles; ++t) {
 #pragma unroll
@@ -302,7 +274,7 @@ __global__ void __launch_bounds__(kBlockThreads) differentiate_short(const Atten
     Backward::differentiate(shape, row_lse, shared);
     __syncthreads();
     float dqueries[Backward::kOutTiles][4];
-    multiply<false, true, kPositions>(shared.dscores, kWeightStride<T>, row, shared.keys, Tile::kStride, col,
+    multiply<false, true, kPositions>(shared.dscores, kWeightStride, row, shared.keys, Tile::kStride, col,
                                       dqueries);
     store_head(g.dpacked(batch, head), dqueries, row, col, 1, 1);
     add_product(shared.dscores, shared.queries, dkeys);
@@ -318,16 +290,6 @@ cudaError_t with_short_dim(const AttentionShape& shape, Launch&& launch) {
   return shape.dim <= 32 ? launch.template operator()<32>() : launch.template operator()<64>();
 }
 
-template <class T>
-cudaError_t launch_short_bwd(const KernelCall& call, const CudaContext& context) {
-  const AttentionGradient<T> g = attention_gradient<T>(call);
-  return with_short_dim(g.shape, [&]<int kDim>() {
-    return launch_grid(context, differentiate_short<T, kDim>,
-                       dim3(static_cast<unsigned>(g.shape.batch * g.shape.kv_heads)), kBlockThreads,
-                       sizeof(typename ShortBackward<T, kDim>::Shared), g);
-  });
-}
-
 }  // namespace
 
 bool fits_short_attention(const KernelCall& call, const TensorView& qkv, const CudaContext& context) {
@@ -337,6 +299,7 @@ bool fits_short_attention(const KernelCall& call, const TensorView& qkv, const C
 }
 
 cudaError_t attention_short(const KernelCall& call, const CudaContext& context) {
+  if (call.inputs[0].dtype == fb::DType::BF16) return attention_short_bf16(call, context);
   const AttentionShape shape(call.attrs<fb::AttentionT>(), call.inputs[0]);
   const ShortOperands operands{shape, call.inputs[0].as<const float>(), call.outputs[0].as<float>(),
                                call.outputs[1].as<float>()};
@@ -347,8 +310,13 @@ cudaError_t attention_short(const KernelCall& call, const CudaContext& context) 
 }
 
 cudaError_t attention_bwd_short(const KernelCall& call, const CudaContext& context) {
-  return call.inputs[1].dtype == fb::DType::F32 ? launch_short_bwd<float>(call, context)
-                                                : launch_short_bwd<bf16>(call, context);
+  if (call.inputs[1].dtype == fb::DType::BF16) return attention_bwd_short_bf16(call, context);
+  const AttentionGradient<float> g = attention_gradient<float>(call);
+  return with_short_dim(g.shape, [&]<int kDim>() {
+    return launch_grid(context, differentiate_short<kDim>,
+                       dim3(static_cast<unsigned>(g.shape.batch * g.shape.kv_heads)), kBlockThreads,
+                       sizeof(typename ShortBackward<kDim>::Shared), g);
+  });
 }
 
 }  // namespace moec::cuda

@@ -32,7 +32,30 @@ template <class T, Along kAlong>
 struct WholeFactor : Factor<T, kAlong> {};
 
 template <class F>
-constexpr bool kIsWhole = std::is_same_v<F, WholeFactor<typename F::Element, F::kAlong>>;
+constexpr bool kIsWhole = std::is_base_of_v<WholeFactor<typename F::Element, F::kAlong>, F>;
+
+__device__ inline uint32_t upper_halves(float first, float second) {
+  return __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x7632);
+}
+
+/// Writes a run of a factor to its places in planes of kPlane elements, from `to` on in the first.
+template <int kPlane, class T, int kRun>
+__device__ inline void store_planes(const Packed<T, kRun>& chunk, bf16* to) {
+  if constexpr (kPlanes<T> == 1) {
+    *reinterpret_cast<Packed<T, kRun>*>(to) = chunk;
+  } else {
+    float rest[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) rest[j] = __uint_as_float(chunk.word[j]);
+#pragma unroll
+    for (int p = 0; p < kPlanes<T>; ++p) {
+      *reinterpret_cast<uint2*>(to + p * kPlane) = {upper_halves(rest[0], rest[1]),
+                                                    upper_halves(rest[2], rest[3])};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) rest[j] -= __uint_as_float(__float_as_uint(rest[j]) & 0xffff0000u);
+    }
+  }
+}
 
 /// A part of a factor, kRows x kDepth elements, on its way through registers to planes of bf16 in shared
 /// memory. These are laid out as in device memory, runs along memory padded by 16 bytes, so that the eight
@@ -46,6 +69,7 @@ class PlanePart {
   static_assert(kThreads % kThreadsPerRun == 0 && kRuns % kPass == 0);
 
  public:
+  static constexpr bool kOnce = false;  // whether all factors are of one part
   static constexpr int kStride = kRun + 8;
   static constexpr int kPlane = kRuns * kStride;
   static constexpr int kElements = kPlanes<T> * kPlane;
@@ -69,22 +93,7 @@ class PlanePart {
   __device__ void store(bf16* planes) const {
     bf16* to = planes + run() * kStride + place();
 #pragma unroll
-    for (int v = 0; v < kChunks; ++v, to += kPass * kStride) {
-      if constexpr (kPlanes<T> == 1) {
-        *reinterpret_cast<Chunk*>(to) = chunks_[v];
-      } else {
-        float rest[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) rest[j] = __uint_as_float(chunks_[v].word[j]);
-#pragma unroll
-        for (int p = 0; p < kPlanes<T>; ++p) {
-          *reinterpret_cast<uint2*>(to + p * kPlane) = {upper_halves(rest[0], rest[1]),
-                                                        upper_halves(rest[2], rest[3])};
-#pragma unroll
-          for (int j = 0; j < 4; ++j) rest[j] -= __uint_as_float(__float_as_uint(rest[j]) & 0xffff0000u);
-        }
-      }
-    }
+    for (int v = 0; v < kChunks; ++v) store_planes<kPlane>(chunks_[v], to + v * kPass * kStride);
   }
 
  private:
@@ -110,11 +119,14 @@ class PlanePart {
 
   __device__ static int run() { return static_cast<int>(threadIdx.x) / kThreadsPerRun; }
   __device__ static int place() { return static_cast<int>(threadIdx.x) % kThreadsPerRun * F::kRun; }
-  __device__ static uint32_t upper_halves(float first, float second) {
-    return __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x7632);
-  }
 
   Chunk chunks_[kChunks];
+};
+
+/// What reads a factor; others than PlanePart change it on its way.
+template <class F, int kRows, int kDepth, int kThreads>
+struct PartOf {
+  using Type = PlanePart<F, kRows, kDepth, kThreads>;
 };
 
 /// Sums d[16,8] of products of fragments, at the places that mma.cuh tells.
@@ -179,7 +191,7 @@ class DenseTile {
   using T = typename A::Element;
   static_assert(std::is_same_v<T, typename B::Element>);
   static constexpr int kM = TileShape::kM, kN = TileShape::kN;
-  using PartA = PlanePart<A, kM, TileShape::kDepth, TileShape::kThreads>;
+  using PartA = typename PartOf<A, kM, TileShape::kDepth, TileShape::kThreads>::Type;
   using PartB = PlanePart<B, kN, TileShape::kDepth, TileShape::kThreads>;
   static constexpr int kMmaM = TileShape::kWarpM / 16, kMmaN = TileShape::kWarpN / 8;
   static constexpr int kStep = 32;           // depths
@@ -196,10 +208,10 @@ class DenseTile {
   /// Runs of four neighbouring sums that a thread gets, as run_row() and run_col() tell.
   static constexpr int kRuns = kM * kN / 4 / kThreads;
 
-  /// The sums of the tile from (row, col) on; calls meanwhile() while data is on its way. If kSumsRows, also
-  /// the sums over all depths of a's rows, to row_sums[kM], by products with a column of ones. `shared` is
-  /// free before, and after the next __syncthreads().
-  template <bool kSumsRows, class Meanwhile>
+  /// The sums of the tile from (row, col) on; calls meanwhile() while data is on its way, or, if kLate, when
+  /// the first has come. If kSumsRows, also the sums over all depths of a's rows, to row_sums[kM], by
+  /// products with a column of ones. `shared` is free before, and after the next __syncthreads().
+  template <bool kSumsRows, bool kLate, class Meanwhile>
   __device__ static void multiply(const A& a, const B& b, int row, int col, void* shared,
                                   Vector<Acc, 4> (&runs)[kRuns], Meanwhile&& meanwhile, float* row_sums) {
     auto* const planes_a = static_cast<bf16*>(shared);
@@ -210,11 +222,12 @@ class DenseTile {
     PartB part_b;
     part_a.load(a, row, 0);
     part_b.load(b, col, 0);
-    meanwhile();
+    if constexpr (!kLate) meanwhile();
 #pragma unroll 1
-    for (int left = a.depth; left > 0; left -= Shape::kDepth) {
+    for (int left = PartA::kOnce ? Shape::kDepth : a.depth; left > 0; left -= Shape::kDepth) {
       part_a.store(planes_a);
       part_b.store(planes_b);
+      if (kLate && left == a.depth) meanwhile();
       __syncthreads();
       if (left > Shape::kDepth) {
         part_a.load(a, row, a.depth - left + Shape::kDepth);

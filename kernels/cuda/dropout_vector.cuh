@@ -18,8 +18,7 @@ __device__ uint32_t kept_elements(const Dropout& dropout, int64_t first) {
 template <int kWidth, class Acc>
 __device__ void drop(const Dropout& dropout, uint32_t kept, Acc (&values)[kWidth]) {
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j)
-    values[j] = kept >> j & 1 ? values[j] * (1 / (1 - static_cast<Acc>(dropout.p))) : Acc{0};
+  for (int j = 0; j < kWidth; ++j) values[j] = kept >> j & 1 ? values[j] * dropout.scale<Acc>() : Acc{0};
 }
 
 }  // namespace moec::cuda

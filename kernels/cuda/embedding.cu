@@ -1,10 +1,12 @@
 // Token and position embeddings. Weights are [vocabulary, D] and [context, D].
 #include <bit>
 
+#include "kernels/cuda/call_run.h"
 #include "kernels/cuda/copy_rows.cuh"
 #include "kernels/cuda/counting_sort.cuh"
 #include "kernels/cuda/dropout_vector.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/shuffle.h"
 #include "kernels/workspace.h"
 
 namespace moec::cuda {
@@ -95,18 +97,15 @@ __global__ void __launch_bounds__(kThreads) embedding_bwd_kernel(const Embedding
 /// Where few tokens make up a small table, every block looks for its row among all of them.
 constexpr int64_t kFewTokens = 2048, kSmallTable = 4096;
 
-/// A block per row of dweight. Each warp adds up what it finds in its piece of the tokens, in order, and then
-/// the first one what all have found.
-template <class T, class Grad, int kWidth>
-__global__ void __launch_bounds__(kThreads)
-    embedding_bwd_few_kernel(const int32_t* tokens, const EmbeddingBwd<T, Grad> bwd) {
-  begin_kernel();
+/// A block makes row number `row` of dweight. Each warp adds up what it finds in its piece of the tokens, in
+/// order, and then the first one what all have found.
+template <int kWidth, class T, class Grad>
+__device__ void sum_tokens(const int32_t* tokens, const EmbeddingBwd<T, Grad>& bwd, int row) {
   using Acc = Accumulator<T>;
   constexpr int kWarps = kThreads / kWarp;
   __shared__ int found[kWarps][kFewTokens / kWarps];
   __shared__ Acc shared[kWarps][kWarp][kWidth];
-  const int row = static_cast<int>(blockIdx.x), vectors = bwd.cols / kWidth;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, vectors = bwd.cols / kWidth;
   const int piece = (bwd.tokens + kWarps - 1) / kWarps, end = min(bwd.tokens, (warp + 1) * piece);
   int count = 0;
 #pragma unroll 4
@@ -139,6 +138,13 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();  // the sums have been read
   }
+}
+
+template <class T, class Grad, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    embedding_bwd_few_kernel(const int32_t* tokens, const EmbeddingBwd<T, Grad> bwd) {
+  begin_kernel();
+  sum_tokens<kWidth>(tokens, bwd, static_cast<int>(blockIdx.x));
 }
 
 /// The positions of every token, in order: a radix sort of the tokens from the last digit to the first.
@@ -195,9 +201,48 @@ __global__ void position_embedding_kernel(const T* x, const T* weight, T* y, int
   }
 }
 
-template <class T>
-struct FusedEmbedding {
+/// The tokens of a batch that was loaded.
+struct LoadedTokens {
   const int32_t* tokens;
+
+  __device__ int32_t operator()(int64_t row) const { return tokens[row]; }
+};
+
+/// Those of the batch that load_batch would load, which are stored with their targets. A warp per token.
+struct WindowTokens {
+  const int32_t* window;
+  const TrainState* state;
+  fb::Sampling sampling;
+  bool evaluate;
+  int64_t batch, seq_len;
+  int32_t* tokens;
+  int32_t* targets;
+
+  explicit WindowTokens(const KernelCall& load_batch)
+      : window(load_batch.inputs[0].as<const int32_t>()),
+        state(load_batch.inputs[1].as<const TrainState>()),
+        sampling(load_batch.attrs<fb::LoadBatchT>().sampling),
+        evaluate(load_batch.attrs<fb::LoadBatchT>().evaluate),
+        batch(load_batch.outputs[0].rows()),
+        seq_len(load_batch.outputs[0].cols()),
+        tokens(load_batch.outputs[0].as<int32_t>()),
+        targets(load_batch.outputs[1].as<int32_t>()) {}
+
+  __device__ int32_t operator()(int64_t row) const {
+    const int64_t start = sequence_start(*state, sampling, evaluate, batch, seq_len, row / seq_len);
+    const int32_t* at = window + start + row % seq_len;
+    const int32_t token = at[0];
+    if (group_lane<kWarp>() == 0) {
+      tokens[row] = token;
+      targets[row] = at[1];
+    }
+    return token;
+  }
+};
+
+template <class T, class Tokens>
+struct FusedEmbedding {
+  Tokens tokens;
   const T* weight;
   const T* position_weight;
   T* y;
@@ -208,15 +253,15 @@ struct FusedEmbedding {
 };
 
 /// y = dropout(weight[token] + position_weight[position]), the sum rounded to storage. A warp per row.
-template <class T, int kWidth>
-__global__ void __launch_bounds__(kThreads) fused_embedding_kernel(const FusedEmbedding<T> fused) {
+template <class T, class Tokens, int kWidth>
+__global__ void __launch_bounds__(kThreads) fused_embedding_kernel(const FusedEmbedding<T, Tokens> fused) {
   begin_kernel();
   using Acc = Accumulator<T>;
   const int64_t row = group_row<kWarp>();
   if (row >= fused.rows) return;
   const bool drops = fused.dropout.state != nullptr;
   const T* position_weight = fused.position_weight + row % fused.seq_len * fused.cols;
-  const T* weight = fused.weight + int64_t{fused.tokens[row]} * fused.cols;
+  const T* weight = fused.weight + int64_t{fused.tokens(row)} * fused.cols;
   for (int i = group_lane<kWarp>(); i < fused.cols / kWidth; i += kWarp) {
     Acc sums[kWidth], position[kWidth];
     unpack(load_packed<kWidth>(weight, i), sums);
@@ -233,25 +278,134 @@ __global__ void __launch_bounds__(kThreads) fused_embedding_kernel(const FusedEm
   }
 }
 
+template <class T, class Grad>
+struct PositionEmbeddingBwd {
+  const T* dy;
+  Grad* dweight;
+  int64_t positions;
+  int64_t batch;
+  int seq_len;
+  int cols;
+  bool accumulate;
+};
+
 /// A warp sums one position over the batch; positions beyond the sequence get zeros, or keep what they have.
-template <class T, class Grad, int kWidth>
-__global__ void position_embedding_bwd_kernel(const T* dy, Grad* dweight, int64_t positions, int64_t batch,
-                                              int seq_len, int cols, bool accumulate) {
-  begin_kernel();
+template <int kWidth, class T, class Grad>
+__device__ void sum_position(const PositionEmbeddingBwd<T, Grad>& bwd, int64_t position) {
   using Acc = Accumulator<T>;
-  const int64_t position = group_row<kWarp>();
-  if (position >= positions || (position >= seq_len && accumulate)) return;
-  const int64_t terms = position < seq_len ? batch : 0;
-  for (int i = group_lane<kWarp>(); i < cols / kWidth; i += kWarp) {
+  if (position >= bwd.positions || (position >= bwd.seq_len && bwd.accumulate)) return;
+  const int64_t terms = position < bwd.seq_len ? bwd.batch : 0;
+  for (int i = group_lane<kWarp>(); i < bwd.cols / kWidth; i += kWarp) {
     Acc sums[kWidth] = {};
 #pragma unroll 4
     for (int64_t b = 0; b < terms; ++b) {
-      const auto row = load<kWidth>(dy + (b * seq_len + position) * cols, i);
+      const auto row = load<kWidth>(bwd.dy + (b * bwd.seq_len + position) * bwd.cols, i);
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) sums[j] += static_cast<Acc>(row.value[j]);
     }
-    store_sums(sums, dweight + position * cols, i, accumulate);
+    store_sums(sums, bwd.dweight + position * bwd.cols, i, bwd.accumulate);
   }
+}
+
+template <class T, class Grad, int kWidth>
+__global__ void position_embedding_bwd_kernel(const PositionEmbeddingBwd<T, Grad> bwd) {
+  begin_kernel();
+  sum_position<kWidth>(bwd, group_row<kWarp>());
+}
+
+/// Both: the first blocks are of tokens, the rest of positions.
+template <class T, class Grad, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    embeddings_bwd_kernel(const int32_t* tokens, const EmbeddingBwd<T, Grad> of_tokens,
+                          const PositionEmbeddingBwd<T, Grad> of_positions) {
+  begin_kernel();
+  const int row = static_cast<int>(blockIdx.x);
+  if (row < of_tokens.vocabulary)
+    sum_tokens<kWidth>(tokens, of_tokens, row);
+  else
+    sum_position<kWidth>(of_positions, group_row<kWarp>() - of_tokens.vocabulary * (kThreads / kWarp));
+}
+
+bool of_few_tokens(const KernelCall& embedding_bwd) {
+  return embedding_bwd.inputs[0].elements() <= kFewTokens && embedding_bwd.outputs[0].rows() <= kSmallTable;
+}
+
+/// Returns body.template operator()<T, Grad, kWidth>() for one or two gradients of tables, from dy.
+template <class Body>
+cudaError_t with_gradient_layout(const TensorView& dy, const TensorView& dweight, const TensorView& other,
+                                 Body&& body) {
+  return with_type(dy.dtype, [&]<class T>() {
+    return with_gradient_type<T>(dweight.dtype, [&]<class Grad>() {
+      return with_width<T>(dy.cols(), {&dy, &dweight, &other},
+                           [&]<int kWidth>() { return body.template operator()<T, Grad, kWidth>(); });
+    });
+  });
+}
+
+template <class T, class Grad>
+EmbeddingBwd<T, Grad> embedding_bwd_of(const KernelCall& call, const TokenOrder& sorted) {
+  const TensorView &tokens = call.inputs[0], &dy = call.inputs[1], &dweight = call.outputs[0];
+  return {dy.as<const T>(),
+          sorted.order,
+          sorted.key_ranges,
+          dweight.as<Grad>(),
+          static_cast<int>(tokens.elements()),
+          static_cast<int>(dweight.rows()),
+          static_cast<int>(dweight.cols()),
+          call.inputs[2].present()};
+}
+
+template <class T, class Grad>
+PositionEmbeddingBwd<T, Grad> position_embedding_bwd_of(const KernelCall& call) {
+  const TensorView &dy = call.inputs[0], &dweight = call.outputs[0];
+  return {.dy = dy.as<const T>(),
+          .dweight = dweight.as<Grad>(),
+          .positions = dweight.rows(),
+          .batch = dy.rows() / dy.dim(1),
+          .seq_len = static_cast<int>(dy.dim(1)),
+          .cols = static_cast<int>(dy.cols()),
+          .accumulate = call.inputs[1].present()};
+}
+
+/// The rows of a fused_embedding.
+template <class Tokens>
+cudaError_t embed(const KernelCall& call, const Tokens& tokens, const CudaContext& context) {
+  const TensorView &weight = call.inputs[1], &position_weight = call.inputs[2], &y = call.outputs[0];
+  const auto& attrs = call.attrs<fb::DropoutT>();
+  const Dropout dropout(call.inputs[3].as<const TrainState>(), attrs.stream, attrs.p);
+  return with_type(y.dtype, [&]<class T>() {
+    const FusedEmbedding<T, Tokens> fused = {.tokens = tokens,
+                                             .weight = weight.as<const T>(),
+                                             .position_weight = position_weight.as<const T>(),
+                                             .y = y.as<T>(),
+                                             .rows = call.inputs[0].elements(),
+                                             .seq_len = static_cast<int>(call.inputs[0].cols()),
+                                             .cols = static_cast<int>(y.cols()),
+                                             .dropout = dropout};
+    return with_width<T>(y.cols(), {&weight, &position_weight, &y}, [&]<int kWidth>() {
+      return launch(context, fused_embedding_kernel<T, Tokens, kWidth>, group_blocks<kWarp>(fused.rows),
+                    kThreads, fused);
+    });
+  });
+}
+
+cudaError_t enqueue_batch_embedding(std::span<const KeyedCall> calls, const CudaContext& context) {
+  const WindowTokens tokens(*calls[0].call);
+  const KernelCall& call = *calls[1].call;
+  if (calls[1].key == "fused_embedding") return embed(call, tokens, context);
+  return copy_rows(context, call.inputs[1], call.outputs[0], call.inputs[0].elements(), tokens);
+}
+
+cudaError_t enqueue_embeddings_bwd(std::span<const KeyedCall> calls, const CudaContext& context) {
+  const KernelCall &positions = *calls[0].call, &tokens = *calls[1].call;
+  return with_gradient_layout(
+      tokens.inputs[1], tokens.outputs[0], positions.outputs[0], [&]<class T, class Grad, int kWidth>() {
+        const int64_t position_blocks = group_blocks<kWarp>(positions.outputs[0].rows());
+        return launch(context, embeddings_bwd_kernel<T, Grad, kWidth>,
+                      tokens.outputs[0].rows() + position_blocks, kThreads,
+                      tokens.inputs[0].as<const int32_t>(), embedding_bwd_of<T, Grad>(tokens, {}),
+                      position_embedding_bwd_of<T, Grad>(positions));
+      });
 }
 
 }  // namespace
@@ -264,31 +418,19 @@ cudaError_t embedding(const KernelCall& call, const CudaContext& context) {
 
 /// Rows of dweight are sums in a fixed order: of few tokens each block finds its own, more are sorted first.
 cudaError_t embedding_bwd(const KernelCall& call, const CudaContext& context) {
-  const TensorView &tokens = call.inputs[0], &dy = call.inputs[1], &dweight = call.outputs[0];
-  const bool few = tokens.elements() <= kFewTokens && dweight.rows() <= kSmallTable;
+  const TensorView &dy = call.inputs[1], &dweight = call.outputs[0];
+  const bool few = of_few_tokens(call);
   TokenOrder sorted = {};
   if (!few)
     if (const cudaError_t status = sort_tokens(call, context, sorted); status != cudaSuccess) return status;
-  return with_type(dy.dtype, [&]<class T>() {
-    return with_gradient_type<T>(dweight.dtype, [&]<class Grad>() {
-      const EmbeddingBwd<T, Grad> bwd = {dy.as<const T>(),
-                                         sorted.order,
-                                         sorted.key_ranges,
-                                         dweight.as<Grad>(),
-                                         static_cast<int>(tokens.elements()),
-                                         static_cast<int>(dweight.rows()),
-                                         static_cast<int>(dweight.cols()),
-                                         call.inputs[2].present()};
-      return with_width<T>(dy.cols(), {&dy, &dweight}, [&]<int kWidth>() {
-        if (few)
-          return launch(context, embedding_bwd_few_kernel<T, Grad, kWidth>, dweight.rows(), kThreads,
-                        tokens.as<const int32_t>(), bwd);
-        const int64_t column_blocks = ceil_div(dy.cols() / kWidth, kWarp);
-        const int64_t row_blocks = ceil_div(dweight.rows(), kThreads / kWarp);
-        return launch(context, embedding_bwd_kernel<T, Grad, kWidth>, row_blocks * column_blocks, kThreads,
-                      bwd);
-      });
-    });
+  return with_gradient_layout(dy, dweight, {}, [&]<class T, class Grad, int kWidth>() {
+    const auto bwd = embedding_bwd_of<T, Grad>(call, sorted);
+    if (few)
+      return launch(context, embedding_bwd_few_kernel<T, Grad, kWidth>, dweight.rows(), kThreads,
+                    call.inputs[0].as<const int32_t>(), bwd);
+    const int64_t column_blocks = ceil_div(dy.cols() / kWidth, kWarp);
+    const int64_t row_blocks = ceil_div(dweight.rows(), kThreads / kWarp);
+    return launch(context, embedding_bwd_kernel<T, Grad, kWidth>, row_blocks * column_blocks, kThreads, bwd);
   });
 }
 
@@ -304,38 +446,34 @@ cudaError_t position_embedding(const KernelCall& call, const CudaContext& contex
 }
 
 cudaError_t fused_embedding(const KernelCall& call, const CudaContext& context) {
-  const TensorView &tokens = call.inputs[0], &weight = call.inputs[1], &position_weight = call.inputs[2];
-  const TensorView& y = call.outputs[0];
-  const auto& attrs = call.attrs<fb::DropoutT>();
-  const Dropout dropout(call.inputs[3].as<const TrainState>(), attrs.stream, attrs.p);
-  return with_type(y.dtype, [&]<class T>() {
-    const FusedEmbedding<T> fused = {.tokens = tokens.as<const int32_t>(),
-                                     .weight = weight.as<const T>(),
-                                     .position_weight = position_weight.as<const T>(),
-                                     .y = y.as<T>(),
-                                     .rows = tokens.elements(),
-                                     .seq_len = static_cast<int>(tokens.cols()),
-                                     .cols = static_cast<int>(y.cols()),
-                                     .dropout = dropout};
-    return with_width<T>(y.cols(), {&weight, &position_weight, &y}, [&]<int kWidth>() {
-      return launch(context, fused_embedding_kernel<T, kWidth>, group_blocks<kWarp>(fused.rows), kThreads,
-                    fused);
-    });
-  });
+  return embed(call, LoadedTokens{call.inputs[0].as<const int32_t>()}, context);
 }
 
 cudaError_t position_embedding_bwd(const KernelCall& call, const CudaContext& context) {
   const TensorView &dy = call.inputs[0], &dweight = call.outputs[0];
-  const int64_t seq_len = dy.dim(1), positions = dweight.rows();
-  return with_type(dy.dtype, [&]<class T>() {
-    return with_gradient_type<T>(dweight.dtype, [&]<class Grad>() {
-      return with_width<T>(dy.cols(), {&dy, &dweight}, [&]<int kWidth>() {
-        return launch(context, position_embedding_bwd_kernel<T, Grad, kWidth>, group_blocks<kWarp>(positions),
-                      kThreads, dy.as<const T>(), dweight.as<Grad>(), positions, dy.rows() / seq_len,
-                      static_cast<int>(seq_len), static_cast<int>(dy.cols()), call.inputs[1].present());
-      });
-    });
+  return with_gradient_layout(dy, dweight, {}, [&]<class T, class Grad, int kWidth>() {
+    return launch(context, position_embedding_bwd_kernel<T, Grad, kWidth>,
+                  group_blocks<kWarp>(dweight.rows()), kThreads, position_embedding_bwd_of<T, Grad>(call));
   });
+}
+
+/// Of few tokens: each of them finds its place in the data for itself.
+CallRun batch_embedding_run(std::span<const KeyedCall> sequence, const CudaContext&) {
+  if (!begins_with(sequence, {"load_batch", "embedding"}) &&
+      !begins_with(sequence, {"load_batch", "fused_embedding"}))
+    return {};
+  const TensorView &loaded = sequence[0].call->outputs[0], &tokens = sequence[1].call->inputs[0];
+  if (loaded.data != tokens.data || tokens.elements() > kFewTokens) return {};
+  return {2, {{enqueue_batch_embedding, operands_of(sequence.first(2))}}};
+}
+
+CallRun embeddings_bwd_run(std::span<const KeyedCall> sequence, const CudaContext&) {
+  if (!begins_with(sequence, {"position_embedding_bwd", "embedding_bwd"})) return {};
+  const KernelCall &positions = *sequence[0].call, &tokens = *sequence[1].call;
+  if (positions.inputs[0].data != tokens.inputs[1].data ||
+      positions.outputs[0].dtype != tokens.outputs[0].dtype || !of_few_tokens(tokens))
+    return {};
+  return {2, {{enqueue_embeddings_bwd, operands_of(sequence.first(2))}}};
 }
 
 }  // namespace moec::cuda

@@ -7,7 +7,21 @@
 
 namespace moec::cuda {
 
-enum class EpilogueKind { kNone, kForward, kBackward };
+/// What there is of an epilogue forward: the activation or the preactivation, or the rest, or both. The
+/// former two are of runs alone that are whole, and begin at a multiple of four elements.
+enum class EpilogueKind { kNone, kActivation, kResidual, kForward, kBackward };
+
+constexpr bool activates(EpilogueKind kind) {
+  return kind == EpilogueKind::kActivation || kind == EpilogueKind::kForward;
+}
+constexpr bool adds_residual(EpilogueKind kind) {
+  return kind == EpilogueKind::kResidual || kind == EpilogueKind::kForward;
+}
+
+/// The kind that also does what this one does.
+constexpr EpilogueKind general_kind(EpilogueKind kind) {
+  return activates(kind) || adds_residual(kind) ? EpilogueKind::kForward : kind;
+}
 
 /// Of sums z, forward: y = residual + dropout(activation(z)), and z itself to `preactivation` if there is
 /// one. Backward: y = z activation'(preactivation). Null pointers are left out; all matrices have the type
@@ -20,9 +34,11 @@ struct Epilogue {
   Dropout dropout = {};
 
   EpilogueKind kind() const {
-    if (backward) return EpilogueKind::kBackward;
-    const bool forward = activation != fb::Activation::None || preactivation || residual || dropout.state;
-    return forward ? EpilogueKind::kForward : EpilogueKind::kNone;
+    using enum EpilogueKind;
+    if (backward) return kBackward;
+    const bool activates = activation != fb::Activation::None || preactivation;
+    const bool adds = residual || dropout.state;
+    return activates ? (adds ? kForward : kActivation) : adds ? kResidual : kNone;
   }
   bool empty() const { return kind() == EpilogueKind::kNone; }
 };
@@ -53,49 +69,38 @@ __device__ inline void store_run(T* to, int count, bool whole, const Vector<Accu
   }
 }
 
-/// values = activation(values).
-template <class T, class Acc = Accumulator<T>>
-__device__ void activate(fb::Activation activation, Acc (&values)[4]) {
-  const auto apply = [&](auto function) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) values[j] = function.template operator()<T>(values[j]);
-  };
-  switch (activation) {
-    case fb::Activation::Silu:
-      return apply(Silu());
-    case fb::Activation::Gelu:
-      return apply(Gelu());
-    case fb::Activation::GeluTanh:
-      return apply(GeluTanh());
-    default:
-      return;
-  }
-}
+/// An activation and its derivative; no types where there is none.
+template <class ForwardT, class BackwardT>
+struct ActivationPair {
+  using Forward = ForwardT;
+  using Backward = BackwardT;
+};
+using NoActivation = ActivationPair<void, void>;
 
-/// dy *= the derivative of the activation at z.
-template <class T, class Acc = Accumulator<T>>
-__device__ void differentiate(fb::Activation activation, Acc (&dy)[4], const Acc (&z)[4]) {
-  const auto apply = [&](auto function) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) dy[j] = function.template operator()<T>(dy[j], z[j]);
-  };
-  switch (activation) {
-    case fb::Activation::Silu:
-      return apply(SiluBwd());
-    case fb::Activation::Gelu:
-      return apply(GeluBwd());
-    case fb::Activation::GeluTanh:
-      return apply(GeluTanhBwd());
-    default:
-      return;
+/// body(pair) for the activation of an epilogue. Code for many elements goes in the body: choices between
+/// them would take more time than many an activation.
+template <EpilogueKind kKind, class Body>
+__device__ void with_activation(const Epilogue& epilogue, Body&& body) {
+  if constexpr (activates(kKind) || kKind == EpilogueKind::kBackward) {
+    switch (epilogue.activation) {
+      case fb::Activation::Silu:
+        return body(ActivationPair<Silu, SiluBwd>());
+      case fb::Activation::Gelu:
+        return body(ActivationPair<Gelu, GeluBwd>());
+      case fb::Activation::GeluTanh:
+        return body(ActivationPair<GeluTanh, GeluTanhBwd>());
+      default:
+        break;
+    }
   }
+  body(NoActivation());
 }
 
 /// What an epilogue needs for a run of four sums beside them. It may be fetched long before they are there.
 template <class T>
 struct EpilogueRun {
   Packed<T, 4> operand = {};
-  uint32_t kept = 0;
+  Dropout::Key dropout = {};
 };
 
 /// For the `count` sums that go to the places from `place` on; `whole` are four in a row of runs that are
@@ -103,38 +108,51 @@ struct EpilogueRun {
 template <EpilogueKind kKind, class T>
 __device__ EpilogueRun<T> fetch_run(const Epilogue& epilogue, int64_t place, int count, bool whole) {
   EpilogueRun<T> run;
-  if constexpr (kKind == EpilogueKind::kForward) {
+  if constexpr (adds_residual(kKind)) {
     if (epilogue.residual)
       run.operand = load_run(static_cast<const T*>(epilogue.residual) + place, count, whole);
-    if (epilogue.dropout.state) run.kept = epilogue.dropout.kept(place);
+    if (epilogue.dropout.state) run.dropout = epilogue.dropout.key();
   } else if constexpr (kKind == EpilogueKind::kBackward) {
     run.operand = load_run(static_cast<const T*>(epilogue.preactivation) + place, count, whole);
   }
   return run;
 }
 
-/// Applies the epilogue to such sums. z is rounded to storage first, so that the result does not depend on
-/// whether it was stored.
-template <EpilogueKind kKind, class T>
+/// Applies the epilogue with its Activation to such sums. z is rounded to storage first, so that the result
+/// does not depend on whether it was stored.
+template <EpilogueKind kKind, class Activation, class T>
 __device__ void apply_epilogue(const Epilogue& epilogue, const EpilogueRun<T>& run, int64_t place, int count,
                                bool whole, Vector<Accumulator<T>, 4>& sums) {
   Accumulator<T> operand[4];
   unpack(run.operand, operand);
-  if constexpr (kKind == EpilogueKind::kForward) {
+  if constexpr (activates(kKind)) {
     if (epilogue.preactivation)
       store_run(static_cast<T*>(epilogue.preactivation) + place, count, whole, sums);
-    if (epilogue.activation != fb::Activation::None) {
+    if constexpr (!std::is_same_v<Activation, NoActivation>) {
+      constexpr typename Activation::Forward kActivate;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sums.value[j] = widen(to_storage<T>(sums.value[j]));
-      activate<T>(epilogue.activation, sums.value);
+      for (int j = 0; j < 4; ++j)
+        sums.value[j] = kActivate.template operator()<T>(widen(to_storage<T>(sums.value[j])));
     }
-    if (epilogue.dropout.state) epilogue.dropout.apply(run.kept, sums.value);
+  }
+  if constexpr (adds_residual(kKind)) {
+    const Dropout& dropout = epilogue.dropout;
+    if (dropout.state) {
+      const uint32_t kept = kKind == EpilogueKind::kResidual
+                                ? dropout.kept_of_run(run.dropout, place / kDropoutRun)
+                                : dropout.kept(run.dropout, place);
+      dropout.apply(kept, sums.value);
+    }
     if (epilogue.residual) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums.value[j] += operand[j];
     }
-  } else if constexpr (kKind == EpilogueKind::kBackward) {
-    differentiate<T>(epilogue.activation, sums.value, operand);
+  }
+  if constexpr (kKind == EpilogueKind::kBackward && !std::is_same_v<Activation, NoActivation>) {
+    constexpr typename Activation::Backward kDifferentiate;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      sums.value[j] = kDifferentiate.template operator()<T>(sums.value[j], operand[j]);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/batched.h"
 #include "kernels/cuda/bias_gradient.cuh"
+#include "kernels/cuda/call_run.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/hopper/dense_product.h"
@@ -83,7 +84,9 @@ __global__ void epilogue_kernel(const T* z, T* y, int64_t n, bool aligned, Epilo
   const EpilogueRun<T> run = fetch_run<kKind, T>(epilogue, place, count, whole);
   Vector<Accumulator<T>, 4> sums;
   unpack(load_run(z + place, count, whole), sums.value);
-  apply_epilogue<kKind>(epilogue, run, place, count, whole, sums);
+  with_activation<kKind>(epilogue, [&]<class Activation>(Activation) {
+    apply_epilogue<kKind, Activation>(epilogue, run, place, count, whole, sums);
+  });
   store_run(y + place, count, whole, sums);
 }
 
@@ -197,6 +200,17 @@ cudaError_t multiply(Way way, const Product& product, const CudaContext& context
                                                         : multiply_in_two_passes(way, product, context);
 }
 
+/// The product of a linear or fused_linear layer.
+Product forward_of(const KernelCall& layer) {
+  const bool fused = layer.inputs.size() > 3;
+  return fused ? fused_forward(layer) : forward(layer);
+}
+
+NormOperands operands_of(const KernelCall& norm) {
+  const bool centred = norm.outputs.size() > 2;
+  return centred ? layernorm_operands(norm) : rmsnorm_operands(norm);
+}
+
 bool has_bias(const KernelCall& call) { return call.outputs.size() > 1; }
 
 /// The gradient of the bias; what stands for none where there is none.
@@ -302,6 +316,19 @@ void add_variants(std::string_view name, std::vector<CudaVariant>& to) {
                 multiply_as<fused_input_gradient, kWay>}});
 }
 
+/// Whether rows of the norm that are overwritten, or whose results are, may be read for other rows: a block
+/// computes both calls for its own.
+bool can_go_by_rows(const KernelCall& norm, const KernelCall& layer) {
+  const std::span<const TensorView> rest = std::span(layer.inputs).subspan(1);
+  return !overlap(norm.outputs, norm.inputs) && !overlap(norm.outputs, rest) &&
+         !overlap(layer.outputs, norm.inputs) && !overlap(layer.outputs, norm.outputs) &&
+         !overlap(layer.outputs, rest);
+}
+
+cudaError_t enqueue_norm_linear(std::span<const KeyedCall> calls, const CudaContext& context) {
+  return multiply_normed(operands_of(*calls[0].call), forward_of(*calls[1].call), context);
+}
+
 }  // namespace
 
 cudaError_t multiply(const Product& product, const CudaContext& context) {
@@ -315,6 +342,22 @@ cudaError_t linear(const KernelCall& call, const CudaContext& context) {
 
 cudaError_t fused_linear(const KernelCall& call, const CudaContext& context) {
   return multiply(fused_forward(call), context);
+}
+
+CallRun norm_linear_run(std::span<const KeyedCall> sequence, const CudaContext& context) {
+  const auto begins = [&](std::string_view norm, std::string_view layer) {
+    return begins_with(sequence, {norm, layer});
+  };
+  if (!begins("layernorm", "linear") && !begins("layernorm", "fused_linear") &&
+      !begins("rmsnorm", "linear") && !begins("rmsnorm", "fused_linear"))
+    return {};
+  const KernelCall &norm = *sequence[0].call, &layer = *sequence[1].call;
+  const Product product = forward_of(layer);
+  const bool suits = norm.outputs[0].data == layer.inputs[0].data && !is_narrow(product) &&
+                     choose(product, context) == Way::kTiled &&
+                     can_multiply_normed(operands_of(norm), product, context);
+  if (!suits || !can_go_by_rows(norm, layer)) return {};
+  return {2, {{enqueue_norm_linear, operands_of(sequence.first(2))}}};
 }
 
 cudaError_t linear_rope(const KernelCall& call, const CudaContext& context) {

@@ -2,8 +2,10 @@
 // launch writes the terms of rows or of pieces of rows, a second one adds them in order.
 #include <cmath>
 
+#include "kernels/cuda/call_run.h"
 #include "kernels/cuda/scalar.cuh"
 #include "kernels/cuda/softmax_stats.cuh"
+#include "kernels/train_state.h"
 #include "kernels/workspace.h"
 
 namespace moec::cuda {
@@ -94,15 +96,29 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_bwd_kernel(const Cross
   }
 }
 
+/// Where a launch computes seed_gradient, too.
+struct GradientSeed {
+  const TrainState* state = nullptr;  // null where dloss is there
+  double grad_accum = 1;
+
+  /// dloss as it is stored, by one thread.
+  __device__ double seed(const Scalar& dloss) const {
+    if (state == nullptr) return dloss.read();
+    const double value = state->loss_scale / grad_accum;
+    if (global_thread() == 0) dloss.write(value);
+    return dloss.is_double ? value : static_cast<float>(value);
+  }
+};
+
 /// The same with the losses of rows, from logits alone: what of a row is not held is read again from the
 /// cache. The thread that has a row's target writes its loss.
 template <class T, int kWidth, int kGroup>
 __global__ void __launch_bounds__(kThreads)
-    cross_entropy_gradient_kernel(const CrossEntropyBwd<T> bwd, double* row_losses) {
+    cross_entropy_gradient_kernel(const CrossEntropyBwd<T> bwd, const GradientSeed seed, double* row_losses) {
   begin_kernel();
   using Acc = Accumulator<T>;
   const int valid = count_valid(bwd.targets, bwd.rows);
-  const auto factor = static_cast<Acc>(bwd.dloss.read() / max(1, valid));
+  const auto factor = static_cast<Acc>(seed.seed(bwd.dloss) / max(1, valid));
   const int64_t groups = int64_t{gridDim.x} * (kThreads / kGroup);
   for (int64_t row = group_row<kGroup>(); row < bwd.rows; row += groups) {
     const int32_t target = bwd.targets[row];
@@ -216,6 +232,47 @@ __global__ void router_z_loss_bwd_kernel(Scalar dloss, const T* logits, T* dlogi
     dlogits[row * cols + e] = scale * exponential<T>(x[e] - lse);
 }
 
+/// The gradient of cross_entropy_gradient, and the losses of its rows.
+cudaError_t enqueue_rows(const KernelCall& call, const GradientSeed& seed, const CudaContext& context) {
+  const TensorView &logits = call.inputs[0], &targets = call.inputs[1], &dlogits = call.outputs[1];
+  const int64_t most_blocks = int64_t{8} * context.sm_count;  // what can be resident, as above
+  return with_type(logits.dtype, [&]<class T>() {
+    const CrossEntropyBwd<T> bwd = {.dloss = Scalar(call.inputs[2]),
+                                    .logits = logits.as<const T>(),
+                                    .targets = targets.as<const int32_t>(),
+                                    .lse = nullptr,
+                                    .dlogits = dlogits.as<T>(),
+                                    .rows = logits.rows(),
+                                    .cols = static_cast<int>(logits.cols())};
+    return with_row_layout<T>(bwd.cols, {&logits, &dlogits}, [&]<int kWidth, int kGroup>() {
+      return launch(context, cross_entropy_gradient_kernel<T, kWidth, kGroup>,
+                    std::min(most_blocks, group_blocks<kGroup>(bwd.rows)), kThreads, bwd, seed,
+                    call.workspace.as<double>());
+    });
+  });
+}
+
+/// The loss of cross_entropy_gradient, from those of its rows.
+cudaError_t enqueue_mean(const KernelCall& call, const CudaContext& context) {
+  const TensorView &logits = call.inputs[0], &targets = call.inputs[1];
+  return launch(context, mean_kernel, 1, kThreads, call.workspace.as<double>(), targets.as<const int32_t>(),
+                logits.rows(), 1.0, Scalar(call.outputs[0]));
+}
+
+cudaError_t enqueue_rows_of_run(std::span<const KeyedCall> calls, const CudaContext& context) {
+  GradientSeed seed;
+  if (calls.size() > 1) {
+    const KernelCall& first = *calls[0].call;
+    seed = {.state = first.inputs[0].as<const TrainState>(),
+            .grad_accum = static_cast<double>(first.attrs<fb::SeedGradientT>().grad_accum)};
+  }
+  return enqueue_rows(*calls.back().call, seed, context);
+}
+
+cudaError_t enqueue_mean_of_run(std::span<const KeyedCall> calls, const CudaContext& context) {
+  return enqueue_mean(*calls.back().call, context);
+}
+
 }  // namespace
 
 cudaError_t cross_entropy(const KernelCall& call, const CudaContext& context) {
@@ -254,25 +311,22 @@ cudaError_t cross_entropy_bwd(const KernelCall& call, const CudaContext& context
 }
 
 cudaError_t cross_entropy_gradient(const KernelCall& call, const CudaContext& context) {
-  const TensorView &logits = call.inputs[0], &targets = call.inputs[1], &dlogits = call.outputs[1];
-  const int64_t most_blocks = int64_t{8} * context.sm_count;  // as above
-  auto* row_losses = call.workspace.as<double>();
-  const cudaError_t status = with_type(logits.dtype, [&]<class T>() {
-    const CrossEntropyBwd<T> bwd = {.dloss = Scalar(call.inputs[2]),
-                                    .logits = logits.as<const T>(),
-                                    .targets = targets.as<const int32_t>(),
-                                    .lse = nullptr,
-                                    .dlogits = dlogits.as<T>(),
-                                    .rows = logits.rows(),
-                                    .cols = static_cast<int>(logits.cols())};
-    return with_row_layout<T>(bwd.cols, {&logits, &dlogits}, [&]<int kWidth, int kGroup>() {
-      return launch(context, cross_entropy_gradient_kernel<T, kWidth, kGroup>,
-                    std::min(most_blocks, group_blocks<kGroup>(bwd.rows)), kThreads, bwd, row_losses);
-    });
-  });
-  if (status != cudaSuccess) return status;
-  return launch(context, mean_kernel, 1, kThreads, row_losses, targets.as<const int32_t>(), logits.rows(),
-                1.0, Scalar(call.outputs[0]));
+  const cudaError_t status = enqueue_rows(call, GradientSeed{}, context);
+  return status == cudaSuccess ? enqueue_mean(call, context) : status;
+}
+
+/// [seed_gradient], cross_entropy_gradient: the mean of the rows' losses need not come before what follows.
+CallRun loss_run(std::span<const KeyedCall> sequence, const CudaContext&) {
+  const size_t calls = begins_with(sequence, {"seed_gradient", "cross_entropy_gradient"}) ? 2
+                       : begins_with(sequence, {"cross_entropy_gradient"})                ? 1
+                                                                                          : 0;
+  if (calls == 0) return {};
+  const KernelCall& loss = *sequence[calls - 1].call;
+  KernelCall rows = operands_of(sequence.first(calls)), mean;
+  mean.inputs = {loss.workspace, loss.inputs[1]};
+  mean.outputs = {loss.outputs[0]};
+  std::erase_if(rows.outputs, [&](const TensorView& output) { return output.data == loss.outputs[0].data; });
+  return {calls, {{enqueue_rows_of_run, std::move(rows)}, {enqueue_mean_of_run, std::move(mean)}}};
 }
 
 cudaError_t aux_loss(const KernelCall& call, const CudaContext& context) {

@@ -1,27 +1,10 @@
-// RMSNorm and LayerNorm over the last dimension D, alone and of the sum of two values, forward. RMSNorm is
-// LayerNorm with a mean of 0 and no bias. A sum is normalised as it is stored, which is what the backward
-// pass reads.
-#include <cmath>
-
+// RMSNorm and LayerNorm over the last dimension D, alone and of the sum of two values, forward. A sum is
+// normalised as it is stored, which is what the backward pass reads.
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 namespace moec::cuda {
 namespace {
-
-template <class T, class Acc = Accumulator<T>>
-struct Norm {
-  const T* x;
-  const T* addend;  // with a sum only: x + addend is normalised, and written to sum
-  const T* weight;
-  const T* bias;  // null where there is none
-  T* sum;         // may be x or addend
-  T* y;           // likewise
-  Acc* mean;      // written by LayerNorm only
-  Acc* rstd;
-  int64_t rows;
-  int cols;
-  Acc eps;
-};
 
 /// a + b as it is stored.
 template <class T, int kWidth>
@@ -34,8 +17,7 @@ __device__ Packed<T, kWidth> add(const Packed<T, kWidth>& a, const Packed<T, kWi
   return pack<T>(sums);
 }
 
-/// What of a row is not held is read again for the variance and for y, from the cache. The variance is of
-/// centred values: no cancellation.
+/// What of a row is not held is read again for the variance and for y, from the cache.
 template <bool kCentred, bool kSum, class T, int kWidth, int kGroup, bool kShort>
 __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
   begin_kernel();
@@ -50,7 +32,6 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
     else
       return load_packed<kWidth>(x, i);
   });
-  const auto cols = static_cast<Acc>(norm.cols);
   // Of the first place, so that a short row waits for memory once.
   const int64_t first = group_lane<kGroup>();
   Packed<T, kWidth> first_weight = {}, first_bias = {};
@@ -65,19 +46,17 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
     held.for_each([&](int64_t, const Packed<T, kWidth>& v) {
       Acc values[kWidth];
       unpack(v, values);
-#pragma unroll
-      for (const Acc value : values) sum += value;
+      sum = add_values(sum, values);
     });
-    mean = group_reduce<kGroup>(sum) / cols;
+    mean = group_reduce<kGroup>(sum) * norm.share;
   }
   Acc squares = 0;
   held.for_each([&](int64_t, const Packed<T, kWidth>& v) {
     Acc values[kWidth];
     unpack(v, values);
-#pragma unroll
-    for (const Acc value : values) squares += (value - mean) * (value - mean);
+    squares = add_squares(squares, values, mean);
   });
-  const Acc rstd = 1 / std::sqrt(group_reduce<kGroup>(squares) / cols + norm.eps);
+  const Acc rstd = inverse_deviation<T>(group_reduce<kGroup>(squares) * norm.share, norm.eps);
 
   held.for_each([&](int64_t i, const Packed<T, kWidth>& v) {
     if constexpr (kSum) store(norm.sum + row * norm.cols, i, v);
@@ -85,8 +64,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
     unpack(v, values);
     unpack(i == first ? first_weight : load_packed<kWidth>(norm.weight, i), weights);
     if (kCentred && norm.bias) unpack(i == first ? first_bias : load_packed<kWidth>(norm.bias, i), biases);
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) values[j] = (values[j] - mean) * rstd * weights[j] + biases[j];
+    normalise(values, mean, rstd, weights, biases);
     store(norm.y + row * norm.cols, i, pack<T>(values));
   });
   if (group_lane<kGroup>() == 0) {
@@ -95,27 +73,13 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm<T> norm) {
   }
 }
 
-struct NormViews {
-  const TensorView &x, &addend, &weight, &bias, &sum, &y, &mean, &rstd;
-};
-
 template <bool kCentred, bool kSum>
-cudaError_t run_norm(const CudaContext& context, const NormViews& views, float eps) {
-  return with_type(views.x.dtype, [&]<class T>() {
-    using Acc = Accumulator<T>;
-    const Norm<T> norm = {.x = views.x.as<const T>(),
-                          .addend = views.addend.as<const T>(),
-                          .weight = views.weight.as<const T>(),
-                          .bias = views.bias.as<const T>(),
-                          .sum = views.sum.as<T>(),
-                          .y = views.y.as<T>(),
-                          .mean = views.mean.as<Acc>(),
-                          .rstd = views.rstd.as<Acc>(),
-                          .rows = views.x.rows(),
-                          .cols = static_cast<int>(views.x.cols()),
-                          .eps = Acc{eps}};
+cudaError_t run_norm(const CudaContext& context, const NormOperands& operands) {
+  return with_type(operands.x.dtype, [&]<class T>() {
+    const Norm<T> norm = as_norm<T>(operands);
     return with_short_row_layout<T>(
-        norm.cols, {&views.x, &views.addend, &views.weight, &views.bias, &views.sum, &views.y},
+        norm.cols,
+        {&operands.x, &operands.addend, &operands.weight, &operands.bias, &operands.sum, &operands.y},
         [&]<int kWidth, int kGroup, bool kShort>() {
           return launch(context, norm_kernel<kCentred, kSum, T, kWidth, kGroup, kShort>,
                         group_blocks<kGroup>(norm.rows), kThreads, norm);
@@ -123,60 +87,38 @@ cudaError_t run_norm(const CudaContext& context, const NormViews& views, float e
   });
 }
 
-constexpr TensorView kAbsent;
-
 }  // namespace
 
 cudaError_t rmsnorm(const KernelCall& call, const CudaContext& context) {
-  return run_norm<false, false>(context,
-                                {.x = call.inputs[0],
-                                 .addend = kAbsent,
-                                 .weight = call.inputs[1],
-                                 .bias = kAbsent,
-                                 .sum = kAbsent,
-                                 .y = call.outputs[0],
-                                 .mean = kAbsent,
-                                 .rstd = call.outputs[1]},
-                                call.attrs<fb::RmsNormT>().eps);
-}
-
-cudaError_t add_rmsnorm(const KernelCall& call, const CudaContext& context) {
-  return run_norm<false, true>(context,
-                               {.x = call.inputs[0],
-                                .addend = call.inputs[1],
-                                .weight = call.inputs[2],
-                                .bias = kAbsent,
-                                .sum = call.outputs[0],
-                                .y = call.outputs[1],
-                                .mean = kAbsent,
-                                .rstd = call.outputs[2]},
-                               call.attrs<fb::FusedNormT>().eps);
+  return run_norm<false, false>(context, rmsnorm_operands(call));
 }
 
 cudaError_t layernorm(const KernelCall& call, const CudaContext& context) {
-  return run_norm<true, false>(context,
-                               {.x = call.inputs[0],
-                                .addend = kAbsent,
-                                .weight = call.inputs[1],
-                                .bias = call.inputs[2],
-                                .sum = kAbsent,
-                                .y = call.outputs[0],
-                                .mean = call.outputs[1],
-                                .rstd = call.outputs[2]},
-                               call.attrs<fb::LayerNormT>().eps);
+  return run_norm<true, false>(context, layernorm_operands(call));
+}
+
+cudaError_t add_rmsnorm(const KernelCall& call, const CudaContext& context) {
+  return run_norm<false, true>(context, {.x = call.inputs[0],
+                                         .addend = call.inputs[1],
+                                         .weight = call.inputs[2],
+                                         .bias = {},
+                                         .sum = call.outputs[0],
+                                         .y = call.outputs[1],
+                                         .mean = {},
+                                         .rstd = call.outputs[2],
+                                         .eps = call.attrs<fb::FusedNormT>().eps});
 }
 
 cudaError_t add_layernorm(const KernelCall& call, const CudaContext& context) {
-  return run_norm<true, true>(context,
-                              {.x = call.inputs[0],
-                               .addend = call.inputs[1],
-                               .weight = call.inputs[2],
-                               .bias = call.inputs[3],
-                               .sum = call.outputs[0],
-                               .y = call.outputs[1],
-                               .mean = call.outputs[2],
-                               .rstd = call.outputs[3]},
-                              call.attrs<fb::FusedNormT>().eps);
+  return run_norm<true, true>(context, {.x = call.inputs[0],
+                                        .addend = call.inputs[1],
+                                        .weight = call.inputs[2],
+                                        .bias = call.inputs[3],
+                                        .sum = call.outputs[0],
+                                        .y = call.outputs[1],
+                                        .mean = call.outputs[2],
+                                        .rstd = call.outputs[3],
+                                        .eps = call.attrs<fb::FusedNormT>().eps});
 }
 
 }  // namespace moec::cuda

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/epilogue.cuh"
+#include "kernels/cuda/norm.h"
 
 namespace moec::cuda {
 
@@ -68,6 +69,11 @@ bool tiled_supports(const Product& product);
 /// Any product but those of f16 factors to an f16 result, by our own kernels, its epilogue included: good for
 /// small products, for f64, and for factors of different types.
 cudaError_t multiply_tiled(const Product& product, const CudaContext& context);
+
+/// A norm, and by multiply_tiled() the product of which its y is the factor a and no other operand, in one
+/// launch, with the bits of the two calls.
+cudaError_t multiply_normed(const NormOperands& norm, const Product& product, const CudaContext& context);
+bool can_multiply_normed(const NormOperands& norm, const Product& product, const CudaContext& context);
 
 /// The gradient of a bias, of the type of its weight's, in which the old one may be `accumulate`d. No data
 /// where a layer has no bias.

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/dense_tile.cuh"
 #include "kernels/cuda/grid.cuh"
+#include "kernels/cuda/normed_part.cuh"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/simt_tile.cuh"
 
@@ -17,6 +18,9 @@ template <class T, class TBias, EpilogueKind kEpilogue, bool kWhole = false>
 struct ProductResult {
   using Element = T;
   using Acc = Accumulator<T>;
+  static constexpr EpilogueKind kKind = kEpilogue;
+  /// Whether the factors come first: operands of every element would hold them up.
+  static constexpr bool kFetchLate = kEpilogue == EpilogueKind::kBackward;
 
   /// What is fetched ahead of the four sums that go with it.
   struct Ahead {
@@ -44,21 +48,24 @@ struct ProductResult {
     const Run run = run_at(row, col, whole);
     Ahead ahead;
     if (bias) ahead.bias = load_run(bias + col, run.count, run.whole);
-    if (accumulate) {
-      ahead.run.operand = load_run(data + run.place, run.count, run.whole);
-    } else {
+    if constexpr (kEpilogue != EpilogueKind::kNone) {
       ahead.run = fetch_run<kEpilogue, T>(epilogue, run.place, run.count, run.whole);
+    } else if (accumulate) {
+      ahead.run.operand = load_run(data + run.place, run.count, run.whole);
     }
     return ahead;
   }
 
-  __device__ void store(int row, int col, bool whole, Vector<Acc, 4> sums, const Ahead& ahead) const {
+  /// With an ActivationPair of with_activation().
+  template <class Activation>
+  __device__ void store(Activation, int row, int col, bool whole, Vector<Acc, 4> sums,
+                        const Ahead& ahead) const {
     const Run run = run_at(row, col, whole);
     if (bias) add(ahead.bias, sums);
-    if (accumulate) {
+    if constexpr (kEpilogue != EpilogueKind::kNone) {
+      apply_epilogue<kEpilogue, Activation>(epilogue, ahead.run, run.place, run.count, run.whole, sums);
+    } else if (accumulate) {
       add(ahead.run.operand, sums);
-    } else {
-      apply_epilogue<kEpilogue>(epilogue, ahead.run, run.place, run.count, run.whole, sums);
     }
     store_run(data + run.place, run.count, run.whole, sums);
   }
@@ -124,13 +131,17 @@ struct Tiles {
   static constexpr bool kAre =
       std::is_same_v<typename A::Element, T>&& std::is_same_v<typename B::Element, T>;
   template <class A, class B>
-  static constexpr bool kDense = kAre<bf16, A, B> || (kDenseF32 && kAre<float, A, B>);
+  static constexpr bool kDense = kAre<bf16, A, B> || (kAre<float, A, B> && (kDenseF32 || kIsNormed<A>));
   template <class A, class B>
   using Engine = std::conditional_t<kDense<A, B>, DenseTile<Dense, A, B>, SimtTile<Simt, A, B>>;
 };
 using SmallTiles = Tiles<DenseShape<32, 32, 128, 16, 16, 2, 2>, SimtSmall>;
 using DeepTiles = Tiles<DenseShape<32, 32, 256, 16, 16, 2, 2>, SimtSmall>;  // of bf16 factors
 using MediumTiles = Tiles<DenseShape<64, 64, 128, 16, 16, 1>, SimtShape<64, 64, 32, 8, 4, 4>>;
+/// Of fewer rows, each of which costs more, where they are normalised.
+using WideTiles = Tiles<DenseShape<32, 128, 128, 16, 16, 1>, SimtShape<32, 128, 32, 8, 4, 4>>;
+/// Of many depths: warps that own more read less of shared memory.
+using LongTiles = Tiles<DenseShape<64, 64, 128, 32, 32, 1, 4>, SimtShape<64, 64, 32, 8, 4, 4>>;
 
 /// A product cut into tiles of a kind, and with it DepthSums if kSumsDepths, for which the engine must be
 /// DenseTile.
@@ -171,6 +182,7 @@ struct CutProduct {
     left.data = a.at(0, begin);
     right.data = b.at(0, begin);
     left.depth = right.depth = min(cut.depth, a.depth - begin);
+    if constexpr (kIsNormed<A>) left.writes = col == 0;
     auto* const row_sums = reinterpret_cast<Acc*>(static_cast<unsigned char*>(shared) + Engine::kSharedBytes);
     auto* const parts = reinterpret_cast<Vector<Acc, 4>*>(row_sums + (kSumsDepths ? kRowSums : 0));
     const bool whole = c.template whole<Tiles::kM, Tiles::kN>(row, col);
@@ -183,8 +195,8 @@ struct CutProduct {
       if (splits) wait_for_cluster();  // all blocks have started, and can be written to
     };
     if constexpr (kDense) {
-      Engine::template multiply<kSumsDepths>(left, right, row, col, shared, sums, fetch,
-                                             cluster_shared(row_sums + split * Tiles::kM, 0));
+      Engine::template multiply<kSumsDepths, C::kFetchLate>(left, right, row, col, shared, sums, fetch,
+                                                            cluster_shared(row_sums + split * Tiles::kM, 0));
     } else {
       fetch();
       Engine::multiply(left, right, row, col, shared, sums);
@@ -195,10 +207,12 @@ struct CutProduct {
       __syncthreads();
     }
     if (kSumsDepths && split == 0 && col == 0) store_row_sums(row, row_sums);
+    with_activation<C::kKind>(c.epilogue, [&](auto activation) {
 #pragma unroll
-    for (int r = 0; r < kRuns; ++r)
-      if (owner(r) == split)
-        c.store(row + run_row<Shape>(r), col + run_col<Shape>(r), whole, sums[r], ahead[r]);
+      for (int r = 0; r < kRuns; ++r)
+        if (owner(r) == split)
+          c.store(activation, row + run_row<Shape>(r), col + run_col<Shape>(r), whole, sums[r], ahead[r]);
+    });
   }
 
  private:

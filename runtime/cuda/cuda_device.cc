@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/batched.h"
+#include "kernels/cuda/call_run.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/cudnn/attention.h"
 #include "kernels/cuda/variants.h"
@@ -45,11 +46,21 @@ Result<uint64_t> bytes_in_use() {
   return total - free;
 }
 
+/// A program and an instruction of it.
+using Place = std::pair<size_t, size_t>;
+
+/// A call of a sequence, or a launch of several of them.
+struct SequenceItem {
+  std::vector<cuda::KeyedCall> calls;
+  Place place;               // of the last call
+  cuda::RunLaunch run = {};  // of several
+};
+
 /// What was captured of a sequence of programs.
 struct SequenceGraph {
   std::vector<size_t> programs;
   CudaGraphExec executable;
-  std::vector<std::pair<size_t, size_t>> nodes;  // while recording: program and instruction of each node
+  std::vector<Place> nodes;  // while recording, of each node
 };
 
 class CudaDevice final : public Device {
@@ -288,6 +299,10 @@ class CudaDevice final : public Device {
     return {};
   }
 
+  const fb::InstructionT& instruction_at(const Place& place) const {
+    return *programs()[place.first].plan->instructions[place.second];
+  }
+
   Status enqueue(size_t program, size_t instruction) { return enqueue(program, instruction, context_); }
 
   Status enqueue(size_t program, size_t instruction, const cuda::CudaContext& context) {
@@ -331,34 +346,39 @@ class CudaDevice final : public Device {
 
   /// In one stream while a timeline is recorded, which shows one instruction after the other.
   Status enqueue_sequence(SequenceGraph& sequence) {
+    const std::vector<SequenceItem> items = items_of(sequence.programs);
     std::vector<SequenceCall> calls;
-    std::vector<std::pair<size_t, size_t>> places;  // program and instruction of each
-    for (const size_t program : sequence.programs)
-      for (size_t i = 0; i < programs()[program].calls.size(); ++i) {
-        const fb::InstructionT& instruction = *programs()[program].plan->instructions[i];
-        // cuDNN's calls share one workspace, so they stay in one stream.
-        const bool small =
-            is_small_call(static_cast<double>(instruction.flops), static_cast<double>(instruction.bytes)) &&
-            programs()[program].variants[i] != "cudnn";
-        const bool chosen = !programs()[program].variants[i].empty();
-        calls.push_back({&programs()[program].calls[i], small && recorder_ == nullptr,
-                         chosen ? nullptr : cuda::find_batched_kernel(instruction.kernel)});
-        places.emplace_back(program, i);
-      }
+    for (const SequenceItem& item : items) {
+      const auto& [program, i] = item.place;
+      const fb::InstructionT& instruction = *programs()[program].plan->instructions[i];
+      const std::string_view variant = programs()[program].variants[i];
+      // cuDNN's calls share one workspace, so they stay in one stream.
+      const bool small =
+          is_small_call(static_cast<double>(instruction.flops), static_cast<double>(instruction.bytes)) &&
+          variant != "cudnn";
+      const bool is_run = item.run.enqueue != nullptr;
+      calls.push_back({is_run ? &item.run.operands : item.calls.front().call, small && recorder_ == nullptr,
+                       is_run || !variant.empty() ? nullptr : cuda::find_batched_kernel(instruction.kernel),
+                       item.calls.size()});
+    }
     const std::vector<ScheduledLaunch> schedule = schedule_calls(calls);
     ScheduledStreams streams(context_.stream, beside_context_.stream, schedule);
     double since_mark = 0;
     for (size_t number = 0; number < schedule.size(); ++number) {
       const ScheduledLaunch& launch = schedule[number];
-      const auto& [program, i] = places[launch.calls.back()];
+      const auto& [program, i] = items[launch.calls.back()].place;
       const cuda::CudaContext& context = launch.beside ? beside_context_ : context_;
       MOEC_RETURN_IF_CUDA_ERROR(streams.before(number));
-      if (launch.calls.size() == 1)
+      const SequenceItem& item = items[launch.calls.front()];
+      if (item.run.enqueue)
+        MOEC_RETURN_IF_ERROR(enqueue_run(item, context));
+      else if (launch.calls.size() == 1)
         MOEC_RETURN_IF_ERROR(enqueue(program, i, context));
       else
         MOEC_RETURN_IF_ERROR(enqueue_together(launch, calls, context));
       MOEC_RETURN_IF_CUDA_ERROR(streams.after(number));
-      if (!launch.beside) since_mark += least_seconds(*programs()[program].plan->instructions[i]);
+      for (const size_t call : launch.calls)
+        if (!launch.beside) since_mark += least_seconds(instruction_at(items[call].place));
       if (since_mark >= kSecondsPerMark) {
         MOEC_RETURN_IF_ERROR(mark_completed(program, i));
         since_mark = 0;
@@ -369,6 +389,37 @@ class CudaDevice final : public Device {
     }
     MOEC_RETURN_IF_CUDA_ERROR(streams.join());
     return {};
+  }
+
+  /// What a sequence of programs is made of. Each call is alone where a variant is chosen for it, and while a
+  /// timeline is recorded.
+  std::vector<SequenceItem> items_of(std::span<const size_t> sequence) const {
+    std::vector<cuda::KeyedCall> calls;
+    std::vector<Place> places;
+    for (const size_t program : sequence)
+      for (size_t i = 0; i < programs()[program].calls.size(); ++i) {
+        const Place& place = places.emplace_back(program, i);
+        const bool alone = recorder_ != nullptr || !programs()[program].variants[i].empty();
+        calls.push_back(
+            {alone ? std::string_view() : instruction_at(place).kernel, &programs()[program].calls[i]});
+      }
+    std::vector<SequenceItem> items;
+    for (auto rest = std::span<const cuda::KeyedCall>(calls); !rest.empty();) {
+      cuda::CallRun run = cuda::find_call_run(rest, context_);
+      if (run.calls == 0) run = {.calls = 1, .launches = {{}}};
+      const auto of_run = rest.first(run.calls);
+      rest = rest.subspan(run.calls);
+      for (cuda::RunLaunch& launch : run.launches)
+        items.push_back({.calls = {of_run.begin(), of_run.end()},
+                         .place = places[calls.size() - rest.size() - 1],
+                         .run = std::move(launch)});
+    }
+    return items;
+  }
+
+  Status enqueue_run(const SequenceItem& item, const cuda::CudaContext& context) {
+    const NvtxRange range("run");
+    return checked(item.run.enqueue(item.calls, context), "several calls in one launch");
   }
 
   /// The calls of a launch, which have the same batched kernel.

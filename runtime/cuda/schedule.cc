@@ -12,7 +12,7 @@ constexpr size_t kDistance = 2;
 
 /// Calls that pass until one that waits for others of its kind goes with those that are there: those of a
 /// layer.
-constexpr size_t kPatience = 16;
+constexpr size_t kPatience = 12;
 
 struct Range {
   uintptr_t begin, end;
@@ -52,11 +52,15 @@ bool must_wait(const Accesses& later, const Accesses& earlier) {
 }
 
 /// Whether calls follow, but none of the next kDistance needs what call `i` writes.
-bool needed_late(std::span<const Accesses> accesses, size_t i) {
-  if (i + kDistance >= accesses.size()) return false;
-  return std::ranges::none_of(accesses.subspan(i + 1, kDistance), [&](const Accesses& later) {
-    return overlap(accesses[i].writes, later.reads) || overlap(accesses[i].writes, later.writes);
-  });
+bool needed_late(std::span<const SequenceCall> calls, std::span<const Accesses> accesses, size_t i) {
+  size_t distance = 0;
+  for (size_t later = i + 1; later < calls.size() && distance < kDistance; ++later) {
+    if (overlap(accesses[i].writes, accesses[later].reads) ||
+        overlap(accesses[i].writes, accesses[later].writes))
+      return false;
+    distance += calls[later].count;
+  }
+  return distance >= kDistance;
 }
 
 /// Gathers calls to launches.
@@ -132,7 +136,7 @@ std::vector<ScheduledLaunch> schedule_calls(std::span<const SequenceCall> calls)
 
   Launches launches(calls, accesses);
   for (size_t i = 0; i < calls.size(); ++i)
-    launches.add(i, i > 0 && calls[i].small && needed_late(accesses, i));
+    launches.add(i, i > 0 && calls[i].small && needed_late(calls, accesses, i));
   std::vector<ScheduledLaunch> schedule = launches.finish();
   add_waits(accesses, schedule);
   return schedule;

@@ -11,12 +11,14 @@
 
 namespace moec::runtime {
 
-/// A call in the order of the plan. One that is `small` leaves most of the device idle. Calls with the same
-/// `batch` can be computed in one launch if none needs or overwrites what another one writes.
+/// A call in the order of the plan, or what stands for several. One that is `small` leaves most of the device
+/// idle. Calls with the same `batch` can be computed in one launch if none needs or overwrites what another
+/// one writes.
 struct SequenceCall {
   const KernelCall* call = nullptr;
   bool small = false;
   cuda::BatchedKernel batch = nullptr;
+  size_t count = 1;  // of the plan's calls that it stands for
 };
 
 /// A call, or several that are computed together, in one of two streams, each of which keeps the order of

@@ -79,7 +79,10 @@ std::vector<Sample> wide_attention_samples() {
            R"([{name: "qkv", inputs: ["x"], op_type: "Linear", op: {out_features: 384, init_std: 1}},
                {name: "y", inputs: ["qkv"], op_type: "Attention", op: {heads: 4, kv_heads: 1, head_dim: 64}}])"},
           sample("short, whole tiles", 2, 64, 4, 4, 32),
-          sample("short GQA", 3, 50, 6, 2, 32)};
+          sample("short GQA", 3, 50, 6, 2, 32),
+          sample("short MQA, wide heads", 2, 63, 4, 1, 64),
+          sample("short, one position more than two tiles", 2, 33, 2, 2, 16),
+          sample("short GQA, heads of no whole vectors", 3, 7, 4, 2, 20)};
 }
 
 std::vector<Sample> wide_expert_samples() {

@@ -67,6 +67,9 @@ TEST_CASE("eager, segmented and whole execution give the same bits over 50 steps
       const uint64_t hash = must(eager.state_hash());
       CHECK(must(segmented.state_hash()) == hash);
       CHECK(must(whole.state_hash()) == hash);
+      const double loss = must(eager.evaluate(3));
+      CHECK(must(segmented.evaluate(3)) == loss);
+      CHECK(must(whole.evaluate(3)) == loss);
     }
 }
 

@@ -11,8 +11,6 @@
 
 namespace moec::cuda::hopper {
 
-constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-
 /// Registers of a thread, by the number of warpgroups that compute: together as many as the block started
 /// with.
 template <int kConsumers>
@@ -20,13 +18,6 @@ struct Registers {
   static_assert(kConsumers == 2 || kConsumers == 3);
   static constexpr int kProducer = kConsumers == 3 ? 32 : 24, kConsumer = kConsumers == 3 ? 160 : 240;
 };
-
-/// 2^x, good to 2 ulp.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
 
 /// The dynamic shared memory from the first boundary of 1,024 bytes on.
 __device__ __forceinline__ void* aligned_shared() {

@@ -1,0 +1,145 @@
+// Which calls are computed together. That all modes then give the same bits show training_test and
+// optimizer_test.
+#include "kernels/cuda/call_run.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <deque>
+#include <string_view>
+#include <vector>
+
+#include "kernels/train_state.h"
+#include "runtime/cuda/schedule.h"
+
+namespace moec::test {
+namespace {
+
+using cuda::CallRun;
+using cuda::KeyedCall;
+using fb::DType;
+
+/// Operands at addresses of their own.
+class Memory {
+ public:
+  TensorView operator()(DType dtype, std::vector<int64_t> shape) {
+    TensorView view;
+    view.data = reinterpret_cast<void*>(end_);  // NOLINT(performance-no-int-to-ptr): never read
+    view.dtype = dtype;
+    view.rank = static_cast<int>(shape.size());
+    for (size_t i = 0; i < shape.size(); ++i) view.shape[i] = shape[i];
+    end_ += (static_cast<uintptr_t>(view.bytes()) + 255) / 256 * 256;
+    return view;
+  }
+
+ private:
+  uintptr_t end_ = 4096;
+};
+
+/// Apply, for bf16 groups of parameters of these sizes.
+struct Apply {
+  Memory memory;
+  std::deque<KernelCall> calls;
+  std::vector<KeyedCall> sequence;
+  TensorView state = memory(DType::U8, {sizeof(TrainState)});
+
+  explicit Apply(const std::vector<int64_t>& groups, DType grad_dtype = DType::F32) {
+    KernelCall& norm = add("grad_norm", {{state, {}}, {state}, memory(DType::F64, {4096})});
+    add("lr_schedule", {{state}, {state}, {}});
+    for (const int64_t count : groups) {
+      const TensorView param = memory(DType::BF16, {count}), grad = memory(grad_dtype, {count}),
+                       moment1 = memory(DType::F32, {count}), moment2 = memory(DType::F32, {count}),
+                       remainder = memory(DType::U16, {count});
+      norm.inputs.push_back(grad);
+      add("adamw",
+          {{param, grad, moment1, moment2, remainder, state}, {param, moment1, moment2, remainder}, {}});
+    }
+    add("end_step", {{state}, {state, memory(DType::F64, {kMetricsRows, kMetricsColumns})}, {}});
+  }
+
+  KernelCall& add(std::string_view key, KernelCall call) {
+    KernelCall& added = calls.emplace_back(std::move(call));
+    sequence.push_back({key, &added});
+    return added;
+  }
+
+  /// How many calls are computed together on a device of 132 multiprocessors.
+  size_t together() const { return find_call_run(sequence, {.sm_count = 132}).calls; }
+};
+
+TEST_CASE("Apply is one launch where a device holds all parameters") {
+  CHECK(Apply({819'072}).together() == 4);
+  CHECK(Apply({542'208, 640}).together() == 5);
+  CHECK(Apply({263 * 4096}).together() == 4);
+  CHECK(Apply({263 * 4096 + 4}).together() == 0);
+  CHECK(Apply({542'208, 642}).together() == 0);  // no whole vectors
+  CHECK(Apply({4096, 4096, 4096}).together() == 0);
+  CHECK(Apply({819'072}, DType::BF16).together() == 0);
+
+  Apply others({819'072});
+  others.calls[0].inputs[2] = others.memory(DType::F32, {819'072});  // the norm of something else
+  CHECK(others.together() == 0);
+  Apply squares({819'072});
+  squares.calls[0].inputs[1] = squares.memory(DType::F64, {4});
+  CHECK(squares.together() == 0);
+  Apply incomplete({819'072});
+  incomplete.sequence.pop_back();
+  CHECK(incomplete.together() == 0);
+}
+
+TEST_CASE("the launch of Apply touches what its calls touch") {
+  const Apply apply({819'072});
+  const CallRun run = find_call_run(apply.sequence, {.sm_count = 132});
+  REQUIRE(run.launches.size() == 1);
+  const KernelCall& operands = run.launches[0].operands;
+  for (const KernelCall& call : apply.calls)
+    for (const TensorView& output : call.outputs)
+      CHECK(
+          std::ranges::any_of(operands.outputs, [&](const TensorView& y) { return y.data == output.data; }));
+  CHECK(operands.inputs.size() == 2 + 1 + 1 + 6 + 1);
+}
+
+TEST_CASE("the mean of a loss is a launch that what follows need not wait for") {
+  Memory memory;
+  const TensorView state = memory(DType::U8, {sizeof(TrainState)}), dloss = memory(DType::F32, {}),
+                   logits = memory(DType::BF16, {1024, 74}), targets = memory(DType::I32, {1024}),
+                   loss = memory(DType::F32, {}), terms = memory(DType::F64, {2048});
+  const KernelCall seed{.inputs = {state}, .outputs = {dloss}, .workspace = {}};
+  const KernelCall gradient{
+      .inputs = {logits, targets, dloss}, .outputs = {loss, logits}, .workspace = terms};
+  const std::vector<KeyedCall> sequence = {{"seed_gradient", &seed}, {"cross_entropy_gradient", &gradient}};
+  for (const size_t calls : {2, 1}) {
+    const CallRun run = find_call_run(std::span(sequence).last(calls), {});
+    CHECK(run.calls == calls);
+    REQUIRE(run.launches.size() == 2);
+    const auto writes = [&](size_t launch, const TensorView& view) {
+      return std::ranges::any_of(run.launches[launch].operands.outputs,
+                                 [&](const TensorView& output) { return output.data == view.data; });
+    };
+    CHECK(writes(0, logits));
+    CHECK(writes(0, terms));
+    CHECK(!writes(0, loss));
+    CHECK(writes(1, loss));
+    CHECK(!writes(1, logits));
+  }
+}
+
+TEST_CASE("what runs beside a launch of several calls is as far from its results as beside each of them") {
+  Memory memory;
+  const auto bytes = [&] { return memory(DType::U8, {64}); };
+  const TensorView counter = bytes(), gradient = bytes();
+  const KernelCall start{.inputs = {bytes()}, .outputs = {bytes()}, .workspace = {}},
+      count{.inputs = {start.outputs[0]}, .outputs = {counter}, .workspace = {}},
+      gradients{.inputs = {start.outputs[0]}, .outputs = {gradient}, .workspace = {}},
+      update{.inputs = {counter, gradient}, .outputs = {bytes()}, .workspace = {}};
+  for (const size_t calls : {1, 2}) {
+    const auto launches = runtime::schedule_calls(std::vector<runtime::SequenceCall>{
+        {&start, true}, {&count, true}, {&gradients, true, nullptr, calls}, {&update, true}});
+    CHECK(launches.size() == 4);
+    CHECK(std::ranges::any_of(launches, &runtime::ScheduledLaunch::beside) == (calls == 2));
+  }
+}
+
+}  // namespace
+}  // namespace moec::test
