@@ -18,6 +18,7 @@
 #include "tools/place_command.h"
 #include "tools/plan_report.h"
 #include "tools/recipe_flags.h"
+#include "tools/terminal.h"
 #include "tools/units.h"
 
 namespace moec::tools {
@@ -68,7 +69,7 @@ Status verify(const std::string& path) {
   MOEC_ASSIGN_OR_RETURN(std::string bytes, runtime::read_file(path));
   const auto loaded = runtime::parse_plan(bytes, path);
   if (!loaded.ok()) {
-    for (const std::string& fault : validator_faults(bytes)) fmt::print("{}: {}\n", path, fault);
+    for (const std::string& fault : validator_faults(bytes)) fmt::print("{}: {}\n", path, printable(fault));
     return loaded.error();
   }
   const fb::PlanT& plan = (*loaded)->plan;

@@ -248,6 +248,8 @@ Status train(const TrainFlags& flags) {
   MOEC_ASSIGN_OR_RETURN(options.max_steps, choose_max_steps(flags, *plan->plan.recipe));
   MOEC_RETURN_IF_ERROR(check_trace_file(flags));
   MOEC_ASSIGN_OR_RETURN(runtime::Dataset data, load_data(flags, plan->plan));
+  if (!options.sample_prompt.empty())  // what the vocabulary lacks would show after the training
+    MOEC_RETURN_IF_ERROR(data.tokenizer->encode(options.sample_prompt).status());
   MOEC_RETURN_IF_ERROR(runtime::check_out_dir(*plan, options));
   MOEC_ASSIGN_OR_RETURN(const runtime::RunLock lock, runtime::lock_run(flags.options.out_dir));
   // Before the plan takes the device's memory.

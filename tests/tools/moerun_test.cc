@@ -245,6 +245,8 @@ TEST_CASE("wrong use of moerun is one line and exit code 2") {
   check_rejected(setup.train("r", {"--max-steps", "ten"}), "--max-steps: 'ten'");
   check_rejected(setup.train("r", {"--batch-size", "4"}), "--batch-size");
   check_rejected(setup.train("r", {"--resume"}), "holds no checkpoint");
+  check_rejected(setup.train("r", {"--max-steps", "2", "--encoding", "chars", "--sample-prompt", "日"}),
+                 "not among");
   check_rejected(setup.train("r", {"--max-steps", "2", "--device", "cpu", "--execution", "eager"}),
                  "--execution");
   check_rejected({"train", setup.plan, "--out-dir", none}, "--data");
