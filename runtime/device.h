@@ -98,7 +98,7 @@ class Device {
   /// asked for later may be under way by then: they must not write the range. At most kMostLateBytes, and
   /// kMostLateReads may be held at a time.
   Result<std::unique_ptr<LateRead>> read_later(int tensor, uint64_t offset, size_t bytes);
-  static constexpr size_t kMostLateBytes = 256;
+  static constexpr size_t kMostLateBytes = 1024;
   static constexpr size_t kMostLateReads = 256;
 
   /// Runs the program once. With a tracer, instruction by instruction.

@@ -240,21 +240,25 @@ Result<StepMetrics> Session::read_metrics(int64_t step) {
   return metrics_of(step, row);
 }
 
-Result<LateMetrics> Session::read_metrics_later() {
-  if (step_ == 0) return failure("no step has been taken whose metrics could be read");
-  MOEC_ASSIGN_OR_RETURN(
-      auto row, device_->read_later(plan_->plan.io->metrics, row_offset(step_ - 1), sizeof(MetricsRow)));
-  return LateMetrics(step_ - 1, std::move(row));
+Result<LateMetrics> Session::read_metrics_later(int64_t steps) {
+  const int64_t first = step_ - steps;
+  if (steps < 1 || steps > kMostLateSteps || first < 0)
+    return failure(fmt::format("metrics of {} steps cannot be read after {} steps", steps, step_));
+  if (first / kMetricsRows != (step_ - 1) / kMetricsRows)
+    return failure(fmt::format("metrics of {} steps before step {} span the end of the ring", steps, step_));
+  MOEC_ASSIGN_OR_RETURN(auto rows, device_->read_later(plan_->plan.io->metrics, row_offset(first),
+                                                       static_cast<size_t>(steps) * sizeof(MetricsRow)));
+  return LateMetrics(first, steps, std::move(rows));
 }
 
 Status Session::start_timer() {
   return device_->read_later(plan_->plan.io->train_state, 0, sizeof(uint64_t)).status();
 }
 
-Result<StepMetrics> LateMetrics::metrics() const {
+Result<StepMetrics> LateMetrics::metrics(int64_t i) const {
   MetricsRow row{};
-  std::memcpy(row.data(), row_->bytes().data(), sizeof(row));
-  return metrics_of(step_, row);
+  std::memcpy(row.data(), rows_->bytes().data() + static_cast<size_t>(i) * sizeof(row), sizeof(row));
+  return metrics_of(first_step_ + i, row);
 }
 
 Result<TrainState> Session::read_train_state() {

@@ -27,24 +27,27 @@ struct StepMetrics {
   double loss_scale = 0;      // of this step; 0 where it is not dynamic
 };
 
-/// Metrics of a step on their way to the host.
+/// Metrics of successive steps on their way to the host.
 class LateMetrics {
  public:
-  LateMetrics(int64_t step, std::unique_ptr<LateRead> row) : step_(step), row_(std::move(row)) {}
+  LateMetrics(int64_t first_step, int64_t steps, std::unique_ptr<LateRead> rows)
+      : first_step_(first_step), steps_(steps), rows_(std::move(rows)) {}
 
-  /// The step, counting from 0.
-  int64_t step() const { return step_; }
-  /// Whether the step is done; does not wait.
-  Result<bool> ready() { return row_->ready(); }
-  /// Once ready() has said that the step is done.
-  Result<StepMetrics> metrics() const;
+  /// The first of the steps, counting from 0.
+  int64_t first_step() const { return first_step_; }
+  int64_t steps() const { return steps_; }
+  /// Whether the steps are done; does not wait.
+  Result<bool> ready() { return rows_->ready(); }
+  /// Of the i-th of the steps, once ready() has said that they are done.
+  Result<StepMetrics> metrics(int64_t i = 0) const;
   /// Seconds on the device's clock from the step whose metrics were asked for before, or from start_timer if
-  /// that was later, to the end of this one; likewise.
-  Result<double> seconds() { return row_->seconds(); }
+  /// that was later, to the end of the last of these; likewise.
+  Result<double> seconds() { return rows_->seconds(); }
 
  private:
-  int64_t step_;
-  std::unique_ptr<LateRead> row_;
+  int64_t first_step_;
+  int64_t steps_;
+  std::unique_ptr<LateRead> rows_;
 };
 
 /// B sequences of S tokens per micro-batch, A micro-batches per step.
@@ -98,9 +101,11 @@ class Session {
 
   /// Metrics of a step that is among the last kMetricsRows; waits for it.
   Result<StepMetrics> read_metrics(int64_t step);
-  /// Metrics of the last step, without waiting for it. To be read before kMetricsRows more steps are taken,
-  /// and to be dropped before the session.
-  Result<LateMetrics> read_metrics_later();
+  /// Metrics of the last `steps` steps, at most kMostLateSteps, without waiting for them; their rows lie
+  /// behind each other in the ring (s % kMetricsRows grows from step to step). To be read before the ring
+  /// comes to them again, and to be dropped before the session.
+  Result<LateMetrics> read_metrics_later(int64_t steps = 1);
+  static constexpr int64_t kMostLateSteps = Device::kMostLateBytes / (kMetricsColumns * sizeof(double));
   /// Lets the time of the next step whose metrics are read later begin when the device comes to here.
   Status start_timer();
 

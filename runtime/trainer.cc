@@ -75,12 +75,12 @@ class Trainer {
     while (!at_end()) {
       if (tracer_) MOEC_RETURN_IF_ERROR(trace());
       MOEC_RETURN_IF_ERROR(session_.train_step());
-      MOEC_ASSIGN_OR_RETURN(LateMetrics late, session_.read_metrics_later());
-      in_flight_.push_back(std::move(late));
+      ++unread_;
+      if (read_is_due()) MOEC_RETURN_IF_ERROR(read_metrics());
       MOEC_RETURN_IF_ERROR(take_in(pace_.most_in_flight()));
       if (!at_end()) MOEC_RETURN_IF_ERROR(do_what_is_due());
     }
-    MOEC_RETURN_IF_ERROR(take_in(0));
+    MOEC_RETURN_IF_ERROR(take_in_all());
     if (row_.steps > 0) MOEC_RETURN_IF_ERROR(log_row());
     if (tracer_) MOEC_RETURN_IF_ERROR(tracer_->finish());
     result_.step = session_.step();
@@ -141,7 +141,7 @@ class Trainer {
     const bool evaluating = due(options_.eval_every), sampling = due(options_.sample_every);
     const bool saving = due(options_.save_every);
     if (!evaluating && !sampling && !saving) return {};
-    MOEC_RETURN_IF_ERROR(take_in(0));
+    MOEC_RETURN_IF_ERROR(take_in_all());
     if (evaluating) MOEC_RETURN_IF_ERROR(evaluate());
     if (sampling) MOEC_RETURN_IF_ERROR(sample());
     if (saving) MOEC_RETURN_IF_ERROR(save());
@@ -153,16 +153,30 @@ class Trainer {
     return log_ ? log_->write_line(line.dump(-1, ' ', false, json::error_handler_t::replace)) : Status();
   }
 
+  /// One read brings the metrics of a few short steps: it costs the host as much as half of a replay. A row
+  /// of the log ends with a read, for its time; no read spans the end of the ring.
+  bool read_is_due() const {
+    return unread_ >= pace_.steps_a_read() || due(options_.log_every) || due(kMetricsRows);
+  }
+
+  Status read_metrics() {
+    MOEC_ASSIGN_OR_RETURN(LateMetrics late, session_.read_metrics_later(std::exchange(unread_, 0)));
+    in_flight_.push_back(std::move(late));
+    return {};
+  }
+
+  int64_t steps_in_flight() const { return session_.step() - in_flight_.front().first_step(); }
+
   /// Takes in the metrics of steps that are done, in order, and waits for the oldest while more than `most`
   /// are in flight. Sleeps instead of waiting in CUDA, which would keep a core busy.
-  Status take_in(size_t most) {
+  Status take_in(int64_t most) {
     while (!in_flight_.empty()) {
       MOEC_ASSIGN_OR_RETURN(const bool ready, in_flight_.front().ready());
       if (ready) {
         MOEC_RETURN_IF_ERROR(take_in(in_flight_.front()));
         in_flight_.pop_front();
-      } else if (in_flight_.size() > most) {
-        std::this_thread::sleep_for(std::chrono::duration<double>(pace_.sleep_seconds(in_flight_.size())));
+      } else if (steps_in_flight() > most) {
+        std::this_thread::sleep_for(std::chrono::duration<double>(pace_.sleep_seconds(steps_in_flight())));
       } else {
         return {};
       }
@@ -170,16 +184,24 @@ class Trainer {
     return {};
   }
 
-  Status take_in(LateMetrics& step) {
-    MOEC_ASSIGN_OR_RETURN(row_.metrics, step.metrics());
-    MOEC_ASSIGN_OR_RETURN(const double seconds, step.seconds());
-    pace_.step_took(seconds);
-    row_.seconds += seconds;
-    ++row_.steps;
-    row_.skipped = row_.metrics.skipped_steps > skipped_steps_;
-    skipped_steps_ = row_.metrics.skipped_steps;
-    const bool due = (step.step() + 1) % options_.log_every == 0;
-    return due || row_.skipped ? log_row() : Status();
+  Status take_in_all() {
+    if (unread_ > 0) MOEC_RETURN_IF_ERROR(read_metrics());
+    return take_in(0);
+  }
+
+  Status take_in(LateMetrics& late) {
+    MOEC_ASSIGN_OR_RETURN(const double seconds, late.seconds());
+    for (int64_t i = 0; i < late.steps(); ++i) {
+      MOEC_ASSIGN_OR_RETURN(row_.metrics, late.metrics(i));
+      pace_.step_took(seconds / static_cast<double>(late.steps()));
+      row_.seconds += seconds / static_cast<double>(late.steps());
+      ++row_.steps;
+      row_.skipped = row_.metrics.skipped_steps > skipped_steps_;
+      skipped_steps_ = row_.metrics.skipped_steps;
+      const bool due = (row_.metrics.step + 1) % options_.log_every == 0;
+      if (due || row_.skipped) MOEC_RETURN_IF_ERROR(log_row());
+    }
+    return {};
   }
 
   /// Of the steps taken in since the last row.
@@ -200,7 +222,7 @@ class Trainer {
   }
 
   Status trace() {
-    if (tracer_->turns()) MOEC_RETURN_IF_ERROR(take_in(0));
+    if (tracer_->turns()) MOEC_RETURN_IF_ERROR(take_in_all());
     return tracer_->before_step();
   }
 
@@ -259,8 +281,9 @@ class Trainer {
   TrainResult result_;
   std::optional<LineFile> log_;
   std::optional<StepTracer> tracer_;
-  std::deque<LateMetrics> in_flight_;  // steps submitted and not taken in, oldest first
-  Pace pace_{Device::kMostLateReads - 1};
+  int64_t unread_ = 0;                 // steps submitted whose metrics are not on their way yet
+  std::deque<LateMetrics> in_flight_;  // of the steps before them that are not taken in, oldest first
+  Pace pace_{Device::kMostLateReads - 1, Session::kMostLateSteps};
   Row row_;
   int64_t skipped_steps_ = 0;  // by the steps taken in
   int64_t saved_step_ = -1;    // of the newest checkpoint

@@ -10,7 +10,7 @@ namespace {
 
 /// Past its first steps, which were slow.
 Pace started_pace() {
-  Pace pace(255);
+  Pace pace(255, 16);
   for (int i = 0; i < 8; ++i) pace.step_took(0.05);
   return pace;
 }
@@ -43,19 +43,30 @@ TEST_CASE("a host that sleeps by its pace keeps the device at work") {
   // A device of 0.4 ms a step whose host looks only after it has slept, as the trainer does.
   constexpr double kStep = 0.0004;
   constexpr int kSteps = 4000;
-  Pace pace(255);
+  Pace pace(255, 16);
   double now = 0, device_free = 0;
   double ends[kSteps] = {};
   int submitted = 0, taken = 0;
   while (taken < kSteps) {
-    if (submitted < kSteps && static_cast<size_t>(submitted - taken) <= pace.most_in_flight()) {
+    if (submitted < kSteps && submitted - taken <= pace.most_in_flight()) {
       device_free = std::max(device_free, now) + kStep;
       ends[submitted++] = device_free;
     } else if (ends[taken] > now) {
-      now += pace.sleep_seconds(static_cast<size_t>(submitted - taken));
+      now += pace.sleep_seconds(submitted - taken);
     }
     for (; taken < submitted && ends[taken] <= now; ++taken)
       pace.step_took(taken == 0 ? 0.05 : ends[taken] - ends[taken - 1]);
   }
   CHECK(device_free < 1.02 * kSteps * kStep);
+}
+
+TEST_CASE("short steps share a read of metrics, long ones have their own") {
+  Pace pace = started_pace();
+  CHECK(pace.steps_a_read() == 1);
+  pace.step_took(0.01);
+  CHECK(pace.steps_a_read() == 1);
+  pace.step_took(0.0004);
+  CHECK(pace.steps_a_read() == 5);
+  pace.step_took(0.00001);
+  CHECK(pace.steps_a_read() == 16);
 }
