@@ -5,16 +5,15 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
-#include "kernels/cuda/batched.h"
-#include "kernels/cuda/call_run.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/cudnn/attention.h"
 #include "kernels/cuda/variants.h"
-#include "kernels/small_call.h"
 #include "runtime/cuda/activity.h"
+#include "runtime/cuda/call_sequence.h"
 #include "runtime/cuda/cuda_check.h"
 #include "runtime/cuda/cuda_handles.h"
 #include "runtime/cuda/late_reads.h"
@@ -32,29 +31,12 @@ constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
 /// In a graph, completed instructions are marked about this often: a mark takes some two microseconds.
 constexpr double kSecondsPerMark = 1e-3;
 
-/// The time that no GPU of today goes below: what an instruction lasts at least.
-double least_seconds(const fb::InstructionT& instruction) {
-  constexpr double kFlops = 1e15, kBytes = 4e12;  // per second
-  return std::max(static_cast<double>(instruction.flops) / kFlops,
-                  static_cast<double>(instruction.bytes) / kBytes);
-}
-
 /// Bytes of the GPU's memory that are in use, by anyone.
 Result<uint64_t> bytes_in_use() {
   size_t free = 0, total = 0;
   MOEC_RETURN_IF_CUDA_ERROR(cudaMemGetInfo(&free, &total));
   return total - free;
 }
-
-/// A program and an instruction of it.
-using Place = std::pair<size_t, size_t>;
-
-/// A call of a sequence, or a launch of several of them.
-struct SequenceItem {
-  std::vector<cuda::KeyedCall> calls;
-  Place place;               // of the last call
-  cuda::RunLaunch run = {};  // of several
-};
 
 /// What was captured of a sequence of programs.
 struct SequenceGraph {
@@ -299,10 +281,6 @@ class CudaDevice final : public Device {
     return {};
   }
 
-  const fb::InstructionT& instruction_at(const Place& place) const {
-    return *programs()[place.first].plan->instructions[place.second];
-  }
-
   Status enqueue(size_t program, size_t instruction) { return enqueue(program, instruction, context_); }
 
   Status enqueue(size_t program, size_t instruction, const cuda::CudaContext& context) {
@@ -344,92 +322,45 @@ class CudaDevice final : public Device {
     return owner;
   }
 
-  /// In one stream while a timeline is recorded, which shows one instruction after the other.
-  Status enqueue_sequence(SequenceGraph& sequence) {
-    const std::vector<SequenceItem> items = items_of(sequence.programs);
-    std::vector<SequenceCall> calls;
-    for (const SequenceItem& item : items) {
-      const auto& [program, i] = item.place;
-      const fb::InstructionT& instruction = *programs()[program].plan->instructions[i];
-      const std::string_view variant = programs()[program].variants[i];
-      // cuDNN's calls share one workspace, so they stay in one stream.
-      const bool small =
-          is_small_call(static_cast<double>(instruction.flops), static_cast<double>(instruction.bytes)) &&
-          variant != "cudnn";
-      const bool is_run = item.run.enqueue != nullptr;
-      calls.push_back({is_run ? &item.run.operands : item.calls.front().call, small && recorder_ == nullptr,
-                       is_run || !variant.empty() ? nullptr : cuda::find_batched_kernel(instruction.kernel),
-                       item.calls.size()});
-    }
-    const std::vector<ScheduledLaunch> schedule = schedule_calls(calls);
+  /// In one stream, call by call, while a timeline is recorded, which shows one instruction after the other.
+  Status enqueue_sequence(SequenceGraph& graph) {
+    const CallSequence sequence(calls_of(graph.programs), recorder_ == nullptr, context_);
+    const std::span<const ScheduledLaunch> schedule = sequence.schedule();
     ScheduledStreams streams(context_.stream, beside_context_.stream, schedule);
     double since_mark = 0;
     for (size_t number = 0; number < schedule.size(); ++number) {
       const ScheduledLaunch& launch = schedule[number];
-      const auto& [program, i] = items[launch.calls.back()].place;
+      const auto& [program, i] = sequence.place(launch);
       const cuda::CudaContext& context = launch.beside ? beside_context_ : context_;
       MOEC_RETURN_IF_CUDA_ERROR(streams.before(number));
-      const SequenceItem& item = items[launch.calls.front()];
-      if (item.run.enqueue)
-        MOEC_RETURN_IF_ERROR(enqueue_run(item, context));
-      else if (launch.calls.size() == 1)
+      if (sequence.is_alone(launch))
         MOEC_RETURN_IF_ERROR(enqueue(program, i, context));
       else
-        MOEC_RETURN_IF_ERROR(enqueue_together(launch, calls, context));
+        MOEC_RETURN_IF_ERROR(
+            checked(sequence.enqueue_together(launch, context), "several calls in one launch"));
       MOEC_RETURN_IF_CUDA_ERROR(streams.after(number));
-      for (const size_t call : launch.calls)
-        if (!launch.beside) since_mark += least_seconds(instruction_at(items[call].place));
+      if (!launch.beside) since_mark += sequence.least_seconds(launch);
       if (since_mark >= kSecondsPerMark) {
         MOEC_RETURN_IF_ERROR(mark_completed(program, i));
         since_mark = 0;
       }
       if (recorder_ == nullptr) continue;
       MOEC_ASSIGN_OR_RETURN(const size_t nodes, captured_nodes());
-      sequence.nodes.resize(nodes, {program, i});
+      graph.nodes.resize(nodes, {program, i});
     }
     MOEC_RETURN_IF_CUDA_ERROR(streams.join());
     return {};
   }
 
-  /// What a sequence of programs is made of. Each call is alone where a variant is chosen for it, and while a
-  /// timeline is recorded.
-  std::vector<SequenceItem> items_of(std::span<const size_t> sequence) const {
-    std::vector<cuda::KeyedCall> calls;
-    std::vector<Place> places;
-    for (const size_t program : sequence)
-      for (size_t i = 0; i < programs()[program].calls.size(); ++i) {
-        const Place& place = places.emplace_back(program, i);
-        const bool alone = recorder_ != nullptr || !programs()[program].variants[i].empty();
+  std::vector<PlacedCall> calls_of(std::span<const size_t> sequence) const {
+    std::vector<PlacedCall> calls;
+    for (const size_t number : sequence) {
+      const Program& program = programs()[number];
+      for (size_t i = 0; i < program.calls.size(); ++i)
         calls.push_back(
-            {alone ? std::string_view() : instruction_at(place).kernel, &programs()[program].calls[i]});
-      }
-    std::vector<SequenceItem> items;
-    for (auto rest = std::span<const cuda::KeyedCall>(calls); !rest.empty();) {
-      cuda::CallRun run = cuda::find_call_run(rest, context_);
-      if (run.calls == 0) run = {.calls = 1, .launches = {{}}};
-      const auto of_run = rest.first(run.calls);
-      rest = rest.subspan(run.calls);
-      for (cuda::RunLaunch& launch : run.launches)
-        items.push_back({.calls = {of_run.begin(), of_run.end()},
-                         .place = places[calls.size() - rest.size() - 1],
-                         .run = std::move(launch)});
+            {{number, i}, program.plan->instructions[i].get(), program.variants[i], &program.calls[i]});
     }
-    return items;
-  }
-
-  Status enqueue_run(const SequenceItem& item, const cuda::CudaContext& context) {
-    const NvtxRange range("run");
-    return checked(item.run.enqueue(item.calls, context), "several calls in one launch");
-  }
-
-  /// The calls of a launch, which have the same batched kernel.
-  Status enqueue_together(const ScheduledLaunch& launch, std::span<const SequenceCall> calls,
-                          const cuda::CudaContext& context) {
-    const NvtxRange range("batch");
-    std::vector<const KernelCall*> together;
-    for (const size_t i : launch.calls) together.push_back(calls[i].call);
-    const cuda::BatchedKernel kernel = calls[launch.calls.front()].batch;
-    return checked(kernel(together, context), "a batch of gradients of parameters");
+    return calls;
   }
 
   Result<size_t> captured_nodes() {
