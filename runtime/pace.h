@@ -49,7 +49,7 @@ class Pace {
   /// Enough to never let the device wait, little enough to stop soon.
   static constexpr double kSecondsInFlight = 0.25;
   /// So that a log is late by no more than nobody sees.
-  static constexpr double kSecondsARead = 0.002;
+  static constexpr double kSecondsARead = 0.005;
   static constexpr int kFirstSteps = 8;
 
   double most_steps_;

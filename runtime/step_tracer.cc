@@ -49,6 +49,8 @@ StepTracer::Phase StepTracer::phase_of(int64_t step) const {
 Status StepTracer::before_step() {
   MOEC_RETURN_IF_ERROR(turn_to(phase_of(step_)));
   ++step_;
+  // Not behind the last step of the phase, where the host waits for all of them.
+  if (phase_ == kUndisturbed && turns()) cpu_seconds_ = thread_cpu_seconds() - cpu_seconds_;
   return {};
 }
 
@@ -57,7 +59,6 @@ Status StepTracer::finish() { return turn_to(kDone); }
 Status StepTracer::turn_to(Phase phase) {
   if (phase == phase_) return {};
   Device& device = session_.device();
-  if (phase_ == kUndisturbed) cpu_seconds_ = thread_cpu_seconds() - cpu_seconds_;
   if (phase_ == kReplays) {
     MOEC_ASSIGN_OR_RETURN(trace_.replays, device.stop_timeline());
     take_figures();
@@ -80,7 +81,7 @@ void StepTracer::take_figures() {
   if (idle.empty()) return;  // the run has ended
   trace_.figures = {.idle_seconds = median(std::move(idle)),
                     .host_waits = static_cast<double>(trace_.replays.host_waits) / kReplaySteps,
-                    .host_cpu_seconds = cpu_seconds_ / kUndisturbedSteps};
+                    .host_cpu_seconds = cpu_seconds_ / (kUndisturbedSteps - 1)};
 }
 
 }  // namespace moec::runtime

@@ -76,8 +76,10 @@ class Trainer {
       if (tracer_) MOEC_RETURN_IF_ERROR(trace());
       MOEC_RETURN_IF_ERROR(session_.train_step());
       ++unread_;
-      if (read_is_due()) MOEC_RETURN_IF_ERROR(read_metrics());
-      MOEC_RETURN_IF_ERROR(take_in(pace_.most_in_flight()));
+      if (read_is_due()) {
+        MOEC_RETURN_IF_ERROR(read_metrics());
+        MOEC_RETURN_IF_ERROR(take_in(pace_.most_in_flight()));
+      }
       if (!at_end()) MOEC_RETURN_IF_ERROR(do_what_is_due());
     }
     MOEC_RETURN_IF_ERROR(take_in_all());

@@ -65,8 +65,8 @@ TEST_CASE("short steps share a read of metrics, long ones have their own") {
   CHECK(pace.steps_a_read() == 1);
   pace.step_took(0.01);
   CHECK(pace.steps_a_read() == 1);
-  pace.step_took(0.0004);
-  CHECK(pace.steps_a_read() == 5);
+  pace.step_took(0.0008);
+  CHECK(pace.steps_a_read() == 6);
   pace.step_took(0.00001);
   CHECK(pace.steps_a_read() == 16);
 }
