@@ -30,6 +30,7 @@ class Descriptor {
     if (fd_ >= 0) ::close(fd_);
   }
   int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_;
@@ -124,6 +125,24 @@ bool file_exists(const std::string& path) {
   return std::filesystem::exists(path, error);
 }
 
+Result<TentativeDirectory> TentativeDirectory::make(const std::string& path) {
+  return guarded("making " + path, [&]() -> Result<TentativeDirectory> {
+    TentativeDirectory directory;
+    for (std::filesystem::path missing = path; !missing.empty() && !file_exists(missing);
+         missing = missing.parent_path())
+      directory.made_.push_back(missing);
+    MOEC_RETURN_IF_ERROR(make_directories(path));
+    return directory;
+  });
+}
+
+TentativeDirectory::TentativeDirectory(TentativeDirectory&& other) noexcept
+    : made_(std::exchange(other.made_, {})) {}
+
+TentativeDirectory::~TentativeDirectory() {
+  for (const std::string& path : made_) ::rmdir(path.c_str());  // fails on one that holds something
+}
+
 Result<AtomicFile> AtomicFile::create(const std::string& path) {
   return guarded("writing " + path, [&]() -> Result<AtomicFile> {
     std::error_code error;
@@ -190,17 +209,25 @@ Status LineFile::write_line(std::string_view line) {
 
 Result<std::optional<FileLock>> FileLock::try_lock(const std::string& path) {
   // Writable, which NFS asks of a lock that excludes others.
-  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd < 0) return place_error(errno, fmt::format("{}: cannot write here: {}", path, reason()));
-  FileLock lock(fd);
-  if (::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return std::optional<FileLock>();
-  return std::optional<FileLock>(std::move(lock));
+  Descriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  if (file.get() < 0) return place_error(errno, fmt::format("{}: cannot write here: {}", path, reason()));
+  if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return std::optional<FileLock>();
+  // Between the two lines above a holder may have left, and have taken this file with it.
+  struct stat held {
+  }, named{};
+  const bool gone = ::fstat(file.get(), &held) != 0 || ::stat(path.c_str(), &named) != 0 ||
+                    held.st_dev != named.st_dev || held.st_ino != named.st_ino;
+  if (gone) return std::optional<FileLock>();
+  return std::optional<FileLock>(FileLock(path, file.release()));
 }
 
-FileLock::FileLock(FileLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+FileLock::FileLock(FileLock&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
 
 FileLock::~FileLock() {
-  if (fd_ >= 0) ::close(fd_);
+  if (fd_ < 0) return;
+  ::unlink(path_.c_str());  // while it is held: later it may be another's
+  ::close(fd_);
 }
 
 Result<MappedFile> MappedFile::open(const std::string& path) {

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "runtime/status.h"
@@ -23,6 +24,22 @@ Status write_file(const std::string& path, std::string_view content);
 Status make_directories(const std::string& path);
 
 bool file_exists(const std::string& path);
+
+/// Directories that are made for something that may not come: at the end those that were not there before go
+/// away again, as far as they are empty.
+class TentativeDirectory {
+ public:
+  /// The directory and its parents; an existing directory is fine.
+  static Result<TentativeDirectory> make(const std::string& path);
+  TentativeDirectory(TentativeDirectory&& other) noexcept;
+  TentativeDirectory& operator=(TentativeDirectory&&) = delete;
+  ~TentativeDirectory();
+
+ private:
+  TentativeDirectory() = default;
+
+  std::vector<std::string> made_;  // each before its parent
+};
 
 /// A file that appears under its name only when it is complete. Data goes to a temporary file in the same
 /// directory, which commit() flushes to disk and renames. Without a commit, or after any failure, the
@@ -65,7 +82,8 @@ class LineFile {
   int fd_ = -1;
 };
 
-/// Holds a file against other holders, until the object or the process ends.
+/// Holds a file against other holders, until the object or the process ends. The object takes the file with
+/// it.
 class FileLock {
  public:
   /// Makes the file where there is none; nothing when it is held elsewhere. A file system without locks keeps
@@ -76,8 +94,9 @@ class FileLock {
   ~FileLock();
 
  private:
-  explicit FileLock(int fd) : fd_(fd) {}
+  FileLock(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
 
+  std::string path_;
   int fd_ = -1;
 };
 

@@ -149,23 +149,10 @@ bool has_checkpoint(const std::string& dir) { return file_exists(config_path(dir
 
 std::string log_path(const std::string& dir) { return dir + "/log.jsonl"; }
 
-RunLock::~RunLock() {
-  namespace fs = std::filesystem;
-  if (made_dir_.empty()) return;
-  std::error_code error;
-  int entries = 0;
-  for (fs::directory_iterator entry(made_dir_, error), end; !error && entry != end; entry.increment(error))
-    ++entries;
-  if (error || entries != 1) return;
-  fs::remove(lock_path(made_dir_), error);
-  fs::remove(made_dir_, error);
-}
-
 Result<RunLock> lock_run(const std::string& dir) {
-  const bool makes_dir = !file_exists(dir);
-  MOEC_RETURN_IF_ERROR(make_directories(dir));
+  MOEC_ASSIGN_OR_RETURN(TentativeDirectory directory, TentativeDirectory::make(dir));
   MOEC_ASSIGN_OR_RETURN(std::optional<FileLock> lock, FileLock::try_lock(lock_path(dir)));
-  if (lock) return RunLock(*std::move(lock), makes_dir ? dir : "");
+  if (lock) return RunLock{std::move(directory), *std::move(lock)};
   return input_error(
       fmt::format("{}: another process trains in this directory: let it end, or choose another", dir));
 }

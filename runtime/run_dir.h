@@ -5,7 +5,7 @@
 //   optimizer-00000100.safetensors      "<parameter>.moment1", "<parameter>.moment2", "train_state" (u8)
 //   config.json                         the step, the two files above, the tokenizer, the run's options
 //   log.jsonl                           one line per logged step, evaluation or sample
-//   lock                                empty; held by the process that trains
+//   lock                                empty; there while a process trains
 //
 // config.json is what makes a checkpoint current. It is replaced, atomically, only when the files it names
 // are on disk, and files it no longer names are removed after that; so a crash at any moment leaves a
@@ -16,7 +16,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <utility>
 
 #include "runtime/file_io.h"
 #include "runtime/plan.h"
@@ -39,19 +38,11 @@ struct RunConfig {
 /// Whether the directory holds a checkpoint.
 bool has_checkpoint(const std::string& dir);
 
-/// Keeps other processes from training in a run directory as long as it lives. At its end a directory that it
-/// has made goes away if it has stayed empty.
-class RunLock {
- public:
-  RunLock(FileLock lock, std::string made_dir) : lock_(std::move(lock)), made_dir_(std::move(made_dir)) {}
-  RunLock(RunLock&& other) noexcept
-      : lock_(std::move(other.lock_)), made_dir_(std::exchange(other.made_dir_, {})) {}
-  RunLock& operator=(RunLock&&) = delete;
-  ~RunLock();
-
- private:
-  FileLock lock_;
-  std::string made_dir_;  // empty where the directory was there before
+/// Keeps other processes from training in a run directory as long as it lives. At its end directories that it
+/// has made go away where they hold nothing else.
+struct RunLock {
+  TentativeDirectory directory;
+  FileLock lock;  // its file goes before the directory
 };
 
 /// Makes the directory where there is none, and locks it. One that another process holds is an input error.

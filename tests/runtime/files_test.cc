@@ -89,6 +89,47 @@ TEST_CASE("a log holds whole lines only") {
   CHECK(contains(full->write_line("x").error().message, "/dev/full"));
 }
 
+TEST_CASE("directories that were made for nothing go away again") {
+  const test::ScratchDir dir;
+  const std::string file = dir.file("file", "x");
+  for (const std::string path : {"a/b/c", "a/b/c/", "./a//b", "a/../a/b"}) {
+    CAPTURE(path);
+    {
+      const auto directory = TentativeDirectory::make(dir / path);
+      REQUIRE(directory.ok());
+      CHECK(file_exists(dir / path));
+    }
+    CHECK(dir.count() == 1);
+  }
+  CHECK_FALSE(TentativeDirectory::make(file + "/below").ok());
+  {
+    const auto directory = TentativeDirectory::make(dir / "a/b/c");
+    dir.file("a/kept", "x");
+  }
+  CHECK(file_exists(dir / "a/kept"));
+  CHECK_FALSE(file_exists(dir / "a/b"));
+  { const auto directory = TentativeDirectory::make(dir / "a"); }
+  CHECK(file_exists(dir / "a"));
+}
+
+TEST_CASE("a lock keeps others out, and its file goes with it") {
+  const test::ScratchDir dir;
+  const std::string path = dir / "lock";
+  const auto held = [&] {
+    auto lock = FileLock::try_lock(path);
+    REQUIRE(lock.ok());
+    return std::move(*lock);
+  };
+  for (int i = 0; i < 2; ++i) {
+    const auto lock = held();
+    CHECK(lock);
+    CHECK_FALSE(held());
+    CHECK(file_exists(path));
+  }
+  CHECK(dir.count() == 0);
+  CHECK(FileLock::try_lock(dir / "no/lock").error().kind == ErrorKind::kInput);
+}
+
 HostTensor make_tensor(const char* name, fb::DType dtype, std::vector<uint64_t> shape,
                        const std::vector<uint8_t>& data) {
   HostTensor tensor{.info = {.name = name, .dtype = dtype, .shape = std::move(shape)}, .data = {}};

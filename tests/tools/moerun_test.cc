@@ -263,6 +263,24 @@ TEST_CASE("wrong use of moerun is one line and exit code 2") {
   CHECK_FALSE(std::filesystem::exists(setup.scratch.path("r")));
 }
 
+TEST_CASE("a training that is refused leaves no directory and no file") {
+  const Setup setup;
+  const auto refuse = [&](const std::string& dir) {
+    check_rejected(setup.train(dir, {"--max-steps", "2", "--device", "cpu", "--trace", setup.text}),
+                   "--trace");
+    check_rejected(setup.train(dir, {"--max-steps", "2", "--device", "cpu", "--trace",
+                                     setup.scratch.path("trace.json")}),
+                   "a trace needs a run of at least");
+  };
+  refuse("new/nested/dir");
+  CHECK_FALSE(std::filesystem::exists(setup.scratch.path("new")));
+  std::filesystem::create_directory(setup.scratch.path("old"));
+  refuse("old");
+  CHECK(std::filesystem::is_empty(setup.scratch.path("old")));
+  refuse("old/new");
+  CHECK(std::filesystem::is_empty(setup.scratch.path("old")));
+}
+
 TEST_CASE("a run directory in which another process trains is refused, until that process has ended") {
   const Setup setup;
   const Words steps = {"--max-steps", "2"};
