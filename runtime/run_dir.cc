@@ -19,7 +19,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kConfigVersion = 1;
+constexpr int kConfigVersion = 2;  // 1 had no checksum
+constexpr const char* kChecksum = "checksum";
 constexpr const char* kModelPrefix = "model-";
 constexpr const char* kOptimizerPrefix = "optimizer-";
 
@@ -120,6 +121,26 @@ void remove_unfinished(const std::string& dir) {
   if (previous.ok()) remove_stale(dir, *previous);
 }
 
+std::string text_of(const json& config, int indent) {
+  return config.dump(indent, ' ', false, json::error_handler_t::replace);
+}
+
+/// Of all that a config says but its checksum.
+std::string checksum_of(json config) {
+  config.erase(kChecksum);
+  const std::string text = text_of(config, -1);
+  return fmt::format("{:016x}", XXH64(text.data(), text.size(), 0));
+}
+
+Status check_config(const json& config) {
+  const int version = config.at("version").get<int>();
+  if (version < 1 || version > kConfigVersion)
+    return input_error(fmt::format("version {}; this build reads up to version {}", version, kConfigVersion));
+  if (version == 1 && !config.contains(kChecksum)) return {};
+  if (config.value(kChecksum, json()) == checksum_of(config)) return {};
+  return input_error("damaged: it is not what was saved");
+}
+
 /// A file name without a directory, so that a config cannot point outside its own.
 Result<std::string> plain_name(const json& config, const char* key) {
   auto name = config.at(key).get<std::string>();
@@ -130,8 +151,7 @@ Result<std::string> plain_name(const json& config, const char* key) {
 
 Result<RunConfig> parse_config(const std::string& text) {
   const json config = json::parse(text);
-  if (const int version = config.at("version").get<int>(); version != kConfigVersion)
-    return input_error(fmt::format("version {}; this build reads version {}", version, kConfigVersion));
+  MOEC_RETURN_IF_ERROR(check_config(config));
   RunConfig result;
   result.step = config.at("step").get<int64_t>();
   MOEC_ASSIGN_OR_RETURN(result.model_file, plain_name(config, "model"));
@@ -174,7 +194,8 @@ Status save_run(const std::string& dir, Session& session, const Tokenizer& token
                             save_parameters(dir + "/" + current.model_file, session));
       MOEC_ASSIGN_OR_RETURN(config["optimizer_checksum"],
                             save_optimizer(dir + "/" + current.optimizer_file, session));
-      return write_file(config_path(dir), config.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
+      config[kChecksum] = checksum_of(config);
+      return write_file(config_path(dir), text_of(config, 2) + "\n");
     };
     const Status written = write();
     written.ok() ? remove_stale(dir, current) : remove_unfinished(dir);

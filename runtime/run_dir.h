@@ -3,7 +3,7 @@
 //   run.plan                            the plan
 //   model-00000100.safetensors          parameters by name (f32; f64 in f64 plans), as of step 100
 //   optimizer-00000100.safetensors      "<parameter>.moment1", "<parameter>.moment2", "train_state" (u8)
-//   config.json                         the step, the two files above, the tokenizer, the run's options
+//   config.json                         step, names of the two files above, checksums, tokenizer, options
 //   log.jsonl                           one line per logged step, evaluation or sample
 //   lock                                empty; there while a process trains
 //

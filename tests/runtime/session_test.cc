@@ -411,14 +411,29 @@ TEST_CASE("a damaged run directory is an input error") {
   for (size_t size = 0; size + 2 < config.size(); ++size)
     CHECK(read_run_config((dir.file("config.json", config.substr(0, size)), dir.path())).error().kind ==
           ErrorKind::kInput);
+  for (size_t i = 0; i < config.size(); ++i) {
+    std::string damaged = config;
+    damaged[i] = static_cast<char>(damaged[i] ^ 1);
+    dir.file("config.json", damaged);
+    CHECK_MESSAGE(!read_run_config(dir.path()).ok(), damaged);
+  }
+
   auto json = nlohmann::json::parse(config);
+  json["step"] = 2;
+  dir.file("config.json", json.dump());
+  CHECK(contains(read_run_config(dir.path()).error().message, "config.json: damaged"));
+  json["version"] = 1;  // by which a checksum may be missing, but not be wrong
+  dir.file("config.json", json.dump());
+  CHECK_FALSE(read_run_config(dir.path()).ok());
+  json.erase("checksum");
+  dir.file("config.json", json.dump());
+  CHECK(contains(train_in(session, dir.path(), 9, true).error().message, "config.json of step 2"));
   json["model"] = "../model.safetensors";
   dir.file("config.json", json.dump());
   CHECK(contains(read_run_config(dir.path()).error().message, "'model' is not the name of a file"));
-  json = nlohmann::json::parse(config);
-  json["step"] = 2;
+  json["version"] = 2;
   dir.file("config.json", json.dump());
-  CHECK(contains(train_in(session, dir.path(), 9, true).error().message, "config.json of step 2"));
+  CHECK(contains(read_run_config(dir.path()).error().message, "config.json: damaged"));
   CHECK(train_in(session, "", 9, true).error().kind == ErrorKind::kInput);
 }
 
