@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <limits>
 #include <sstream>
 #include <thread>
 #include <utility>
@@ -44,19 +45,37 @@ Status check_resumed(const LoadedPlan& plan, const TrainOptions& options) {
   return {};
 }
 
-/// The log of a run: what it held up to `step`, ready to grow.
-Result<LineFile> open_log(const std::string& path, int64_t step) {
-  if (file_exists(path)) {
-    MOEC_ASSIGN_OR_RETURN(const std::string old, read_file(path));
-    std::istringstream lines(old);
+/// The lines of a log that are of steps up to `last`; a torn one is of none.
+Result<std::string> lines_until(const std::string& path, int64_t last) {
+  return guarded("reading " + path, [&]() -> Result<std::string> {
+    MOEC_ASSIGN_OR_RETURN(const std::string text, read_file(path));
+    std::istringstream lines(text);
     std::string kept;
     for (std::string line; std::getline(lines, line);) {
       const json row = json::parse(line, nullptr, false);
-      if (row.is_object() && row.value("step", step + 1) <= step) kept += line + '\n';
+      const json step = row.is_object() ? row.value("step", json()) : json();
+      if (step.is_number_integer() && step.get<int64_t>() <= last) kept += line + '\n';
     }
+    return kept;
+  });
+}
+
+/// The log of a run: what it held up to `step`, ready to grow.
+Result<LineFile> open_log(const std::string& path, int64_t step) {
+  if (file_exists(path)) {
+    MOEC_ASSIGN_OR_RETURN(const std::string kept, lines_until(path, step));
     MOEC_RETURN_IF_ERROR(write_file(path, kept));
   }
   return LineFile::append_to(path);
+}
+
+/// Refuses a log that tells of steps: that of a run which cannot be continued.
+Status check_no_steps(const std::string& log) {
+  if (!file_exists(log)) return {};
+  MOEC_ASSIGN_OR_RETURN(const std::string steps, lines_until(log, std::numeric_limits<int64_t>::max()));
+  if (steps.empty()) return {};
+  return input_error(fmt::format(
+      "{}: the log of a run that left no checkpoint: remove it, or choose another directory", log));
 }
 
 class Trainer {
@@ -299,11 +318,7 @@ Status check_out_dir(const LoadedPlan& plan, const TrainOptions& options) {
   if (dir.empty()) return {};
   if (has_checkpoint(dir))
     return input_error(fmt::format("{}: holds a run already: resume it, or choose another directory", dir));
-  if (file_exists(log_path(dir)))
-    return input_error(
-        fmt::format("{}: the log of a run that left no checkpoint: remove it, or choose another directory",
-                    log_path(dir)));
-  return {};
+  return check_no_steps(log_path(dir));
 }
 
 Result<TrainResult> train(Session& session, Dataset data, const TrainOptions& options,

@@ -339,6 +339,16 @@ TEST_CASE("the log of a run without a checkpoint is not overwritten") {
   CHECK(test::slurp(log_path(dir.path())) == "{\"step\": 3}\n");
 }
 
+TEST_CASE("a log that tells of no step, as of a run whose first row met a full disk, is no run") {
+  for (const char* log : {"", "{\"step\": ", "{\"step\": \"one\"}\n[1]\n"}) {
+    const test::ScratchDir dir;
+    dir.file("log.jsonl", log);
+    Session session = make_session();
+    must(train_in(session, dir.path(), 1, false).status());
+    CHECK(test::slurp(log_path(dir.path())).starts_with("{\"aux_loss\":"));
+  }
+}
+
 TEST_CASE("a step that is skipped has a row, whatever rows were asked for") {
   Session session = make_session();
   TrainOptions options;
