@@ -220,6 +220,12 @@ Result<std::shared_ptr<const LoadedPlan>> load_run_plan(const std::string& dir) 
   return load_plan(plan_path(dir));
 }
 
+Status check_checkpoint_files(const std::string& dir, const RunConfig& config) {
+  for (const std::string& file : {config.model_file, config.optimizer_file})
+    MOEC_RETURN_IF_ERROR(Safetensors::open(dir + "/" + file).status());
+  return {};
+}
+
 Status load_parameters(const std::string& dir, const RunConfig& config, Session& session) {
   const std::string path = dir + "/" + config.model_file;
   MOEC_ASSIGN_OR_RETURN(const Safetensors file, Safetensors::open(path));

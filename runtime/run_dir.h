@@ -56,6 +56,9 @@ Result<RunConfig> read_run_config(const std::string& dir);
 Result<std::shared_ptr<const LoadedPlan>> load_run_plan(const std::string& dir);
 std::string log_path(const std::string& dir);
 
+/// Whether the checkpoint's files are there and whole, as their headers tell; reads no tensor.
+Status check_checkpoint_files(const std::string& dir, const RunConfig& config);
+
 /// Sets all parameters from the checkpoint. Any plan with parameters of the same names, shapes and types will
 /// do.
 Status load_parameters(const std::string& dir, const RunConfig& config, Session& session);

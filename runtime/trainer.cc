@@ -32,7 +32,8 @@ Status check_options(const TrainOptions& options) {
   return {};
 }
 
-Status check_resumed(const LoadedPlan& plan, const TrainOptions& options) {
+/// The step at which a run goes on.
+Result<int64_t> check_resumed(const LoadedPlan& plan, const TrainOptions& options) {
   const std::string& dir = options.out_dir;
   MOEC_ASSIGN_OR_RETURN(const RunConfig config, read_run_config(dir));
   MOEC_ASSIGN_OR_RETURN(const auto started_with, load_run_plan(dir));
@@ -42,7 +43,8 @@ Status check_resumed(const LoadedPlan& plan, const TrainOptions& options) {
   if (config.step > options.max_steps)
     return input_error(
         fmt::format("{}: the run is at step {} already, beyond {}", dir, config.step, options.max_steps));
-  return {};
+  MOEC_RETURN_IF_ERROR(check_checkpoint_files(dir, config));
+  return config.step;
 }
 
 /// The lines of a log that are of steps up to `last`; a torn one is of none.
@@ -78,6 +80,19 @@ Status check_no_steps(const std::string& log) {
       "{}: the log of a run that left no checkpoint: remove it, or choose another directory", log));
 }
 
+Status check_new(const std::string& dir) {
+  if (dir.empty()) return {};
+  if (has_checkpoint(dir))
+    return input_error(fmt::format("{}: holds a run already: resume it, or choose another directory", dir));
+  return check_no_steps(log_path(dir));
+}
+
+Status check_trace(const Device& device, int64_t steps, const std::string& file) {
+  const int64_t needed = StepTracer::steps_needed(device);
+  if (steps < needed) return input_error(fmt::format("a trace needs a run of at least {} steps", needed));
+  return AtomicFile::create(file).status();  // whether it can be written
+}
+
 class Trainer {
  public:
   Trainer(Session& session, TokenizerPtr tokenizer, bool has_validation, const TrainOptions& options,
@@ -90,6 +105,7 @@ class Trainer {
 
   Result<TrainResult> run() {
     MOEC_RETURN_IF_ERROR(start());
+    if (observer_.on_start) observer_.on_start();
     MOEC_RETURN_IF_ERROR(session_.start_timer());
     while (!at_end()) {
       if (tracer_) MOEC_RETURN_IF_ERROR(trace());
@@ -131,7 +147,6 @@ class Trainer {
   Status start() {
     const fb::RecipeT& recipe = *session_.plan().plan.recipe;
     const std::string& dir = options_.out_dir;
-    MOEC_RETURN_IF_ERROR(check_out_dir(session_.plan(), options_));
     if (options_.resume) {
       MOEC_ASSIGN_OR_RETURN(const RunConfig config, read_run_config(dir));
       MOEC_RETURN_IF_ERROR(load_checkpoint(dir, config, session_));
@@ -143,14 +158,7 @@ class Trainer {
     }
     MOEC_ASSIGN_OR_RETURN(const TrainState state, session_.read_train_state());
     skipped_steps_ = state.skipped_steps;
-    if (!options_.trace_file.empty()) {
-      const int64_t steps = StepTracer::steps_needed(session_.device());
-      if (options_.max_steps - session_.step() < steps)
-        return input_error(fmt::format("a trace needs a run of at least {} steps", steps));
-      // Before the run, not after it: whether the file can be written.
-      MOEC_RETURN_IF_ERROR(AtomicFile::create(options_.trace_file).status());
-      tracer_.emplace(session_);
-    }
+    if (!options_.trace_file.empty()) tracer_.emplace(session_);
     if (dir.empty()) return {};
     MOEC_RETURN_IF_ERROR(make_directories(dir));
     MOEC_ASSIGN_OR_RETURN(LineFile log, open_log(log_path(dir), session_.step()));
@@ -312,19 +320,24 @@ class Trainer {
 
 }  // namespace
 
-Status check_out_dir(const LoadedPlan& plan, const TrainOptions& options) {
-  if (options.resume) return check_resumed(plan, options);
-  const std::string& dir = options.out_dir;
-  if (dir.empty()) return {};
-  if (has_checkpoint(dir))
-    return input_error(fmt::format("{}: holds a run already: resume it, or choose another directory", dir));
-  return check_no_steps(log_path(dir));
+Status check_start(const LoadedPlan& plan, const Device& device, const TrainOptions& options) {
+  return guarded("checking the start", [&]() -> Status {
+    MOEC_RETURN_IF_ERROR(check_options(options));
+    int64_t step = 0;
+    if (options.resume) {
+      MOEC_ASSIGN_OR_RETURN(step, check_resumed(plan, options));
+    } else {
+      MOEC_RETURN_IF_ERROR(check_new(options.out_dir));
+    }
+    return options.trace_file.empty() ? Status()
+                                      : check_trace(device, options.max_steps - step, options.trace_file);
+  });
 }
 
 Result<TrainResult> train(Session& session, Dataset data, const TrainOptions& options,
                           const TrainObserver& observer) {
   return guarded("training", [&]() -> Result<TrainResult> {
-    MOEC_RETURN_IF_ERROR(check_options(options));
+    MOEC_RETURN_IF_ERROR(check_start(session.plan(), session.device(), options));
     const bool has_validation =
         !data.validation.empty() && session.plan().program(fb::ProgramKind::Evaluate) != nullptr;
     MOEC_RETURN_IF_ERROR(session.set_data(std::move(data.train), std::move(data.validation)));

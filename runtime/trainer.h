@@ -11,6 +11,7 @@
 
 #include "runtime/ceilings.h"
 #include "runtime/dataset.h"
+#include "runtime/device.h"
 #include "runtime/generate.h"
 #include "runtime/report.h"
 #include "runtime/session.h"
@@ -46,6 +47,7 @@ struct TrainOptions {
 
 /// What happens while training; unset callbacks are not called.
 struct TrainObserver {
+  std::function<void()> on_start;  // data and checkpoint are in place, the first step comes next
   std::function<void(const StepReport&)> on_step;
   std::function<void(int64_t step, double validation_loss)> on_evaluation;
   std::function<void(int64_t step, std::string_view text)> on_sample;
@@ -60,9 +62,9 @@ struct TrainResult {
   std::optional<double> validation_loss;  // at the end
 };
 
-/// Whether training this plan can start in options.out_dir, or go on there; an input error where it cannot.
-/// What only reading a whole checkpoint shows, train() finds.
-Status check_out_dir(const LoadedPlan& plan, const TrainOptions& options);
+/// Whether training this plan on this device, which need not have loaded it, can start as the options say; an
+/// input error where it cannot. What only reading a whole checkpoint shows, train() finds.
+Status check_start(const LoadedPlan& plan, const Device& device, const TrainOptions& options);
 
 /// Trains until max_steps: initialises the session (or continues the checkpoint), then steps, with a log row,
 /// an evaluation, a checkpoint and a sample whenever they are due and at the end. A step that was skipped has

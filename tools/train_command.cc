@@ -119,7 +119,6 @@ Result<runtime::Ceilings> find_ceilings(const TrainFlags& flags, fb::DType dtype
   if (measure && picks_cuda(flags.device)) {
     MOEC_ASSIGN_OR_RETURN(ceilings, runtime::measure_cuda_ceilings());
   } else if (measure) {
-    cpu::set_threads(flags.device.threads);
     ceilings.flops = cpu_matmul_rate(dtype);
   }
   if (flags.peak_tflops) ceilings.flops = *flags.peak_tflops * 1e12;
@@ -135,38 +134,44 @@ Result<std::string> memory_text(runtime::Device& device) {
   return fmt::format("{}", fmt::join(parts, ", "));
 }
 
-/// What is about to run, before the first step.
-Status print_header(LiveOutput& out, runtime::Session& session, const runtime::Dataset& data,
-                    const runtime::Ceilings& ceilings) {
+/// What is about to run, one line each.
+Result<std::vector<std::string>> header(runtime::Session& session, const runtime::Dataset& data,
+                                        const runtime::Ceilings& ceilings) {
   const fb::PlanT& plan = session.plan().plan;
   uint64_t memory = 0;
   for (const auto& arena : plan.arenas) memory += arena->size;
-  out.line(fmt::format("model   {}: {} parameters, {} active", plan.model->name,
-                       with_commas(plan.total_parameters), with_commas(plan.active_parameters)));
-  out.line(fmt::format("step    {}", recipe_text(*plan.recipe)));
-  out.line(fmt::format("data    {} tokens to train on, {} to validate", with_commas(data.train.size()),
-                       with_commas(data.validation.size())));
-  const std::string_view device = session.device().name();
-  out.line(fmt::format("device  {}{}, matrix product at best: {}", device,
-                       device == "cpu" ? fmt::format(", threads: {}", cpu::threads()) : "",
-                       si_text(ceilings.flops, "FLOP/s")));
-  if (!plan.tuned_for.empty())
-    out.line(fmt::format("tuning  for {}{}", plan.tuned_for,
-                         plan.tuned_for == session.device().model()
-                             ? ""
-                             : fmt::format(": not used on {}", session.device().model())));
   MOEC_ASSIGN_OR_RETURN(const std::string taken, memory_text(session.device()));
-  out.line(fmt::format("memory  planned: {}; taken: {}", bytes_text(memory), taken));
-  return {};
+  const std::string_view device = session.device().name();
+  std::vector<std::string> lines = {
+      fmt::format("model   {}: {} parameters, {} active", plan.model->name,
+                  with_commas(plan.total_parameters), with_commas(plan.active_parameters)),
+      fmt::format("step    {}", recipe_text(*plan.recipe)),
+      fmt::format("data    {} tokens to train on, {} to validate", with_commas(data.train.size()),
+                  with_commas(data.validation.size())),
+      fmt::format("device  {}{}, matrix product at best: {}", device,
+                  device == "cpu" ? fmt::format(", threads: {}", cpu::threads()) : "",
+                  si_text(ceilings.flops, "FLOP/s"))};
+  if (!plan.tuned_for.empty())
+    lines.push_back(fmt::format("tuning  for {}{}", plan.tuned_for,
+                                plan.tuned_for == session.device().model()
+                                    ? ""
+                                    : fmt::format(": not used on {}", session.device().model())));
+  lines.push_back(fmt::format("memory  planned: {}; taken: {}", bytes_text(memory), taken));
+  return lines;
 }
 
 /// Shows a run as it goes: on a terminal one row that is overwritten, of which some stay; elsewhere all rows.
 class Progress {
  public:
-  explicit Progress(LiveOutput& out) : out_(out), paint_(stdout) {}
+  Progress(LiveOutput& out, std::vector<std::string> header)
+      : out_(out), header_(std::move(header)), paint_(stdout) {}
 
   runtime::TrainObserver observer() {
-    return {.on_step = [this](const runtime::StepReport& report) { show(report); },
+    return {.on_start =
+                [this] {
+                  for (const std::string& line : header_) out_.line(line);
+                },
+            .on_step = [this](const runtime::StepReport& report) { show(report); },
             .on_evaluation =
                 [this](int64_t step, double loss) {
                   out_.line(paint_.bold(fmt::format("step {} | validation loss {:.4f}", step, loss)));
@@ -207,6 +212,7 @@ class Progress {
   }
 
   LiveOutput& out_;
+  std::vector<std::string> header_;
   Paint paint_;
   int64_t shown_twentieth_ = -1;
 };
@@ -220,14 +226,12 @@ std::string result_text(const runtime::TrainResult& result, double seconds, cons
   return text;
 }
 
-/// Says so when a run goes on with other data than it had.
-Status compare_data(const TrainFlags& flags, const runtime::Dataset& data, LiveOutput& out) {
-  if (!flags.options.resume) return {};
+/// Whether a run goes on with other data than it had.
+Result<bool> data_changed(const TrainFlags& flags, const runtime::Dataset& data) {
+  if (!flags.options.resume) return false;
   MOEC_ASSIGN_OR_RETURN(const runtime::RunConfig config, runtime::read_run_config(flags.options.out_dir));
   const std::string kept = config.options.value(kDataChecksum, "");
-  if (!kept.empty() && kept != checksum(data.train))
-    out.line("data    not what the run was trained on so far: it does not go on with the same bits");
-  return {};
+  return !kept.empty() && kept != checksum(data.train);
 }
 
 /// What a run keeps from its start cannot be given again when it is continued.
@@ -250,11 +254,12 @@ Status train(const TrainFlags& flags) {
   MOEC_ASSIGN_OR_RETURN(runtime::Dataset data, load_data(flags, plan->plan));
   if (!options.sample_prompt.empty())  // what the vocabulary lacks would show after the training
     MOEC_RETURN_IF_ERROR(data.tokenizer->encode(options.sample_prompt).status());
-  MOEC_RETURN_IF_ERROR(runtime::check_out_dir(*plan, options));
+  MOEC_ASSIGN_OR_RETURN(auto device, make_device(flags.device));
+  MOEC_RETURN_IF_ERROR(runtime::check_start(*plan, *device, options));
   MOEC_ASSIGN_OR_RETURN(const runtime::RunLock lock, runtime::lock_run(flags.options.out_dir));
   // Before the plan takes the device's memory.
   MOEC_ASSIGN_OR_RETURN(options.ceilings, find_ceilings(flags, plan->plan.recipe->dtype));
-  MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.device));
+  MOEC_ASSIGN_OR_RETURN(runtime::Session session, runtime::Session::create(plan, std::move(device)));
   options.seed = flags.recipe.seed();
   if (flags.recipe.lr()) options.lr = static_cast<double>(*flags.recipe.lr());
   options.sample.sampler.seed = options.seed.value_or(plan->plan.recipe->seed);
@@ -262,10 +267,12 @@ Status train(const TrainFlags& flags) {
   options.stop = &stop_asked;
   stop_on_signals();
 
+  MOEC_ASSIGN_OR_RETURN(std::vector<std::string> lines, header(session, data, options.ceilings));
+  MOEC_ASSIGN_OR_RETURN(const bool changed, data_changed(flags, data));
+  if (changed)
+    lines.push_back("data    not what the run was trained on so far: it does not go on with the same bits");
   LiveOutput out(stdout);
-  MOEC_RETURN_IF_ERROR(print_header(out, session, data, options.ceilings));
-  MOEC_RETURN_IF_ERROR(compare_data(flags, data, out));
-  Progress progress(out);
+  Progress progress(out, std::move(lines));
   const auto start = std::chrono::steady_clock::now();
   MOEC_ASSIGN_OR_RETURN(const runtime::TrainResult result,
                         runtime::train(session, std::move(data), options, progress.observer()));

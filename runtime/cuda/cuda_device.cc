@@ -116,11 +116,12 @@ class CudaDevice final : public Device {
 
   Result<std::vector<MemoryUse>> memory_use() override {
     MOEC_ASSIGN_OR_RETURN(const uint64_t used, bytes_in_use());
-    std::vector<MemoryUse> uses = {{"arenas", used_when_loaded_ - used_when_open_},
+    std::vector<MemoryUse> uses = {{"arenas", used_when_loaded_ - used_before_arenas_},
                                    {"context", used_by_context_},
                                    {"cuBLAS", used_when_open_ - used_by_context_}};
     if (used_by_cudnn_ > 0) uses.push_back({"cuDNN", used_by_cudnn_});
-    const uint64_t itemised = used_when_loaded_ + used_by_cudnn_;
+    uint64_t itemised = 0;
+    for (const MemoryUse& use : uses) itemised += use.bytes;
     uses.push_back({"code, graphs, staging", used - std::min(used, itemised)});
     return uses;
   }
@@ -147,6 +148,9 @@ class CudaDevice final : public Device {
   }
 
   Result<void*> allocate(uint64_t size, bool zero) override {
+    if (arenas_.empty()) {
+      MOEC_ASSIGN_OR_RETURN(used_before_arenas_, bytes_in_use());
+    }
     void* data = nullptr;
     const cudaError_t error = cudaMalloc(&data, size);
     if (error == cudaErrorMemoryAllocation) {
@@ -464,7 +468,8 @@ class CudaDevice final : public Device {
   LateReads late_reads_;
   Progress progress_;
   // Bytes of the GPU's memory.
-  uint64_t used_by_context_ = 0, used_when_open_ = 0, used_when_loaded_ = 0, used_by_cudnn_ = 0;
+  uint64_t used_by_context_ = 0, used_when_open_ = 0, used_by_cudnn_ = 0;
+  uint64_t used_before_arenas_ = 0, used_when_loaded_ = 0;
   bool in_graph_ = false;  // how the last run was submitted
   std::optional<Error> fault_;
 };

@@ -412,6 +412,31 @@ TEST_CASE("a trace holds every instruction of some steps, and changes no bit") {
   CHECK(contains(train(brief, dataset(), options).error().message, "at least 6 steps"));
 }
 
+TEST_CASE("a start that cannot be is refused before the device has loaded the plan") {
+  const test::ScratchDir dir;
+  Session session = make_session();
+  must(train_in(session, dir.path(), 3, false).status());
+  const auto check = [&](const TrainOptions& options) {
+    return check_start(session.plan(), *make_cpu_device(), options);
+  };
+  const TrainOptions resumed{.max_steps = 9, .out_dir = dir.path(), .resume = true};
+  must(check(resumed));
+  TrainOptions options = resumed;
+  options.trace_file = dir / "trace.json";
+  must(check(options));
+  options.max_steps = 8;
+  CHECK(contains(check(options).error().message, "at least 6 steps"));
+  options = resumed;
+  options.max_steps = 2;
+  CHECK(contains(check(options).error().message, "at step 3 already"));
+  options = resumed;
+  options.log_every = 0;
+  CHECK(contains(check(options).error().message, "log_every"));
+  const std::string state = test::slurp(dir / "optimizer-00000003.safetensors");
+  dir.file("optimizer-00000003.safetensors", state.substr(0, state.size() - 1));
+  CHECK(contains(check(resumed).error().message, "optimizer-00000003.safetensors"));
+}
+
 TEST_CASE("a damaged run directory is an input error") {
   const test::ScratchDir dir;
   CHECK(read_run_config(dir.path()).error().kind == ErrorKind::kInput);

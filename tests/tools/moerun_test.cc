@@ -44,6 +44,7 @@ void check_rejected(const Words& arguments, const std::string& part) {
   const Outcome outcome = run("moerun", arguments);
   CAPTURE(part);
   CHECK(outcome.exit_code == 2);
+  CHECK(outcome.out.empty());
   CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
   CHECK_MESSAGE(has(outcome.err, part), outcome.err);
 }
@@ -264,21 +265,29 @@ TEST_CASE("wrong use of moerun is one line and exit code 2") {
 }
 
 TEST_CASE("a training that is refused leaves no directory and no file") {
-  const Setup setup;
-  const auto refuse = [&](const std::string& dir) {
-    check_rejected(setup.train(dir, {"--max-steps", "2", "--device", "cpu", "--trace", setup.text}),
-                   "--trace");
-    check_rejected(setup.train(dir, {"--max-steps", "2", "--device", "cpu", "--trace",
-                                     setup.scratch.path("trace.json")}),
-                   "a trace needs a run of at least");
-  };
-  refuse("new/nested/dir");
-  CHECK_FALSE(std::filesystem::exists(setup.scratch.path("new")));
+  Setup setup;
+  fb::PlanT plan;
+  fb::GetPlan(read(setup.plan).data())->UnPackTo(&plan);
+  plan.programs[0]->instructions[0]->kernel = "unheard_of";  // shows when the directory is locked already
+  const std::vector<uint8_t> bytes = serialize_plan(plan);
+  setup.plan = setup.scratch.path("unheard_of.plan");
+  write(setup.plan, std::string(bytes.begin(), bytes.end()));
   std::filesystem::create_directory(setup.scratch.path("old"));
-  refuse("old");
-  CHECK(std::filesystem::is_empty(setup.scratch.path("old")));
-  refuse("old/new");
-  CHECK(std::filesystem::is_empty(setup.scratch.path("old")));
+  for (const char* dir : {"new/nested/dir", "old", "old/new"}) {
+    check_rejected(setup.train(dir, {"--max-steps", "2"}), "unheard_of");
+    CHECK_FALSE(std::filesystem::exists(setup.scratch.path("new")));
+    CHECK(std::filesystem::is_empty(setup.scratch.path("old")));
+  }
+}
+
+TEST_CASE("a damaged checkpoint is refused before the run says what it does") {
+  const Setup setup;
+  REQUIRE(run("moerun", setup.train("run", {"--max-steps", "2"})).exit_code == 0);
+  const std::string weights = setup.scratch.path("run/model-00000002.safetensors");
+  std::string bytes = read(weights);
+  bytes[bytes.size() - 9] ^= 1;
+  write(weights, bytes);
+  check_rejected(setup.train("run", {"--max-steps", "4", "--resume"}), weights + ": damaged");
 }
 
 TEST_CASE("a run directory in which another process trains is refused, until that process has ended") {
