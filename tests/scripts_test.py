@@ -72,6 +72,31 @@ def make_tool(path, body):
     path.chmod(0o755)
 
 
+def shell_fault(command, code, named, environment=None):
+    """What is wrong with the way in which a shell script gives its help, or refuses its use before it does anything."""
+    done = subprocess.run(["bash", *map(str, command)], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          env=os.environ | (environment or {}))
+    said, silent = (done.stdout, done.stderr) if code == 0 else (done.stderr, done.stdout)
+    if done.returncode != code or str(named) not in said or silent or (code and said.count("\n") != 1):
+        return f"{' '.join(map(str, command))}: exit code {done.returncode}, {done.stdout} {done.stderr}"
+    return None
+
+
+def shell_faults(folder):
+    missing = folder / "missing"
+    for script in ("quickstart", "test", "tidy", "gpu_check"):
+        yield shell_fault([f"tools/{script}.sh", "--help"], 0, f"  tools/{script}.sh")
+    yield shell_fault(["tools/quickstart.sh", missing], 2, missing)
+    yield shell_fault(["tools/test.sh", missing], 2, "usage: tools/test.sh")
+    yield shell_fault(["tools/tidy.sh", "--fix"], 2, "usage: tools/tidy.sh")
+    yield shell_fault(["tools/tidy.sh", "tools/moec.cc", missing], 2, missing)
+    for flag in ("--bin", "--text", "--gpt2", "--peer"):
+        yield shell_fault(["tools/gpu_check.sh", flag, missing], 2, missing)
+    make_tool(folder / "dpkg-query", "echo installed")
+    unknown = {"PATH": f"{folder}:{os.environ['PATH']}", "MOEC_PRESET": "gpu"}
+    yield shell_fault(["tools/test.sh"], 2, "MOEC_PRESET=gpu: no preset; there are cpu ", unknown)
+
+
 def gpu_check_fault(folder):
     """Without a GPU it must say so before it builds."""
     make_tool(folder / "nvidia-smi", "exit 9")
@@ -87,7 +112,7 @@ def quickstart_fault(folder):
     (folder / "tools").mkdir()
     (folder / "schema/examples").mkdir(parents=True)
     shutil.copy(ROOT / "tools/quickstart.sh", folder / "tools")
-    (folder / "tools/common.sh").write_text("root=$PWD bin=$PWD\nsay() { echo \"$*\"; }\nbuild() { :; }\n")
+    (folder / "tools/common.sh").write_text((ROOT / "tools/common.sh").read_text() + "\nbuild() { bin=$root; }\n")
     make_tool(folder / "moec", "exit 0")
     make_tool(folder / "moerun", 'while [ "$1" != --out-dir ]; do shift; done; mkdir "$2"')
     for number, work in enumerate(("quickstart", "quickstart-2", "quickstart-3")):
@@ -110,6 +135,7 @@ def main():
         faults += library_faults(pathlib.Path(libraries))
         faults.append(quickstart_fault(pathlib.Path(tree)))
         faults.append(gpu_check_fault(pathlib.Path(folder)))
+        faults += shell_faults(pathlib.Path(folder))
     for fault in filter(None, faults):
         print(fault)
     print(f"scripts: {len(faults)} calls, {len([*filter(None, faults)])} wrong")

@@ -1,5 +1,5 @@
-# Sourced by the scripts beside it: installs what the build needs, configures and builds. Sets `root`, the
-# repository, and after `build` also `bin`, the folder of the executables.
+# Sourced by the scripts beside it: messages, help; installs what the build needs, configures and builds. Sets
+# `root`, the repository, and after `build` also `bin`, the folder of the executables.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -13,6 +13,22 @@ say() { printf '==> %s\n' "$*"; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "${@:2}" >&2; exit "$1"; }
 die() { fail 1 "$*"; }
 refuse() { fail 2 "$*"; }  # wrong use or input
+
+# help_for ARGUMENT...: where --help is among them, prints the script's head comment and ends.
+help_for() {
+  local argument
+  for argument; do
+    [[ $argument != -h && $argument != --help ]] || { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" && exit; }
+  done
+}
+
+# need_files FILE...: refuses what cannot be read.
+need_files() {
+  local file
+  for file; do
+    [[ -f $file && -r $file ]] || refuse "$file: cannot be read"
+  done
+}
 
 # Installs the packages that are missing; on systems without apt it leaves the search for them to CMake.
 install_packages() {
@@ -48,8 +64,10 @@ choose_preset() {
 # build [TARGET...]: configures and builds, MOEC_PRESET or the preset of this machine.
 build() {
   install_packages
-  local preset
+  local preset known
   preset=${MOEC_PRESET:-$(choose_preset)}
+  known=$(cd "$root" && cmake --list-presets | sed -n 's/^ *"\([^"]*\)".*/\1/p')
+  grep -qxF -- "$preset" <<<"$known" || refuse "MOEC_PRESET=$preset: no preset; there are" $known
   bin=$root/build/$preset/bin
   say "building in build/$preset (about ten minutes on two cores the first time)"
   local log

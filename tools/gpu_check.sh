@@ -15,10 +15,10 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 
+help_for "$@"
 bin='' logs='' text='' gpt2='' peer='' only=''
 while (($# > 0)); do
   case $1 in
-    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" && exit ;;
     --bin | --log | --text | --gpt2 | --peer | --only) (($# > 1)) || refuse "$1 needs a value" ;;
     *) refuse "unknown argument: $1" ;;
   esac
@@ -32,6 +32,8 @@ while (($# > 0)); do
   esac
   shift 2
 done
+need_files ${text:+"$text"} ${gpt2:+"$gpt2"} ${peer:+"$peer"}
+[[ -z $bin || -x $bin/test_cuda ]] || refuse "--bin $bin: holds no test_cuda"
 nvidia-smi -L >/dev/null 2>&1 || die "there is no NVIDIA GPU here, by nvidia-smi"
 sanitizer=$(command -v compute-sanitizer || compgen -G '/usr/local/cuda/bin/compute-sanitizer') ||
   die "compute-sanitizer is not installed"

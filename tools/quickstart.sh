@@ -7,8 +7,9 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_for "$@"
 (($# <= 1)) && [[ ${1:-} != -* ]] || refuse "usage: tools/quickstart.sh [TEXT]"
-[[ $# == 0 || (-f $1 && -r $1) ]] || refuse "$1: cannot be read"
+need_files "$@"
 text=${1:+$(realpath -- "$1")}
 
 build moec moerun

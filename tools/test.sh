@@ -6,6 +6,7 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_for "$@"
 (($# == 0)) || refuse "usage: tools/test.sh"
 build
 

@@ -5,7 +5,10 @@
 #   tools/tidy.sh [FILE...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_for "$@"
 [[ ${1:-} != -* ]] || refuse "usage: tools/tidy.sh [FILE...]"
+need_files "$@"
+(($# == 0)) || mapfile -t known < <(realpath -- "$@")
 
 command -v clang-tidy >/dev/null || die "clang-tidy is not installed"
 build
@@ -13,6 +16,5 @@ cd "$root"
 # What a build leaves out has no compile command.
 (($# > 0)) || mapfile -t known < <(sed -n 's/^ *"file": "\(.*\)",\{0,1\}$/\1/p' "${bin%/bin}/compile_commands.json" |
   grep -E "^$root/(runtime|planner|tools|bench)/.*\.cc$")
-(($# == 0)) || known=("$@")
 printf '%s\n' "${known[@]}" | xargs -P "$(nproc)" -n 1 clang-tidy -p "${bin%/bin}" --quiet 2>/dev/null &&
   say "clang-tidy finds nothing in ${#known[@]} files"
