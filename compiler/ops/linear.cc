@@ -70,9 +70,7 @@ void infer_fused_linear(OpCall& call) {
   call.require(x.dtype == call.precision().compute && x.cols() == weight.cols(),
                "weight {} does not fit x {}", weight.to_string(), x.to_string());
   const TensorType y = {x.dtype, with_cols(x.shape, weight.rows())};
-  if (call.has_input(3))
-    call.require(call.input(3) == y, "residual {} is not like {}", call.input(3).to_string(), y.to_string());
-  call.set_output(0, y);
+  set_output_with_residual(call, y, 3);
   call.set_output(1, y);
 }
 

@@ -51,14 +51,6 @@ void infer_dispatch(OpCall& call) {
 
 void dispatch_rule(BackwardContext& b) { b.emit("dispatch_bwd", {b.grad(0), b.input(2)}, {0}); }
 
-/// Output 0 of this type, to which the optional input is added.
-void set_output_with_residual(OpCall& call, TensorType y, int residual) {
-  if (call.has_input(residual))
-    call.require(call.input(residual) == y, "residual {} is not like {}", call.input(residual).to_string(),
-                 y.to_string());
-  call.set_output(0, std::move(y));
-}
-
 void infer_dispatch_bwd(OpCall& call) {
   set_output_with_residual(call, {call.input(0).dtype, with_cols(call.input(1).shape, call.input(0).cols())},
                            2);

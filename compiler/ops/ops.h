@@ -13,6 +13,8 @@ namespace moec::ops {
 void infer_like_first(OpCall& call);
 /// Output 0 is a parameter's gradient of this shape.
 void set_gradient(OpCall& call, int output, std::vector<int64_t> shape);
+/// Output 0 has this type, to which the optional input `residual` is added.
+void set_output_with_residual(OpCall& call, const TensorType& y, int residual);
 /// A one-element loss in the accumulation type.
 TensorType scalar_type(const OpCall& call);
 /// `shape` with its last dimension replaced.
