@@ -4,17 +4,15 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <exception>
 #include <filesystem>
-#include <iostream>
 #include <optional>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "bench/rows.h"
 #include "bench/step_table.h"
 #include "compiler/compile.h"
-#include "compiler/error.h"
 #include "compiler/frontend.h"
 #include "runtime/cuda/cuda_device.h"
 #include "runtime/file_io.h"
@@ -189,65 +187,31 @@ void describe(CLI::App& app, Flags& flags) {
       "Exit codes: 0 done, 1 failed, 2 wrong use or input.");
 }
 
-/// "unknown flag '--thread'; did you mean '--threads'?"
-std::string unknown_flag(const std::string& argument) {
-  const std::string flags[] = {"--device",
-                               "--threads",
-                               "--memory",
-                               "--step",
-                               "--step-json",
-                               "--routing",
-                               "--examples",
-                               "--help",
-                               "--version",
-                               "--benchmark_filter",
-                               "--benchmark_format",
-                               "--benchmark_list_tests",
-                               "--benchmark_min_time",
-                               "--benchmark_repetitions",
-                               "--benchmark_out"};
-  const std::string name = argument.substr(0, argument.find('='));
-  const std::string near = tools::nearest(name, flags);
-  return fmt::format("unknown flag '{}'; {}", name,
-                     near.empty() ? "see --help" : fmt::format("did you mean '{}'?", near));
-}
-
-int report(const std::string& message, tools::ExitCode code) {
-  fmt::print(stderr, "moebench: {}\n", message);
-  return code;
-}
-
-int run_main(int argc, char** argv) {
-  Flags flags;
-  CLI::App app;
-  describe(app, flags);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& asked) {
-    return app.exit(asked, std::cout, std::cerr);
-  } catch (const CLI::ParseError& error) {
-    return report(error.what(), tools::kWrongUse);
-  }
-  std::vector<std::string> others = app.remaining();
-  others.insert(others.begin(), argv[0]);
+/// Gives Google Benchmark the arguments that are not ours.
+Status take_benchmark_flags(const CLI::App& app) {
+  const std::string known[] = {"--benchmark_filter",   "--benchmark_format",      "--benchmark_list_tests",
+                               "--benchmark_min_time", "--benchmark_repetitions", "--benchmark_out"};
+  std::vector<std::string> words = app.remaining();
+  words.insert(words.begin(), app.get_name());
   std::vector<char*> arguments;
-  for (std::string& argument : others) arguments.push_back(argument.data());
+  for (std::string& word : words) arguments.push_back(word.data());
   int count = static_cast<int>(arguments.size());
   benchmark::Initialize(&count, arguments.data());
-  if (count > 1) return report(unknown_flag(arguments[1]), tools::kWrongUse);
-  try {
-    const Status status = run(flags);
-    if (status.ok()) return tools::kDone;
-    return report(status.error().message,
-                  status.error().kind == ErrorKind::kInput ? tools::kWrongUse : tools::kFailed);
-  } catch (const CompileError& error) {
-    return report(error.what(), tools::kWrongUse);
-  } catch (const std::exception& error) {
-    return report(error.what(), tools::kFailed);
-  }
+  return count > 1 ? input_error(tools::unknown_argument(arguments[1], app, known)) : Status();
 }
 
 }  // namespace
 }  // namespace moec::bench
 
-int main(int argc, char** argv) { return moec::bench::run_main(argc, argv); }
+int main(int argc, char** argv) {
+  using namespace moec;
+  bench::Flags flags;
+  CLI::App app;
+  bench::describe(app, flags);
+  const auto run = [&]() -> Status {
+    MOEC_RETURN_IF_ERROR(bench::take_benchmark_flags(app));
+    return bench::run(flags);
+  };
+  const tools::Command commands[] = {{&app, run}};
+  return tools::run_tool(app, argc, argv, commands);
+}

@@ -85,12 +85,8 @@ std::string describe(const CLI::ParseError& error, const CLI::App& app) {
   const CLI::App& command = chosen(app);
   const std::vector<std::string> extras = app.remaining(true);
   const auto flag = std::find_if(extras.begin(), extras.end(), is_flag);
-  if (flag != extras.end()) {
-    const std::string name = flag->substr(0, flag->find('='));
-    const std::string hint = suggestion(name, flags_of(command));
-    return fmt::format("unknown flag '{}'{}", name, hint.empty() ? "; see --help" : hint);
-  }
-  if (!extras.empty()) return fmt::format("unexpected argument '{}'; see --help", extras.front());
+  if (flag != extras.end()) return unknown_argument(*flag, command);
+  if (!extras.empty()) return unknown_argument(extras.front(), command);
   std::string message = error.what();
   std::replace(message.begin(), message.end(), '\n', ' ');
   return message;
@@ -190,15 +186,24 @@ CLI::App* add_command(CLI::App& app, const std::string& name, const std::string&
   return app.add_subcommand(name, help)->group("Commands");
 }
 
+std::string unknown_argument(const std::string& argument, const CLI::App& app,
+                             std::span<const std::string> more_flags) {
+  if (!is_flag(argument)) return fmt::format("unexpected argument '{}'; see --help", argument);
+  std::vector<std::string> flags = flags_of(app);
+  flags.insert(flags.end(), more_flags.begin(), more_flags.end());
+  const std::string name = argument.substr(0, argument.find('='));
+  const std::string hint = suggestion(name, flags);
+  return fmt::format("unknown flag '{}'{}", name, hint.empty() ? "; see --help" : hint);
+}
+
 int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const Command> commands) {
   const std::string tool = app.get_name();
   std::signal(SIGXFSZ, SIG_IGN);  // a file that grows too large is a write that fails
   try {
-    if (argc < 2) {
-      report(tool, "nothing to do; see --help", kWrongUse);
-      return kWrongUse;
+    if (!commands_of(app).empty()) {
+      if (argc < 2) return report(tool, "nothing to do; see --help", kWrongUse);
+      if (const auto fault = unknown_command(app, argv[1])) return report(tool, *fault, kWrongUse);
     }
-    if (const auto fault = unknown_command(app, argv[1])) return report(tool, *fault, kWrongUse);
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& asked) {

@@ -1,0 +1,38 @@
+// moebench as its users meet it: exit codes and messages.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+
+#include "tests/tools/process.h"
+
+namespace moec::test {
+namespace {
+
+void check_rejected(const std::vector<std::string>& arguments, const std::string& message) {
+  const Outcome outcome = run("moebench", arguments);
+  CHECK(outcome.exit_code == 2);
+  CHECK(outcome.out.empty());
+  CHECK(outcome.err == "moebench: " + message + "\n");
+}
+
+}  // namespace
+
+TEST_CASE("wrong use of moebench is one line and exit code 2") {
+  check_rejected({"--thread", "1"}, "unknown flag '--thread'; did you mean '--threads'?");
+  check_rejected({"--benchmark_filtr=x"},
+                 "unknown flag '--benchmark_filtr'; did you mean '--benchmark_filter'?");
+  check_rejected({"--total-step", "9"}, "unknown flag '--total-step'; did you mean '--total-steps'?");
+  check_rejected({"everything"}, "unexpected argument 'everything'; see --help");
+  check_rejected({"--routing", "skewed"}, "--routing is for --step PLAN|SPEC");
+  check_rejected({"--benchmark_filter=^none$", "--examples", "/none"},
+                 "/none: no model specs (*.json) there");
+}
+
+TEST_CASE("moebench lists its rows and its flags") {
+  const Outcome rows = run("moebench", {"--benchmark_list_tests", "--threads", "1", "--memory", "0.01"});
+  CHECK(rows.exit_code == 0);
+  CHECK(rows.out.find("table/") != std::string::npos);
+  CHECK(run("moebench", {"--help"}).out.find("--benchmark_filter=REGEX") != std::string::npos);
+}
+
+}  // namespace moec::test
