@@ -197,7 +197,7 @@ Status save_run(const std::string& dir, Session& session, const Tokenizer& token
       config[kChecksum] = checksum_of(config);
       return write_file(config_path(dir), text_of(config, 2) + "\n");
     };
-    const Status written = write();
+    Status written = write();
     written.ok() ? remove_stale(dir, current) : remove_unfinished(dir);
     return written;
   });
@@ -222,7 +222,7 @@ Result<std::shared_ptr<const LoadedPlan>> load_run_plan(const std::string& dir) 
 
 Status check_checkpoint_files(const std::string& dir, const RunConfig& config) {
   for (const std::string& file : {config.model_file, config.optimizer_file})
-    MOEC_RETURN_IF_ERROR(Safetensors::open(dir + "/" + file).status());
+    MOEC_RETURN_IF_ERROR(Safetensors::open(fmt::format("{}/{}", dir, file)).status());
   return {};
 }
 
