@@ -1,14 +1,6 @@
 #include "compiler/fuse_rope.h"
 
 namespace moec {
-namespace {
-
-bool same_heads(const fb::AttentionT& attention, const fb::RopeT& rope) {
-  return attention.heads == rope.heads && attention.kv_heads == rope.kv_heads &&
-         attention.head_dim == rope.head_dim;
-}
-
-}  // namespace
 
 bool linear_then_rope(Rewriter& graph, int at) {
   const Node& rope = graph.node(at);
@@ -27,10 +19,8 @@ bool attention_gradient_then_rope(Rewriter& graph, int at) {
   const Node& rope = graph.node(at);
   if (!is(rope, "rope_bwd")) return false;
   const int from = graph.producer_for_one(rope.inputs[0]);
-  if (from == kNoNode || !is(graph.node(from), "attention_bwd") ||
-      !same_heads(*graph.node(from).attrs.AsAttention(), *rope.attrs.AsRope()))
-    return false;
-  Node fused = graph.node(from);
+  if (from == kNoNode || !is(graph.node(from), "attention_bwd")) return false;
+  Node fused = graph.node(from);  // of the same heads (check_heads)
   fused.def = &find_op("attention_bwd_rope");
   fused.attrs = rope.attrs;
   fused.outputs = rope.outputs;

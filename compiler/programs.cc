@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "compiler/autodiff.h"
+#include "compiler/check_heads.h"
 #include "compiler/check_routing.h"
 #include "kernels/train_state.h"
 
@@ -47,6 +48,7 @@ ModelBuilder add_model(Graph& graph, const fb::ModelT& model, const fb::RecipeT&
   builder.define(kTargetsName, targets);
   builder.add_model(model);
   check_routing(graph);
+  check_heads(graph);
   return builder;
 }
 
