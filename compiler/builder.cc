@@ -4,6 +4,7 @@
 #include <set>
 
 #include "kernels/train_state.h"
+#include "schema/rules.h"
 
 namespace moec {
 namespace {
@@ -167,6 +168,8 @@ void ModelBuilder::add_node(const fb::NodeT& node, const std::string& prefix) {
   const OpDef* def = find_model_op(node.op.type);
   if (def == nullptr)
     compile_error("{}: {} is not an op that models are written in", label, op_name(node.op.type));
+  if (const std::string_view attribute = unknown_attribute(node.op); !attribute.empty())
+    compile_error("{} ({}): unknown enumerator of {}", label, op_name(node.op.type), attribute);
   std::vector<ValueId> inputs = data_inputs(node, *def, label);
   const KernelInfo& kernel = def->kernel();
 

@@ -17,51 +17,14 @@
 #include "compiler/storage.h"
 #include "planner/validate.h"
 #include "schema/plan_file.h"
+#include "schema/rules.h"
 
 namespace moec {
 namespace {
 
 void check_recipe(const fb::ModelT& model) {
-  const fb::RecipeT& recipe = *model.recipe;
-  const auto require = [&](bool condition, const char* message) {
-    if (!condition) compile_error("{}: recipe: {}", model.name, message);
-  };
-  require(recipe.batch_size > 0 && recipe.seq_len > 0 && recipe.grad_accum > 0,
-          "batch_size, seq_len and grad_accum must be at least 1");
-  require(recipe.seq_len <= model.context, "seq_len is longer than the model's context");
-  require(recipe.dtype == fb::DType::F32 || recipe.dtype == fb::DType::F64 ||
-              recipe.dtype == fb::DType::BF16 || recipe.dtype == fb::DType::F16,
-          "dtype must be F32, F64, BF16 or F16");
-  require(recipe.grad_dtype == fb::DType::F32 || recipe.grad_dtype == recipe.dtype,
-          "grad_dtype must be F32 or the same as dtype");
-  require(recipe.moment_dtype == fb::DType::F32 ||
-              (recipe.moment_dtype == fb::DType::BF16 && recipe.dtype != fb::DType::F64),
-          "moment_dtype must be F32, or BF16 where dtype is not F64");
-  constexpr double kMaxLossScale = 1e30;
-  if (const auto& scale = recipe.loss_scale) {
-    require(recipe.dtype == fb::DType::F16, "loss_scale is for dtype F16");
-    require(scale->initial >= 1 && scale->initial <= kMaxLossScale && scale->growth_interval > 0,
-            "loss_scale: initial must be from 1 to 1e30, growth_interval at least 1");
-  }
-  constexpr uint32_t kMaxGradAccum = 1u << 16;
-  require(recipe.grad_accum <= kMaxGradAccum, "grad_accum must be at most 65,536");
-  constexpr double kMaxRate = 1e6;
-  require(recipe.lr >= 0 && recipe.lr <= kMaxRate, "lr must be a number from 0 to 1e6");
-  require(recipe.clip_norm >= 0 && std::isfinite(recipe.clip_norm),
-          "clip_norm must be a number that is not negative");
-  const fb::AdamWT& adamw = *recipe.adamw;
-  require(adamw.beta1 >= 0 && adamw.beta1 < 1 && adamw.beta2 >= 0 && adamw.beta2 < 1,
-          "adamw: betas must be in [0, 1)");
-  require(adamw.eps > 0 && std::isfinite(adamw.eps), "adamw: eps must be a positive number");
-  require(adamw.weight_decay >= 0 && std::isfinite(adamw.weight_decay),
-          "adamw: weight_decay must be a number that is not negative");
-  const fb::ScheduleT& schedule = *recipe.schedule;
-  require(schedule.kind == fb::ScheduleKind::Constant || schedule.total_steps > schedule.warmup_steps,
-          "schedule: total_steps must exceed warmup_steps");
-  require(schedule.kind != fb::ScheduleKind::Wsd ||
-              schedule.decay_steps <= schedule.total_steps - schedule.warmup_steps,
-          "schedule: decay_steps does not fit between warm-up and end");
-  require(schedule.min_ratio >= 0 && schedule.min_ratio <= 1, "schedule: min_ratio must be in [0, 1]");
+  const std::vector<std::string> faults = recipe_faults(*model.recipe, model.context);
+  if (!faults.empty()) compile_error("{}: recipe: {}", model.name, faults.front());
 }
 
 Precision precision_of(const fb::RecipeT& recipe) {

@@ -14,6 +14,7 @@
 #include "kernels/kernel.h"
 #include "kernels/train_state.h"
 #include "planner/validate_parts.h"
+#include "schema/rules.h"
 
 namespace moec::planner {
 namespace {
@@ -28,6 +29,8 @@ class Tables {
   Tables(CheckedPlan& checked, Faults& faults) : checked_(checked), plan_(checked.plan), faults_(faults) {}
 
   void check() {
+    check_recipe();
+    check_model();
     check_arenas();
     check_programs();
     for (uint32_t i = 0; i < length(plan_.buffers()); ++i) check_buffer(*plan_.buffers()->Get(i));
@@ -40,10 +43,27 @@ class Tables {
   }
 
  private:
+  void check_recipe() {
+    fb::RecipeT recipe;
+    plan_.recipe()->UnPackTo(&recipe);
+    for (const std::string& fault : recipe_faults(recipe, plan_.model()->context()))
+      faults_.add("recipe: {}", fault);
+  }
+
+  /// The spec is kept to trace the plan by; no run depends on what its nodes say.
+  void check_model() {
+    const auto& blocks = *plan_.model()->blocks();
+    for (const fb::Block* block : blocks)
+      for (const fb::Node* node : *block->nodes())
+        if (!is_known(node->op_type()) || node->op_type() == fb::Op::NONE)
+          faults_.add("model: {} of block {}: unknown op {}", quoted(node->name()), quoted(block->name()),
+                      static_cast<int>(node->op_type()));
+  }
+
   void check_arenas() {
     for (uint32_t i = 0; i < length(plan_.arenas()); ++i) {
       const fb::Arena& arena = *plan_.arenas()->Get(i);
-      if (arena.kind() > fb::ArenaKind::MAX) {
+      if (!is_known(arena.kind())) {
         faults_.add("arena {}: unknown kind {}", i, static_cast<int>(arena.kind()));
         continue;
       }
@@ -59,7 +79,7 @@ class Tables {
     uint64_t operands = 0;
     for (uint32_t p = 0; p < length(plan_.programs()); ++p) {
       const fb::Program& program = *plan_.programs()->Get(p);
-      if (program.kind() > fb::ProgramKind::MAX) {
+      if (!is_known(program.kind())) {
         faults_.add("program {}: unknown kind {}", p, static_cast<int>(program.kind()));
         continue;
       }
@@ -77,9 +97,8 @@ class Tables {
 
   void check_buffer(const fb::Buffer& buffer) {
     const std::string name = "buffer " + quoted(buffer.name());
-    if (buffer.kind() > fb::BufferKind::MAX)
-      faults_.add("{}: unknown kind {}", name, static_cast<int>(buffer.kind()));
-    if (buffer.arena() > fb::ArenaKind::MAX || !arena_size_[static_cast<size_t>(buffer.arena())]) {
+    if (!is_known(buffer.kind())) faults_.add("{}: unknown kind {}", name, static_cast<int>(buffer.kind()));
+    if (!is_known(buffer.arena()) || !arena_size_[static_cast<size_t>(buffer.arena())]) {
       faults_.add("{}: its arena ({}) does not exist", name, static_cast<int>(buffer.arena()));
       return;
     }
@@ -107,7 +126,7 @@ class Tables {
     checked_.tensors.emplace_back();
     TensorFacts& facts = checked_.tensors.back();
     const std::string name = "tensor " + quoted(tensor.name());
-    if (tensor.dtype() > fb::DType::MAX) {
+    if (!is_known(tensor.dtype())) {
       faults_.add("{}: unknown dtype {}", name, static_cast<int>(tensor.dtype()));
       return;
     }

@@ -6,6 +6,7 @@
 
 #include "kernels/catalog.h"
 #include "planner/validate_parts.h"
+#include "schema/rules.h"
 
 namespace moec::planner {
 namespace {
@@ -31,7 +32,7 @@ class Call {
     info_ = find_kernel(instruction_.kernel()->string_view());
     if (!info_) return fault("the kernel is unknown");
     if (const fb::Op op = instruction_.op_type(); op != info_->attributes)
-      return fault("the kernel has the attributes of '{}'", op <= fb::Op::MAX ? fb::EnumNameOp(op) : "?");
+      return fault("the kernel has the attributes of '{}'", is_known(op) ? fb::EnumNameOp(op) : "?");
     check_variant();
     const bool inputs = check_list(instruction_.inputs(), info_->inputs, "input");
     const bool outputs = check_list(instruction_.outputs(), info_->outputs, "output");
@@ -127,6 +128,10 @@ class Call {
                           .outputs = views(instruction_.outputs()),
                           .workspace = {},
                           .op = &op};
+    if (const std::string_view attribute = unknown_attribute(op); !attribute.empty()) {
+      fault("unknown enumerator of {}", attribute);
+      return false;
+    }
     if (!info_->types_fit(call)) {
       fault("the operands' types do not fit the kernel: {}", types_text(call));
       return false;

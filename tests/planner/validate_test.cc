@@ -112,6 +112,62 @@ TEST_CASE("a kernel's attributes are those of its op") {
   CHECK(first_fault(*plan).ends_with("scale (block.scale): the kernel has the attributes of 'Rope'"));
 }
 
+TEST_CASE("unknown enumerators are named") {
+  const auto fault_of = [](auto&& change) {
+    const auto plan = sample_plan(3, 30);
+    change(*plan);
+    return first_fault(*plan);
+  };
+  CHECK(fault_of([](fb::PlanT& plan) {
+          instruction_of(plan, 2, "lr_schedule").op.AsLrSchedule()->schedule =
+              std::make_unique<fb::ScheduleT>();
+          instruction_of(plan, 2, "lr_schedule").op.AsLrSchedule()->schedule->kind = fb::ScheduleKind(9);
+        }).ends_with("lr_schedule (block.lr_schedule): unknown enumerator of schedule.kind"));
+  CHECK(fault_of([](fb::PlanT& plan) {
+          plan.recipe->sampling = fb::Sampling(9);
+        }).starts_with("recipe: sampling must be"));
+
+  const auto plan = sample_plan(3, 30);
+  plan->model->blocks.push_back(std::make_unique<fb::BlockT>());
+  plan->model->blocks[0]->nodes.push_back(std::make_unique<fb::NodeT>());
+  plan->model->blocks[0]->nodes[0]->op.Set(fb::SiluT());
+  const flatbuffers::DetachedBuffer sound = pack(*plan);
+  CHECK(validate(*fb::GetPlan(sound.data())).empty());
+  flatbuffers::DetachedBuffer damaged = pack(*plan);
+  auto& node =
+      const_cast<fb::Node&>(*fb::GetPlan(damaged.data())->model()->blocks()->Get(0)->nodes()->Get(0));
+  REQUIRE(reinterpret_cast<flatbuffers::Table&>(node).SetField<uint8_t>(fb::Node::VT_OP_TYPE, 200, 0));
+  CHECK(validate(*fb::GetPlan(damaged.data())) ==
+        std::vector<std::string>{"model: '' of block '': unknown op 200"});
+}
+
+TEST_CASE("a recipe that contradicts itself is refused by the name of the field") {
+  const auto check = [](const char* field, auto&& change) {
+    const auto plan = sample_plan(3, 30);
+    plan->recipe->adamw = std::make_unique<fb::AdamWT>();
+    plan->recipe->schedule = std::make_unique<fb::ScheduleT>();
+    change(*plan->recipe);
+    const std::string fault = first_fault(*plan);
+    CHECK_MESSAGE(fault.starts_with(fmt::format("recipe: {} must", field)), fault);
+  };
+  using Recipe = fb::RecipeT;
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  check("batch_size", [](Recipe& recipe) { recipe.batch_size = 0; });
+  check("grad_accum", [](Recipe& recipe) { recipe.grad_accum = 0; });
+  check("dtype", [](Recipe& recipe) { recipe.dtype = fb::DType(77); });
+  check("grad_dtype", [](Recipe& recipe) { recipe.grad_dtype = fb::DType::BF16; });
+  check("moment_dtype", [](Recipe& recipe) { recipe.moment_dtype = fb::DType::F16; });
+  check("lr", [](Recipe& recipe) { recipe.lr = -1; });
+  check("clip_norm", [](Recipe& recipe) { recipe.clip_norm = -1; });
+  check("adamw: beta1", [](Recipe& recipe) { recipe.adamw->beta1 = 1; });
+  check("adamw: beta2", [](Recipe& recipe) { recipe.adamw->beta2 = kNan; });
+  check("adamw: eps", [](Recipe& recipe) { recipe.adamw->eps = -1; });
+  check("schedule: total_steps", [](Recipe& recipe) {
+    recipe.schedule->kind = fb::ScheduleKind::Cosine;
+    recipe.schedule->total_steps = recipe.schedule->warmup_steps = 5;
+  });
+}
+
 TEST_CASE("the gradient norm sums what adamw uses, once") {
   const auto fault_of = [](auto&& change) {
     const auto plan = sample_plan(3, 30);
