@@ -8,8 +8,8 @@ namespace moec::bench {
 namespace {
 
 using tuning::seconds_per_step;
-using tuning::work_of_step;
 using tuning::Work;
+using tuning::work_of_step;
 
 Status run_row(benchmark::State& state, const Model& model, const Lane& lane) {
   lane.enter();
