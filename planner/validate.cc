@@ -341,6 +341,7 @@ std::vector<std::string> validate(const fb::Plan& plan) {
   check_tables(checked, faults);
   if (faults.none()) check_calls(checked, faults);
   if (faults.none()) check_gradient_norm(checked, faults);
+  if (faults.none()) check_start(checked, faults);
   if (faults.none()) check_memory(checked, faults);
   return faults.take();
 }

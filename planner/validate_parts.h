@@ -1,5 +1,5 @@
 // What the parts of the validator share. Each part may assume that the parts before it found no fault:
-// tables, then calls, then the gradient norm, then memory.
+// tables, then calls, then the gradient norm, the start, and memory.
 #pragma once
 
 #include <fmt/format.h>
@@ -101,6 +101,11 @@ std::optional<SquaredGradient> squared_gradient(const CheckedPlan& checked,
 
 /// Whether grad_norm sums each gradient that adamw uses, and nothing else, once.
 void check_gradient_norm(const CheckedPlan& checked, Faults& faults);
+
+/// Whether there are parameters that Init writes, and each program finds what it reads written by Init, by
+/// the host, or by a program that runs in turns with it. A plan of no model and no parameters is a fragment,
+/// such as a single kernel to be timed, and is not asked.
+void check_start(const CheckedPlan& checked, Faults& faults);
 
 /// Walks each program with a map from addresses to the tensors last written there, then compares lifetimes,
 /// overlaps of live buffers and the lower bound with what the walk saw.

@@ -76,10 +76,6 @@ Status Session::check_interface() const {
   const fb::PlanT& plan = plan_->plan;
   if (plan.io == nullptr || plan.io->train_state < 0)
     return input_error(fmt::format("{}: the plan names no train state", plan_->source));
-  if (batch_size() < 1 || seq_len() < 1 || grad_accum() < 1)
-    return input_error(
-        fmt::format("{}: batch size {}, sequence length {} and accumulation {} must be positive",
-                    plan_->source, batch_size(), seq_len(), grad_accum()));
   for (const auto& parameter : plan.parameters) {
     const auto is = [&](int tensor, fb::DType dtype) {
       return tensor < 0 || plan_->tensor(tensor)->dtype == dtype;

@@ -223,6 +223,7 @@ Model add_model(Builder& b) {
 void add_init(Builder& b, const Model& m) {
   b.begin_program(fb::ProgramKind::Init);
   b.call<fb::InitNormalT>("init_normal", {m.state}, {b.next_version(m.params)});
+  for (const int id : {m.grads, m.x}) b.call<fb::FillT>("fill", {}, {b.next_version(id)});
   b.end_program();
 }
 

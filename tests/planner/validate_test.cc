@@ -187,6 +187,29 @@ TEST_CASE("the gradient norm sums what adamw uses, once") {
         }) == "apply[1] adamw (block.adamw): no grad_norm in front of it");
 }
 
+TEST_CASE("init writes the parameters, and nothing is read that nobody writes") {
+  const auto fault_of = [](auto&& change) {
+    const auto plan = sample_plan(3, 30);
+    change(*plan);
+    return first_fault(*plan);
+  };
+  const auto init = [](fb::PlanT & plan) -> auto& { return plan.programs[0]->instructions; };
+  CHECK(fault_of([](fb::PlanT&) {}).empty());
+  CHECK(fault_of([&](fb::PlanT& plan) { init(plan).erase(init(plan).begin()); }) ==
+        "parameter 'norm.0': no instruction of init writes all of 'norm'");
+  CHECK(fault_of([&](fb::PlanT& plan) {
+          init(plan).pop_back();
+        }).ends_with(": reads 'x', which nothing has written"));
+  CHECK(fault_of([&](fb::PlanT& plan) {  // all but the last parameter
+          fb::TensorT& written = *plan.tensors[static_cast<size_t>(init(plan)[0]->outputs[0])];
+          written.shape[0] -= 1;
+        }) == "parameter 'linear.5': no instruction of init writes all of 'linear'");
+  CHECK(fault_of([](fb::PlanT& plan) {
+          plan.parameters.clear();
+          plan.model->blocks.push_back(std::make_unique<fb::BlockT>());
+        }) == "the plan of a model has no parameters");
+}
+
 TEST_CASE("variants are the kernel's, named in the plan, and for a device") {
   const auto fault_of = [](auto&& change) {
     const auto plan = sample_plan(1, 10);
@@ -213,7 +236,7 @@ TEST_CASE("variants are the kernel's, named in the plan, and for a device") {
   });
 }
 
-TEST_CASE("an empty plan is sound, one that passes the verifier with nothing in it is survived") {
+TEST_CASE("a plan of no model is sound, one that passes the verifier with nothing in it is survived") {
   fb::PlanT plan;
   plan.model = std::make_unique<fb::ModelT>();
   plan.recipe = std::make_unique<fb::RecipeT>();

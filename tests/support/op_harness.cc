@@ -179,7 +179,7 @@ OpHarness::OpHarness(const Sample& sample, Precision precision, std::unique_ptr<
   writer.add_program(fb::ProgramKind::Accumulate, backward);
   for (const auto& [name, type] : memory_) tensor_[name] = writer.tensor_id(name);
   fb::PlanT plan = std::move(writer).finish();
-  plan.model = std::make_unique<fb::ModelT>(model_of(sample));
+  plan.model = std::make_unique<fb::ModelT>();
   plan.recipe = std::make_unique<fb::RecipeT>();
   plan.io = std::make_unique<fb::InterfaceT>();
   if (tensor_.contains(kTrainStateName)) plan.io->train_state = tensor_[kTrainStateName];
