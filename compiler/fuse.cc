@@ -70,6 +70,7 @@ bool embedding_then_positions(Rewriter& graph, int at) {
   Node fused = graph.node(from);
   fused.def = &find_op("fused_embedding");
   fused.attrs = make_attrs<fb::DropoutT>();
+  fused.attrs.AsDropout()->p = 0;
   fused.inputs.push_back(positions.inputs[1]);
   fused.inputs.resize(kEmbeddingInputs, kNoValue);
   fused.outputs = positions.outputs;

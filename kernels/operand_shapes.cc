@@ -41,7 +41,19 @@ Heads heads_of(const fb::OpUnion& op) {
   return {};
 }
 
-/// A size that rows name by a word.
+bool has_bias(const fb::OpUnion& op) {
+  if (const fb::LinearT* linear = op.AsLinear()) return linear->bias;
+  if (const fb::GroupedLinearT* linear = op.AsGroupedLinear()) return linear->bias;
+  return op.AsLayerNorm()->bias;
+}
+
+float dropout_of(const fb::OpUnion& op) {
+  if (const fb::FusedLinearT* linear = op.AsFusedLinear()) return linear->dropout_p;
+  if (const fb::FusedNormT* norm = op.AsFusedNorm()) return norm->dropout_p;
+  return op.AsDropout()->p;
+}
+
+/// A size that rows name by a word; of what attributes have or have not, 1 or 0.
 struct Word {
   std::string_view name;
   int64_t (*value)(const fb::OpUnion& op, const PlanSizes& plan);
@@ -55,10 +67,18 @@ constexpr Word kWords[] = {
     {"top_k", [](const fb::OpUnion& op, const PlanSizes&) -> int64_t { return op.AsRouter()->top_k; }},
     {"experts",
      [](const fb::OpUnion& op, const PlanSizes&) -> int64_t { return op.AsExpertIndex()->experts; }},
+    {"biased", [](const fb::OpUnion& op, const PlanSizes&) -> int64_t { return has_bias(op); }},
+    {"dropout", [](const fb::OpUnion& op, const PlanSizes&) -> int64_t { return dropout_of(op) > 0; }},
     {"batch_size", [](const fb::OpUnion&, const PlanSizes& plan) { return plan.batch_size; }},
     {"seq_len", [](const fb::OpUnion&, const PlanSizes& plan) { return plan.seq_len; }},
     {"vocab_size", [](const fb::OpUnion&, const PlanSizes& plan) { return plan.vocab_size; }},
 };
+
+/// The word of this name, nullptr where there is none.
+const Word* find_word(std::string_view name) {
+  const auto* word = std::ranges::find(kWords, name, &Word::name);
+  return word == std::end(kWords) ? nullptr : word;
+}
 
 /// A number, a letter or a word. The letter of "..", the product of leading dimensions, is '.'.
 struct Factor {
@@ -91,13 +111,15 @@ struct Shape {
   std::vector<Size> sizes;
 };
 
-enum class Relation : uint8_t { at_most, divides, together };
+enum class Relation : uint8_t { at_most, divides, together, implies };
 
 struct Condition {
   std::string text;
   Relation relation = Relation::at_most;
-  std::string left_name, right_name;  // operands that are there together
-  Size left, right;                   // for the other relations
+  std::string left_name, right_name;  // what is there together: operands, or what a word says of attributes
+  Size left, right;                   // for the relations of sizes
+
+  bool is_of_sizes() const { return relation == Relation::at_most || relation == Relation::divides; }
 };
 
 }  // namespace
@@ -216,9 +238,8 @@ class RowParser {
 
   Factor parse_factor(std::string_view text) {
     Factor factor{.text = std::string(text)};
-    const auto word = std::ranges::find(kWords, text, &Word::name);
-    if (word != std::end(kWords))
-      factor.word = &*word;
+    if (const Word* word = find_word(text))
+      factor.word = word;
     else if (text == ".." || (text.size() == 1 && text[0] >= 'a' && text[0] <= 'z'))
       letters_ += factor.letter = text[0];
     else
@@ -235,8 +256,10 @@ class RowParser {
   }
 
   void parse_conditions(std::string_view text) {
-    constexpr std::pair<std::string_view, Relation> kRelations[] = {
-        {"<=", Relation::at_most}, {"|", Relation::divides}, {"=", Relation::together}};
+    constexpr std::pair<std::string_view, Relation> kRelations[] = {{"<=", Relation::at_most},
+                                                                    {"|", Relation::divides},
+                                                                    {"=>", Relation::implies},
+                                                                    {"=", Relation::together}};
     for (const std::string_view word : split(text, ' ')) {
       if (word.empty()) continue;
       const auto relation = std::ranges::find_if(
@@ -250,15 +273,15 @@ class RowParser {
   void add_condition(std::string_view text, Relation relation, std::string_view left,
                      std::string_view right) {
     Condition condition{.text = std::string(text), .relation = relation};
-    if (relation == Relation::together) {
+    if (condition.is_of_sizes()) {
+      condition.left = parse_size(left);
+      condition.right = parse_size(right);
+    } else {
       for (const std::string_view name : {left, right})
-        if (kernel_.input_index(name) < 0 && kernel_.output_index(name) < 0)
+        if (kernel_.input_index(name) < 0 && kernel_.output_index(name) < 0 && !find_word(name))
           fail("has no such operand as", name);
       condition.left_name = left;
       condition.right_name = right;
-    } else {
-      condition.left = parse_size(left);
-      condition.right = parse_size(right);
     }
     conditions_.push_back(std::move(condition));
   }
@@ -368,19 +391,25 @@ class RowMatcher {
   }
 
   std::string condition_misfit(const Condition& condition) {
-    if (condition.relation == Relation::together)
-      return present(condition.left_name) == present(condition.right_name)
-                 ? ""
-                 : "of '" + condition.left_name + "' and '" + condition.right_name + "' only one is there";
+    if (!condition.is_of_sizes()) return presence_misfit(condition);
     const int64_t left = value(condition.left), right = value(condition.right);
     if (condition.relation == Relation::at_most ? left <= right : left > 0 && right % left == 0) return "";
     return condition.text + " does not hold" + known_sizes(": ", {condition.left, condition.right});
   }
 
+  std::string presence_misfit(const Condition& condition) const {
+    const bool left = present(condition.left_name), right = present(condition.right_name);
+    if (condition.relation == Relation::implies ? !left || right : left == right) return "";
+    return "of '" + condition.left_name + "' and '" + condition.right_name + "' only '" +
+           (left ? condition.left_name : condition.right_name) + "' is there";
+  }
+
   bool present(std::string_view name) const {
-    const int input = kernel_.input_index(name);
-    return input >= 0 ? call_.inputs[static_cast<size_t>(input)].present()
-                      : call_.outputs[static_cast<size_t>(kernel_.output_index(name))].present();
+    if (const int input = kernel_.input_index(name); input >= 0)
+      return call_.inputs[static_cast<size_t>(input)].present();
+    if (const int output = kernel_.output_index(name); output >= 0)
+      return call_.outputs[static_cast<size_t>(output)].present();
+    return find_word(name)->value(*call_.op, plan_) != 0;
   }
 
   const KernelInfo& kernel_;

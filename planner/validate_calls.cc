@@ -216,10 +216,21 @@ class Call {
       if (!pair.required) continue;
       const int input = instruction_.inputs()->Get(static_cast<uint32_t>(pair.input));
       const int output = instruction_.outputs()->Get(static_cast<uint32_t>(pair.output));
-      if (input == -1) continue;
+      if (input == -1) {
+        if (output != -1 && adds(output)) fault("overwrites {}, to which it has to add", name(output));
+        continue;
+      }
       if (output == -1 || facts(output).extent != facts(input).extent)
         fault("must write output {} in place of {}", pair.output, name(input));
     }
+  }
+
+  /// Whether an output that takes the place of an input, where that is present, finds a gradient there: of
+  /// the micro-batch before, or of another instruction.
+  bool adds(int output) const {
+    const uint32_t found = checked_.plan.recipe()->grad_accum() > 1 ? 0 : 1;
+    return checked_.program(program_).kind() == fb::ProgramKind::Accumulate && facts(output).program == -1 &&
+           checked_.tensor(output).version() > found;
   }
 
   const CheckedPlan& checked_;

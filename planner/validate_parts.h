@@ -104,7 +104,7 @@ void check_gradient_norm(const CheckedPlan& checked, Faults& faults);
 
 /// Whether there are parameters that Init writes, and each program finds what it reads written by Init, by
 /// the host, or by a program that runs in turns with it. A plan of no model and no parameters is a fragment,
-/// such as a single kernel to be timed, and is not asked.
+/// such as tests make of single kernels, and is not asked.
 void check_start(const CheckedPlan& checked, Faults& faults);
 
 /// Walks each program with a map from addresses to the tensors last written there, then compares lifetimes,

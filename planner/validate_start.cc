@@ -7,8 +7,8 @@
 namespace moec::planner {
 namespace {
 
-/// Bytes that somebody writes.
-class Written {
+/// Bytes of which something is said.
+class Bytes {
  public:
   void add(const Extent& extent) {
     if (!extent.empty()) extents_.push_back(extent);
@@ -74,24 +74,28 @@ class Start {
     for (int p = 0; p < checked_.programs(); ++p) add_writes(p);
     add_host();
     host_.merge();
-    for (Written& written : written_) written.merge();
+    for (Bytes& written : written_) written.merge();
     for (uint32_t i = 0; i < length(plan_.parameters()); ++i) check_parameter(*plan_.parameters()->Get(i));
     for (int p = 0; p < checked_.programs(); ++p) check_reads(p);
+    for (int p = 0; p < checked_.programs(); ++p)
+      if (runs_model(checked_.program(p).kind())) check_parameters_are_read(p);
   }
 
  private:
-  Written& written(Turn turn) { return written_[static_cast<size_t>(turn)]; }
+  Bytes& written(Turn turn) { return written_[static_cast<size_t>(turn)]; }
   const Extent& extent(int id) const { return checked_.tensors[id].extent; }
   bool persists(int id) const { return id != -1 && checked_.tensors[id].program == -1; }
 
+  /// Those of an operand list that outlive the program.
+  void add_persistent(const flatbuffers::Vector<int32_t>* ids, Bytes& bytes) {
+    for (uint32_t k = 0; k < length(ids); ++k)
+      if (const int id = ids->Get(k); persists(id)) bytes.add(extent(id));
+  }
+
   void add_writes(int p) {
     const auto* instructions = checked_.program(p).instructions();
-    Written& here = written(turn_of(checked_.program(p).kind()));
-    for (uint32_t i = 0; i < length(instructions); ++i) {
-      const auto* outputs = instructions->Get(i)->outputs();
-      for (uint32_t k = 0; k < length(outputs); ++k)
-        if (const int id = outputs->Get(k); persists(id)) here.add(extent(id));
-    }
+    for (uint32_t i = 0; i < length(instructions); ++i)
+      add_persistent(instructions->Get(i)->outputs(), written(turn_of(checked_.program(p).kind())));
   }
 
   void add_host() {
@@ -113,8 +117,8 @@ class Start {
   /// Ranges over parameters, and over what belongs to them, have gaps that nobody writes.
   void check_reads(int p) {
     const auto* instructions = checked_.program(p).instructions();
-    const Written& before = written(Turn::init);
-    const Written& here = written(turn_of(checked_.program(p).kind()));
+    const Bytes& before = written(Turn::init);
+    const Bytes& here = written(turn_of(checked_.program(p).kind()));
     for (uint32_t i = 0; i < length(instructions); ++i) {
       const auto* inputs = instructions->Get(i)->inputs();
       for (uint32_t k = 0; k < length(inputs); ++k) {
@@ -128,11 +132,31 @@ class Start {
     }
   }
 
+  /// Whether the program has a forward pass of the model that the plan names.
+  bool runs_model(fb::ProgramKind kind) const {
+    return length(plan_.model()->blocks()) > 0 && turn_of(kind) != Turn::init &&
+           kind != fb::ProgramKind::Apply;
+  }
+
+  /// An optional operand may be a parameter, such as the bias of a fused layer.
+  void check_parameters_are_read(int p) {
+    Bytes read;
+    const auto* instructions = checked_.program(p).instructions();
+    for (uint32_t i = 0; i < length(instructions); ++i) add_persistent(instructions->Get(i)->inputs(), read);
+    read.merge();
+    for (uint32_t i = 0; i < length(plan_.parameters()); ++i) {
+      const fb::Parameter& parameter = *plan_.parameters()->Get(i);
+      if (!read.hold_all(extent(parameter.param())))
+        faults_.add("{}: no instruction reads the parameter {}", program_name(checked_.program(p).kind()),
+                    quoted(parameter.name()));
+    }
+  }
+
   const CheckedPlan& checked_;
   const fb::Plan& plan_;
   Faults& faults_;
-  Written host_;
-  std::array<Written, kTurns> written_;
+  Bytes host_;
+  std::array<Bytes, kTurns> written_;
 };
 
 }  // namespace

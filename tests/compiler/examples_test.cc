@@ -8,6 +8,7 @@
 #include "../planner/mutations.h"
 #include "compiler/compile.h"
 #include "compiler/frontend.h"
+#include "kernels/catalog.h"
 #include "planner/validate.h"
 
 namespace moec::test {
@@ -98,6 +99,27 @@ TEST_CASE("the validator rejects every mutation of compiled plans") {
   }
   MESSAGE(fmt::format("{} mutated plans", total));
   CHECK(total >= 1000);
+}
+
+TEST_CASE("the validator finds out that a bias, a gradient to add to or the state of a dropout was removed") {
+  fb::ModelT model = example("char-gpt");
+  model.recipe->grad_accum = 2;
+  const fb::PlanT sound = compile(model);
+  for (const char* name : {"bias", "dweight_prev", "dbias_prev", "state"}) {
+    int removed = 0;
+    for (size_t i = 0; i < sound.programs[1]->instructions.size(); ++i) {
+      const fb::InstructionT& whole = *sound.programs[1]->instructions[i];
+      const int operand = find_kernel(whole.kernel)->input_index(name);
+      if (operand < 0 || whole.inputs[static_cast<size_t>(operand)] == -1) continue;
+      fb::PlanT plan(sound);
+      plan.programs[1]->instructions[i]->inputs[static_cast<size_t>(operand)] = -1;
+      CAPTURE(whole.kernel);
+      CHECK_FALSE(faults_of(plan).empty());
+      ++removed;
+    }
+    CAPTURE(std::string(name));
+    CHECK(removed > 0);
+  }
 }
 
 TEST_CASE("the validator knows which gradients the norm sums by way of their squares") {

@@ -74,7 +74,9 @@ TEST_CASE("a row that does not fit the kernel's operands is refused") {
 
 TEST_CASE("letters agree within a call, leading dimensions by their product") {
   const auto linear = [](const Shapes& inputs, const Shapes& outputs) {
-    return misfit("linear", inputs, outputs);
+    fb::LinearT attrs;
+    attrs.bias = inputs[2] != kAbsent;
+    return misfit("linear", inputs, outputs, attrs);
   };
   CHECK(linear({{2, 3, 5}, {7, 5}, {7}}, {{2, 3, 7}}).empty());
   CHECK(linear({{2, 3, 5}, {7, 5}, kAbsent}, {{6, 7}}).empty());
@@ -89,8 +91,10 @@ TEST_CASE("letters agree within a call, leading dimensions by their product") {
 }
 
 TEST_CASE("an input that is updated has the shape of its output") {
-  CHECK(misfit("bias_bwd", {{6, 5}, {5}}, {{5}}).empty());
-  CHECK(misfit("bias_bwd", {{6, 5}, {4}}, {{5}}) == "'dbias_prev' is [4], expected [o] with o = 5");
+  fb::LinearT biased;
+  biased.bias = true;
+  CHECK(misfit("bias_bwd", {{6, 5}, {5}}, {{5}}, biased).empty());
+  CHECK(misfit("bias_bwd", {{6, 5}, {4}}, {{5}}, biased) == "'dbias_prev' is [4], expected [o] with o = 5");
 }
 
 TEST_CASE("sizes made of others, and those of attributes and of the plan") {
@@ -144,7 +148,26 @@ TEST_CASE("conditions: at most, a multiple, both or neither") {
   const Shapes head = {{6, 4}, {7, 4}, {6}, {}, kAbsent};
   CHECK(misfit("linear_cross_entropy", head, {{}, {6, 4}, {7, 4}}).empty());
   CHECK(misfit("linear_cross_entropy", head, {{}, {6, 4}, kAbsent}) ==
-        "of 'dloss' and 'dweight' only one is there");
+        "of 'dloss' and 'dweight' only 'dloss' is there");
+}
+
+TEST_CASE("optional operands are those that the attributes have") {
+  fb::LinearT biased;
+  biased.bias = true;
+  const Shapes with = {{6, 5}, {7, 5}, {7}}, without = {{6, 5}, {7, 5}, kAbsent};
+  CHECK(misfit("linear", with, {{6, 7}}, biased).empty());
+  CHECK(misfit("linear", without, {{6, 7}}, fb::LinearT()).empty());
+  CHECK(misfit("linear", without, {{6, 7}}, biased) == "of 'bias' and 'biased' only 'biased' is there");
+  CHECK(misfit("linear", with, {{6, 7}}, fb::LinearT()) == "of 'bias' and 'biased' only 'bias' is there");
+  fb::FusedLinearT dropped;
+  const Shapes stateless = {{6, 5}, {7, 5}, kAbsent, kAbsent, kAbsent};
+  const Shapes stateful = {{6, 5}, {7, 5}, kAbsent, kAbsent, {8}};
+  CHECK(misfit("fused_linear", stateless, {{6, 7}, kAbsent}, dropped).empty());
+  CHECK(misfit("fused_linear", stateful, {{6, 7}, kAbsent}, dropped).empty());
+  dropped.dropout_p = 0.5f;
+  CHECK(misfit("fused_linear", stateful, {{6, 7}, kAbsent}, dropped).empty());
+  CHECK(misfit("fused_linear", stateless, {{6, 7}, kAbsent}, dropped) ==
+        "of 'dropout' and 'state' only 'dropout' is there");
 }
 
 TEST_CASE("sizes beyond 64 bits do not wrap") {
