@@ -101,6 +101,7 @@ Result<Lanes> open_lanes(const Flags& flags) {
 }
 
 Status print_step_table(const Flags& flags) {
+  MOEC_RETURN_IF_ERROR(tools::check_replaces_none("--step-json", flags.step_json, {{flags.step}}));
   MOEC_ASSIGN_OR_RETURN(const auto plan, tools::open_plan_or_spec(flags.step, flags.recipe));
   MOEC_ASSIGN_OR_RETURN(const Lanes lanes, open_lanes(flags));
   std::vector<Routing> routings;

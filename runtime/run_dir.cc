@@ -24,10 +24,11 @@ constexpr const char* kChecksum = "checksum";
 constexpr const char* kModelPrefix = "model-";
 constexpr const char* kOptimizerPrefix = "optimizer-";
 
-constexpr std::string_view kPlanFile = "run.plan", kConfigFile = "config.json";
+constexpr std::string_view kPlanFile = "run.plan", kConfigFile = "config.json", kLogFile = "log.jsonl",
+                           kLockFile = "lock";
 
 std::string plan_path(const std::string& dir) { return fmt::format("{}/{}", dir, kPlanFile); }
-std::string lock_path(const std::string& dir) { return fmt::format("{}/lock", dir); }
+std::string lock_path(const std::string& dir) { return fmt::format("{}/{}", dir, kLockFile); }
 std::string config_path(const std::string& dir) { return fmt::format("{}/{}", dir, kConfigFile); }
 std::string stamped(const char* prefix, int64_t step) {
   return fmt::format("{}{:08}.safetensors", prefix, step);
@@ -160,6 +161,7 @@ Result<RunConfig> parse_config(const std::string& text) {
   result.model_checksum = config.value("model_checksum", "");
   result.optimizer_checksum = config.value("optimizer_checksum", "");
   result.options = config.at("options");
+  if (!result.options.is_object()) return input_error("options is not an object");
   return result;
 }
 
@@ -167,7 +169,12 @@ Result<RunConfig> parse_config(const std::string& text) {
 
 bool has_checkpoint(const std::string& dir) { return file_exists(config_path(dir)); }
 
-std::string log_path(const std::string& dir) { return dir + "/log.jsonl"; }
+std::string log_path(const std::string& dir) { return fmt::format("{}/{}", dir, kLogFile); }
+
+bool is_run_file(std::string_view name) {
+  return name == kPlanFile || name == kConfigFile || name == kLogFile || name == kLockFile ||
+         name.starts_with(kModelPrefix) || name.starts_with(kOptimizerPrefix);
+}
 
 Result<RunLock> lock_run(const std::string& dir) {
   MOEC_ASSIGN_OR_RETURN(TentativeDirectory directory, TentativeDirectory::make(dir));

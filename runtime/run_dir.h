@@ -55,6 +55,8 @@ Status save_run(const std::string& dir, Session& session, const Tokenizer& token
 Result<RunConfig> read_run_config(const std::string& dir);
 Result<std::shared_ptr<const LoadedPlan>> load_run_plan(const std::string& dir);
 std::string log_path(const std::string& dir);
+/// Whether a file of this name in a run's directory is the run's own.
+bool is_run_file(std::string_view name);
 
 /// Whether the checkpoint's files are there and whole, as their headers tell; reads no tensor.
 Status check_checkpoint_files(const std::string& dir, const RunConfig& config);

@@ -187,11 +187,17 @@ Status Session::train_step(const Tracer& tracer) {
   return {};
 }
 
+int64_t Session::validation_batches() const {
+  const WindowChunks chunks(validation_, window_size(), seq_len());
+  return chunks.count() * std::max<int64_t>(1, chunks.sequences() / batch_size());
+}
+
 Result<double> Session::evaluate(int64_t max_batches) {
   if (validation_.empty()) return input_error("there is no validation data");
   const WindowChunks chunks(validation_, window_size(), seq_len());
-  const int64_t per_chunk = std::max<int64_t>(1, chunks.sequences() / batch_size());
-  const int64_t batches = max_batches > 0 ? max_batches : per_chunk * chunks.count();
+  const int64_t per_chunk = validation_batches() / chunks.count();
+  const int64_t batches =
+      max_batches > 0 ? std::min(max_batches, validation_batches()) : validation_batches();
   chunk_ = -1;  // the next step brings the training data back
   double sum = 0;
   for (int64_t done = 0; done < batches;) {

@@ -91,8 +91,10 @@ class Session {
   Status train_step(const Tracer& tracer = nullptr);
 
   /// Mean cross-entropy over the first `max_batches` batches of the validation data in file order; 0 takes
-  /// one pass (whole batches, at least one). Leaves parameters and training position as they are.
+  /// one pass, which is also the most. Leaves parameters and training position as they are.
   Result<double> evaluate(int64_t max_batches);
+  /// Batches of one pass over the validation data, which there is; at least one.
+  int64_t validation_batches() const;
 
   /// Logits [V] of the token after `tokens`, 1 to prefill_length() of them.
   Result<std::vector<float>> prefill(std::span<const int32_t> tokens);

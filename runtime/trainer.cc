@@ -115,14 +115,14 @@ class Trainer {
         MOEC_RETURN_IF_ERROR(read_metrics());
         MOEC_RETURN_IF_ERROR(take_in(pace_.most_in_flight()));
       }
-      if (!at_end()) MOEC_RETURN_IF_ERROR(do_what_is_due());
+      if (session_.step() < options_.max_steps) MOEC_RETURN_IF_ERROR(do_what_is_due());
     }
     MOEC_RETURN_IF_ERROR(take_in_all());
     if (row_.steps > 0) MOEC_RETURN_IF_ERROR(log_row());
     if (tracer_) MOEC_RETURN_IF_ERROR(tracer_->finish());
     result_.step = session_.step();
     result_.stopped = result_.step < options_.max_steps;
-    if (!result_.stopped) {
+    if (!result_.stopped && session_.step() != saved_step_) {
       MOEC_RETURN_IF_ERROR(evaluate());
       MOEC_RETURN_IF_ERROR(sample());
     }

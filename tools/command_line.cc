@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <new>
@@ -219,6 +220,14 @@ int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const C
   const auto command =
       std::find_if(commands.begin(), commands.end(), [&](const Command& c) { return c.app == wanted; });
   return run_command(called(app), *command);
+}
+
+Status check_replaces_none(std::string_view option, const std::string& written,
+                           std::span<const std::string> read) {
+  for (const std::string& file : read)
+    if (std::error_code missing; std::filesystem::equivalent(written, file, missing))
+      return input_error(fmt::format("{} {}: would replace a file that is read", option, written));
+  return {};
 }
 
 }  // namespace moec::tools

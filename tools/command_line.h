@@ -72,4 +72,8 @@ std::string unknown_argument(const std::string& argument, const CLI::App& app,
 /// line on stderr.
 int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const Command> commands);
 
+/// Refuses to write to a file that is read too: `option` names it in the message.
+Status check_replaces_none(std::string_view option, const std::string& written,
+                           std::span<const std::string> read);
+
 }  // namespace moec::tools

@@ -52,9 +52,11 @@ Status evaluate(const EvalFlags& flags) {
                                                                       .tokenizer = model.tokenizer,
                                                                       .vocab_size = session.vocab_size(),
                                                                       .seq_len = session.seq_len()}));
-  const std::string extent = flags.batches > 0 ? fmt::format("{} batches", flags.batches)
-                                               : fmt::format("{} tokens", with_commas(data.train.size()));
+  const size_t tokens = data.train.size();
   MOEC_RETURN_IF_ERROR(session.set_data({}, std::move(data.train)));
+  const bool part = flags.batches > 0 && flags.batches < session.validation_batches();
+  const std::string extent =
+      part ? fmt::format("{} batches", flags.batches) : fmt::format("{} tokens", with_commas(tokens));
   const auto start = std::chrono::steady_clock::now();
   MOEC_ASSIGN_OR_RETURN(const double loss, session.evaluate(flags.batches));
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;

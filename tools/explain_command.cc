@@ -26,6 +26,7 @@ Status explain(const ExplainFlags& flags) {
     return input_error(flags.diff ? "--diff compares two plans; the second is missing"
                                   : "two plans are compared with --diff only");
   if (flags.diff && !flags.html.empty()) return input_error("--html explains one plan, --diff compares two");
+  MOEC_RETURN_IF_ERROR(check_replaces_none("--html", flags.html, {{flags.plan}}));
   MOEC_ASSIGN_OR_RETURN(const auto loaded, runtime::load_plan(flags.plan));
   if (flags.diff) {
     MOEC_ASSIGN_OR_RETURN(const auto other, runtime::load_plan(flags.other));

@@ -35,9 +35,8 @@ Status compile_spec(const CompileFlags& flags) {
   if (flags.spec.empty()) return input_error("SPEC is missing; see --help");
   const std::string output =
       flags.output.empty() ? std::filesystem::path(flags.spec).stem().string() + ".plan" : flags.output;
-  for (const std::string& written : {output, flags.dump})
-    if (std::error_code missing; std::filesystem::equivalent(written, flags.spec, missing))
-      return input_error(fmt::format("{}: is the spec itself; choose another file to write", written));
+  MOEC_RETURN_IF_ERROR(check_replaces_none("--output", output, {{flags.spec}}));
+  MOEC_RETURN_IF_ERROR(check_replaces_none("--dump-stages", flags.dump, {{flags.spec}}));
   std::string stages;
   CompileOptions options;
   if (!flags.dump.empty())

@@ -42,8 +42,8 @@ say "training for $steps steps"
 
 cat <<END
 
-To go on from here:
+To go on, from the repository:
   ${bin#"$root"/}/moerun generate $work/run --prompt "$prompt" --temp 0.8
-  ${bin#"$root"/}/moerun train $work/moe-tiny.plan --data $text --max-steps $((2 * steps)) --out-dir $work/run --resume
+  ${bin#"$root"/}/moerun train $work/moe-tiny.plan --data ${text@Q} --max-steps $((2 * steps)) --out-dir $work/run --resume
   ${bin#"$root"/}/moec explain $work/moe-tiny.plan
 END

@@ -16,5 +16,5 @@ cd "$root"
 # What a build leaves out has no compile command.
 (($# > 0)) || mapfile -t known < <(sed -n 's/^ *"file": "\(.*\)",\{0,1\}$/\1/p' "${bin%/bin}/compile_commands.json" |
   grep -E "^$root/(runtime|planner|tools|bench)/.*\.cc$")
-printf '%s\n' "${known[@]}" | xargs -P "$(nproc)" -n 1 clang-tidy -p "${bin%/bin}" --quiet 2>/dev/null &&
+printf '%s\n' "${known[@]}" | xargs -d '\n' -P "$(nproc)" -n 1 clang-tidy -p "${bin%/bin}" --quiet 2>/dev/null &&
   say "clang-tidy finds nothing in ${#known[@]} files"

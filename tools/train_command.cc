@@ -77,10 +77,13 @@ Status check_trace_file(const TrainFlags& flags) {
   std::vector<std::string> read = flags.data.files;
   read.insert(read.end(), flags.data.validation_files.begin(), flags.data.validation_files.end());
   read.push_back(flags.model);
-  for (const std::string& file : read)
-    if (std::error_code missing; std::filesystem::equivalent(file, flags.options.trace_file, missing))
-      return input_error(fmt::format("--trace {}: would replace a file that is read", file));
-  return {};
+  MOEC_RETURN_IF_ERROR(check_replaces_none("--trace", flags.options.trace_file, read));
+  const std::filesystem::path trace = flags.options.trace_file, dir = trace.parent_path();
+  std::error_code missing;
+  if (!std::filesystem::equivalent(dir.empty() ? "." : dir, flags.options.out_dir, missing) ||
+      !runtime::is_run_file(trace.filename().string()))
+    return {};
+  return input_error(fmt::format("--trace {}: would replace a file of the run", trace.string()));
 }
 
 /// Data for the plan; a run that is continued keeps its tokenizer.
@@ -250,13 +253,13 @@ Status train(const TrainFlags& flags) {
   MOEC_ASSIGN_OR_RETURN(const auto plan, open_plan_or_spec(flags.model, flags.recipe));
   runtime::TrainOptions options = flags.options;
   MOEC_ASSIGN_OR_RETURN(options.max_steps, choose_max_steps(flags, *plan->plan.recipe));
-  MOEC_RETURN_IF_ERROR(check_trace_file(flags));
   MOEC_ASSIGN_OR_RETURN(runtime::Dataset data, load_data(flags, plan->plan));
   if (!options.sample_prompt.empty())  // what the vocabulary lacks would show after the training
     MOEC_RETURN_IF_ERROR(data.tokenizer->encode(options.sample_prompt).status());
   MOEC_ASSIGN_OR_RETURN(auto device, make_device(flags.device));
-  MOEC_RETURN_IF_ERROR(runtime::check_start(*plan, *device, options));
   MOEC_ASSIGN_OR_RETURN(const runtime::RunLock lock, runtime::lock_run(flags.options.out_dir));
+  MOEC_RETURN_IF_ERROR(check_trace_file(flags));
+  MOEC_RETURN_IF_ERROR(runtime::check_start(*plan, *device, options));
   // Before the plan takes the device's memory.
   MOEC_ASSIGN_OR_RETURN(options.ceilings, find_ceilings(flags, plan->plan.recipe->dtype));
   MOEC_ASSIGN_OR_RETURN(runtime::Session session, runtime::Session::create(plan, std::move(device)));

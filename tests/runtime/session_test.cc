@@ -124,6 +124,7 @@ TEST_CASE("data longer than the window is all seen, and evaluated") {
   must(session.initialise(5, 0.01));
   CHECK(must(session.evaluate(0)) == doctest::Approx(must(roomy.evaluate(0))).epsilon(1e-12));
   CHECK(must(session.evaluate(5)) == doctest::Approx(must(roomy.evaluate(5))).epsilon(1e-12));
+  CHECK(must(session.evaluate(session.validation_batches() + 7)) == must(session.evaluate(0)));
 }
 
 TEST_CASE("metrics that are read later are those of their steps") {

@@ -88,14 +88,19 @@ TEST_CASE("--dump-stages shows every program's graph, on stdout or in a file") {
   CHECK(has(to_stdout.out, read(dump)));
 }
 
-TEST_CASE("moec replaces no spec by what it makes of it") {
+TEST_CASE("no tool replaces a spec or a plan by what it makes of it") {
   const Scratch scratch;
   const std::string spec = scratch.path("spec.json");
   std::filesystem::copy_file(example("moe-tiny"), spec);
   const auto size = std::filesystem::file_size(spec);
   CHECK(run("moec", {spec, "-o", spec}).exit_code == 2);
   CHECK(run("moec", {spec, "-o", scratch.path("a.plan"), "--dump-stages=" + spec}).exit_code == 2);
+  CHECK(run("moebench", {"--step", spec, "--step-json", spec}).exit_code == 2);
   CHECK(std::filesystem::file_size(spec) == size);
+  const std::string plan = scratch.path("a.plan");
+  REQUIRE(run("moec", {spec, "-o", plan}).exit_code == 0);
+  CHECK(run("moec", {"explain", plan, "--html", plan}).exit_code == 2);
+  CHECK(run("moec", {"verify", plan}).exit_code == 0);
 }
 
 TEST_CASE("moec verify accepts a sound plan and rejects a damaged one") {

@@ -120,6 +120,22 @@ TEST_CASE("a trace is a file that viewers of Chrome's format read, and planned m
   CHECK(nlohmann::json::parse(read(trace)).at("traceEvents").size() > 100);
   check_rejected(setup.train("brief", {"--max-steps", "2", "--device", "cpu", "--trace", trace}),
                  "a trace needs a run of at least");
+  for (const char* name : {"config.json", "run.plan", "log.jsonl"})
+    check_rejected(
+        setup.train("run", {"--max-steps", "16", "--resume", "--trace", setup.scratch.path("run/") + name}),
+        "would replace a file of the run");
+  const std::string beside = setup.scratch.path("new/trace.json");
+  CHECK(run("moerun", setup.train("new", {"--max-steps", "8", "--device", "cpu", "--trace", beside}))
+            .exit_code == 0);
+  CHECK(std::filesystem::exists(beside));
+}
+
+TEST_CASE("a run that has all its steps is left as it is") {
+  const Setup setup;
+  REQUIRE(run("moerun", setup.train("run", {"--max-steps", "4"})).exit_code == 0);
+  const std::string log = read(setup.scratch.path("run/log.jsonl"));
+  CHECK(run("moerun", setup.train("run", {"--max-steps", "4", "--resume"})).exit_code == 0);
+  CHECK(read(setup.scratch.path("run/log.jsonl")) == log);
 }
 
 TEST_CASE("a spec is compiled with its flags, then trained") {
