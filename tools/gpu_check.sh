@@ -192,6 +192,7 @@ peer() {
 }
 
 steps="the optimizer step*,gradients of a layer in full precision*"
+kernels="$steps,a norm and the linear*,every op's samples run on memory*,Hopper's*"
 variants="every variant runs on memory that nobody has written"
 memory="*memory that was planned*,too little memory*"
 
@@ -199,9 +200,9 @@ check "tests of memory" tests -tc="$memory"
 for part in "ops in f32" "ops in bf16" "attention of wide heads" "experts of wide rows"; do
   check_beside "racecheck $part" sanitize racecheck "$variants: $part"
 done
-check_beside "racecheck ops" sanitize racecheck "$steps,every op's samples run on memory*,Hopper's*"
+check_beside "racecheck ops" sanitize racecheck "$kernels"
 for tool in memcheck synccheck; do
-  check_beside "$tool" sanitize $tool "$steps,every op's samples run on memory*,$variants*,Hopper's*"
+  check_beside "$tool" sanitize $tool "$kernels,$variants*"
 done
 # It does not see what TMA stores, as cuBLAS does and our own kernels for Hopper.
 check_beside "initcheck" sanitize initcheck "$steps,every op's samples run by plain stores*"
