@@ -24,7 +24,7 @@ MOEC_HOST_DEVICE inline SplitMaster split_master(uint32_t f32_bits) {
 
 /// Bits of the f32 master: the inverse of split_master.
 MOEC_HOST_DEVICE inline uint32_t join_master(uint16_t weight, uint16_t remainder) {
-  return ((static_cast<uint32_t>(weight) << 16) + remainder) - ((remainder & 0x8000u) << 1);
+  return (static_cast<uint32_t>(weight) << 16) + static_cast<uint32_t>(static_cast<int16_t>(remainder));
 }
 
 }  // namespace moec

@@ -13,10 +13,19 @@ struct RandomBlock {
   uint32_t word[4];
 };
 
+/// The product of two words. On a GPU by its halves: nvcc adds a zero to the upper one of a whole.
+MOEC_HOST_DEVICE inline uint64_t wide_product(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  return uint64_t{__umulhi(a, b)} << 32 | a * b;
+#else
+  return uint64_t{a} * b;
+#endif
+}
+
 /// One round of Philox on the counter words; the key moves on.
 MOEC_HOST_DEVICE inline RandomBlock philox_round(const RandomBlock& counter, uint32_t& key0, uint32_t& key1) {
-  const uint64_t product0 = uint64_t{0xD2511F53} * counter.word[0];
-  const uint64_t product1 = uint64_t{0xCD9E8D57} * counter.word[2];
+  const uint64_t product0 = wide_product(0xD2511F53, counter.word[0]);
+  const uint64_t product1 = wide_product(0xCD9E8D57, counter.word[2]);
   const RandomBlock next = {
       {static_cast<uint32_t>(product1 >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(product1),
        static_cast<uint32_t>(product0 >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(product0)}};

@@ -2,6 +2,8 @@
 // follow their mean.
 #pragma once
 
+#include <bit>
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/host_device.h"
@@ -12,8 +14,8 @@ namespace moec {
 /// distance from the one below, so that the mean is the f32. `noise`: 16 random bits. Infinities stay
 /// infinite, NaNs stay NaNs.
 MOEC_HOST_DEVICE inline uint16_t round_stochastically(uint32_t f32_bits, uint32_t noise) {
-  const bool nan = (f32_bits & 0x7fffffffu) > 0x7f800000u;
-  return static_cast<uint16_t>(nan ? (f32_bits >> 16) | 0x40u : (f32_bits + noise) >> 16);
+  const bool nan = std::isnan(std::bit_cast<float>(f32_bits));
+  return static_cast<uint16_t>((nan ? f32_bits | 0x400000u : f32_bits + noise) >> 16);
 }
 
 }  // namespace moec

@@ -38,9 +38,13 @@ __global__ void finish_grad_norm_kernel(const double* partials, int64_t count, T
   if (threadIdx.x == 0) finish_grad_norm(*state, sum, max_norm);
 }
 
-/// Skipped whole when the gradient is not finite.
+/// Blocks of AdamW on a multiprocessor: with the vectors that their threads have in hand and read ahead,
+/// enough to keep memory busy.
+constexpr int kUpdatingBlocks = 3;
+
+/// Skipped whole when the gradient is not finite. A vector is read while the one before is computed.
 template <class Weights, class Grad, class Moment, int kWidth>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kUpdatingBlocks)
     adamw_kernel(const Weights weights, const Ranges<Grad, Moment> ranges, int64_t vectors,
                  const fb::AdamWT attrs, const TrainState* state) {
   begin_kernel();
@@ -51,9 +55,14 @@ __global__ void __launch_bounds__(kThreads, 4)
   __syncthreads();
   const AdamWStep<Acc> step = shared;
   const MomentNoise noise(attrs, *state);
-  for (int64_t i = global_thread(); i < vectors; i += int64_t{gridDim.x} * kThreads) {
-    ParameterVector<Weights, Grad, Moment, kWidth> vector;
-    vector.load(weights, ranges, i);
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  int64_t i = global_thread();
+  ParameterVector<Weights, Grad, Moment, kWidth> vector, next;
+  if (i < vectors) next.load(weights, ranges, i);
+#pragma unroll 2  // so that what was read ahead is not copied
+  for (; i < vectors; i += stride) {
+    vector = next;
+    if (i + stride < vectors) next.load(weights, ranges, i + stride);
     vector.update(step, noise, i);
     vector.store(weights, ranges, i);
   }
@@ -94,8 +103,7 @@ cudaError_t grad_norm(const KernelCall& call, const CudaContext& context) {
 
 cudaError_t adamw(const KernelCall& call, const CudaContext& context) {
   const AdamWOperands operands(call);
-  const int64_t most_blocks =
-      int64_t{8} * context.sm_count;  // enough to fill the machine: a block has a start-up cost
+  const int64_t most_blocks = int64_t{kUpdatingBlocks} * context.sm_count;
   return with_type(operands.param.dtype, [&]<class T>() {
     const auto weights = operands.weights<T>();
     using Weights = decltype(operands.weights<T>());

@@ -45,16 +45,16 @@ struct OptimizerStep {
 };
 
 /// The sum of squares of a thread's part of a piece, in the order of grad_norm.
-template <class Vector>
-__device__ double sum_of_squares(const Vector (&held)[kHeld]) {
+template <class Weights, class Moment, int kWidth>
+__device__ double sum_of_squares(const ParameterVector<Weights, float, Moment, kWidth> (&held)[kHeld]) {
   double sum = 0;
 #pragma unroll
-  for (const Vector& vector : held)
+  for (const auto& vector : held) {
+    float elements[kWidth];
+    unpack(vector.grad, elements);
 #pragma unroll
-    for (const float element : vector.grad.value) {
-      const double value = element;
-      sum += value * value;
-    }
+    for (const double element : elements) sum += element * element;
+  }
   return sum;
 }
 
