@@ -41,7 +41,8 @@ struct TrainOptions {
   std::string trace_file;
   /// Saved with the run, e.g. the data files and flags.
   nlohmann::json run_options = nlohmann::json::object();
-  /// When it becomes true, the run ends after the step under way, with a checkpoint.
+  /// When it becomes true, the run ends after the step or the batch of an evaluation under way, with a
+  /// checkpoint. What was due and did not come about is done when the run is continued.
   const std::atomic<bool>* stop = nullptr;
 };
 
@@ -57,7 +58,7 @@ struct TrainObserver {
 
 struct TrainResult {
   int64_t step = 0;
-  bool stopped = false;                   // by options.stop, before max_steps
+  bool stopped = false;                   // by options.stop, before max_steps or what is due there
   std::optional<double> train_loss;       // of the last step
   std::optional<double> validation_loss;  // at the end
 };

@@ -335,7 +335,8 @@ constexpr const char* kExamples = R"(Examples:
   moerun train schema/examples/moe-tiny.json --batch-size 16 --data a.txt b.txt --out-dir run
   moerun train tiny.plan --data text.txt --max-steps 1000 --out-dir run --resume
 
-Ctrl-C ends the run after the step under way, with a checkpoint; --resume goes on with the same bits.)";
+Ctrl-C ends the run after the step, or the batch of an evaluation, under way, with a checkpoint; --resume goes on
+with the same bits, and does what was due.)";
 
 }  // namespace
 

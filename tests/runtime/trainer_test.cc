@@ -69,6 +69,43 @@ TEST_CASE("a run that is stopped and continued has the bits of one that was not"
   }
 }
 
+/// Steps of the log's rows that have this key.
+std::vector<int64_t> steps_with(const std::string& dir, const char* key) {
+  std::vector<int64_t> steps;
+  std::istringstream log(slurp(log_path(dir)));
+  for (std::string line; std::getline(log, line);)
+    if (const auto row = nlohmann::json::parse(line); row.contains(key)) steps.push_back(row.at("step"));
+  return steps;
+}
+
+TEST_CASE("what a stop leaves undone is done when the run is continued, once") {
+  for (const int64_t last : {6, 7}) {  // of which 6 is also a step at which an evaluation is due
+    const ScratchDir dir;
+    std::atomic<bool> stop = false;
+    TrainObserver stopping;
+    stopping.on_step = [&](const StepReport& report) { stop = report.step == 6; };
+    Session first = make_session();
+    CHECK(must(train_in(first, dir.path(), last, false, stopping, &stop)).stopped);
+    CHECK(steps_with(dir.path(), "loss").size() == 6);
+    CHECK(steps_with(dir.path(), "validation_loss") == std::vector<int64_t>{2, 4});
+    CHECK(steps_with(dir.path(), "sample").empty());
+
+    Session second = make_session();
+    const TrainResult result = must(train_in(second, dir.path(), last, true));
+    CHECK_FALSE(result.stopped);
+    CHECK(result.validation_loss);
+    std::vector<int64_t> evaluations = {2, 4, 6};
+    if (last == 7) evaluations.push_back(7);
+    CHECK(steps_with(dir.path(), "validation_loss") == evaluations);
+    CHECK(steps_with(dir.path(), "sample") == std::vector<int64_t>{last});
+
+    const std::string log = slurp(log_path(dir.path()));
+    Session third = make_session();
+    must(train_in(third, dir.path(), last, true).status());
+    CHECK(slurp(log_path(dir.path())) == log);
+  }
+}
+
 TEST_CASE("a run directory holds one checkpoint, and its log every step once") {
   const ScratchDir dir;
   Session session = make_session();
