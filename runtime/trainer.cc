@@ -53,10 +53,10 @@ constexpr const char* kSample = "sample";
 /// What a log holds of steps up to a last one.
 struct LogPart {
   std::string lines;
+  int64_t damaged = 0;                      // lines that are of no step: torn ones, say
   bool evaluation = false, sample = false;  // of the last step
 };
 
-/// A torn line is of no step.
 Result<LogPart> log_until(const std::string& path, int64_t last) {
   return guarded("reading " + path, [&]() -> Result<LogPart> {
     MOEC_ASSIGN_OR_RETURN(const std::string text, read_file(path));
@@ -65,6 +65,7 @@ Result<LogPart> log_until(const std::string& path, int64_t last) {
     for (std::string line; std::getline(lines, line);) {
       const json row = json::parse(line, nullptr, false);
       const json step = row.is_object() ? row.value("step", json()) : json();
+      part.damaged += !step.is_number_integer();
       if (!step.is_number_integer() || step.get<int64_t>() > last) continue;
       part.lines += line + '\n';
       if (step.get<int64_t>() < last) continue;
@@ -174,6 +175,9 @@ class Trainer {
     if (file_exists(path)) {
       MOEC_ASSIGN_OR_RETURN(logged_, log_until(path, session_.step()));
       MOEC_RETURN_IF_ERROR(write_file(path, logged_.lines));
+      if (logged_.damaged > 0 && observer_.on_warning)
+        observer_.on_warning(fmt::format("{}: dropped {} damaged row{}", path, logged_.damaged,
+                                         logged_.damaged == 1 ? "" : "s"));
     }
     MOEC_ASSIGN_OR_RETURN(LineFile log, LineFile::append_to(path));
     log_.emplace(std::move(log));

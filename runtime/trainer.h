@@ -48,6 +48,7 @@ struct TrainOptions {
 
 /// What happens while training; unset callbacks are not called.
 struct TrainObserver {
+  std::function<void(std::string_view text)> on_warning;  // the run goes on
   std::function<void()> on_start;  // data and checkpoint are in place, the first step comes next
   std::function<void(const StepReport&)> on_step;
   std::function<void(int64_t step, double validation_loss)> on_evaluation;
@@ -70,7 +71,8 @@ Status check_start(const LoadedPlan& plan, const Device& device, const TrainOpti
 /// Trains until max_steps: initialises the session (or continues the checkpoint), then steps, with a log row,
 /// an evaluation, a checkpoint and a sample whenever they are due and at the end. A step that was skipped has
 /// a row always. Rows lag behind the steps, which are submitted ahead of the device; evaluation, checkpoint
-/// and sample wait for it. The log of a continued run loses the lines after the checkpoint.
+/// and sample wait for it. The log of a continued run loses the lines after the checkpoint, and
+/// damaged ones, with a warning.
 Result<TrainResult> train(Session& session, Dataset data, const TrainOptions& options,
                           const TrainObserver& observer = {});
 

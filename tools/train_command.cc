@@ -170,22 +170,25 @@ class Progress {
       : out_(out), header_(std::move(header)), paint_(stdout) {}
 
   runtime::TrainObserver observer() {
-    return {.on_start =
-                [this] {
-                  for (const std::string& line : header_) out_.line(line);
-                },
-            .on_step = [this](const runtime::StepReport& report) { show(report); },
-            .on_evaluation =
-                [this](int64_t step, double loss) {
-                  out_.line(paint_.bold(fmt::format("step {} | validation loss {:.4f}", step, loss)));
-                },
-            .on_sample =
-                [this](int64_t step, std::string_view text) {
-                  out_.line(fmt::format("step {} | sample\n{}\n{}\n{}", step, paint_.dim(kRule),
-                                        printable(text), paint_.dim(kRule)));
-                },
-            .on_checkpoint = nullptr,
-            .on_trace = [this](const runtime::StepTrace& trace) { show(trace); }};
+    return {
+        .on_warning =
+            [](std::string_view text) { fmt::print(stderr, "moerun train: warning: {}\n", printable(text)); },
+        .on_start =
+            [this] {
+              for (const std::string& line : header_) out_.line(line);
+            },
+        .on_step = [this](const runtime::StepReport& report) { show(report); },
+        .on_evaluation =
+            [this](int64_t step, double loss) {
+              out_.line(paint_.bold(fmt::format("step {} | validation loss {:.4f}", step, loss)));
+            },
+        .on_sample =
+            [this](int64_t step, std::string_view text) {
+              out_.line(fmt::format("step {} | sample\n{}\n{}\n{}", step, paint_.dim(kRule), printable(text),
+                                    paint_.dim(kRule)));
+            },
+        .on_checkpoint = nullptr,
+        .on_trace = [this](const runtime::StepTrace& trace) { show(trace); }};
   }
 
  private:

@@ -157,6 +157,22 @@ TEST_CASE("a log that tells of no step, as of a run whose first row met a full d
   }
 }
 
+TEST_CASE("damaged rows of a log are dropped with a warning") {
+  const ScratchDir dir;
+  Session session = make_session();
+  must(train_in(session, dir.path(), 3, false).status());
+  const std::string log = slurp(log_path(dir.path()));
+  dir.file("log.jsonl", "{\"step\"; 1}\n" + log + "{\"step\": 9, \"loss\": 1}\n{\"ste");
+  std::vector<std::string> warnings;
+  TrainObserver observer;
+  observer.on_warning = [&](std::string_view text) { warnings.emplace_back(text); };
+  for (int i = 0; i < 2; ++i) {
+    must(train_in(session, dir.path(), 3, true, observer).status());
+    CHECK(slurp(log_path(dir.path())) == log);
+    CHECK(warnings == std::vector{log_path(dir.path()) + ": dropped 2 damaged rows"});
+  }
+}
+
 TEST_CASE("a step that is skipped has a row, whatever rows were asked for") {
   Session session = make_session();
   TrainOptions options;

@@ -134,7 +134,14 @@ TEST_CASE("a run that has all its steps is left as it is") {
   const Setup setup;
   REQUIRE(run("moerun", setup.train("run", {"--max-steps", "4"})).exit_code == 0);
   const std::string log = read(setup.scratch.path("run/log.jsonl"));
-  CHECK(run("moerun", setup.train("run", {"--max-steps", "4", "--resume"})).exit_code == 0);
+  const Words resume = setup.train("run", {"--max-steps", "4", "--resume"});
+  CHECK(run("moerun", resume).err.empty());
+  CHECK(read(setup.scratch.path("run/log.jsonl")) == log);
+  write(setup.scratch.path("run/log.jsonl"), log + "{\"st");
+  const Outcome damaged = run("moerun", resume);
+  CHECK(damaged.exit_code == 0);
+  CHECK(damaged.err ==
+        "moerun train: warning: " + setup.scratch.path("run/log.jsonl") + ": dropped 1 damaged row\n");
   CHECK(read(setup.scratch.path("run/log.jsonl")) == log);
 }
 
