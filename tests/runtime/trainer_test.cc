@@ -8,7 +8,9 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <thread>
 
+#include "runtime/file_io.h"
 #include "runtime/run_dir.h"
 #include "runtime/safetensors.h"
 #include "scratch_dir.h"
@@ -309,6 +311,32 @@ TEST_CASE("a damaged checkpoint is refused") {
     const Status status = load_checkpoint(dir.path(), config, loaded);
     CHECK(contains(status.error().message, std::string(name) + ": damaged"));
   }
+}
+
+TEST_CASE("a model is loaded beside a training that replaces it") {
+  const ScratchDir dir, steps[2];
+  std::string files[2];  // of weights
+  for (int i = 0; i < 2; ++i) {
+    Session session = make_session();
+    must(train_in(session, steps[i].path(), i + 1, false).status());
+    files[i] = must(read_run_config(steps[i].path())).model_file;
+  }
+  const auto save = [&](int i) {  // in the order of a training
+    must(write_file(dir / files[i], slurp(steps[i] / files[i])));
+    must(write_file(dir / "config.json", slurp(steps[i] / "config.json")));
+    std::filesystem::remove(dir / files[1 - i]);
+  };
+  save(0);
+  std::atomic<bool> done = false;
+  std::jthread training([&] {
+    for (int i = 1; !done; i = 1 - i) save(i);
+  });
+  Session session = make_session();
+  for (int i = 0; i < 300; ++i) {
+    const auto config = load_current_parameters(dir.path(), session);
+    CHECK_MESSAGE(config.ok(), config.error().message);
+  }
+  done = true;
 }
 
 TEST_CASE("an interrupted save leaves the checkpoint before it") {

@@ -186,11 +186,11 @@ TEST_CASE(
   CHECK(run("moerun", {"generate", dir, "--prompt", "the ", "--max-tokens", "8"}).exit_code == 0);
 }
 
-TEST_CASE("SIGINT and SIGTERM end a run with a checkpoint and exit code 0") {
+TEST_CASE("SIGINT, SIGTERM and SIGHUP end a run with a checkpoint and exit code 0") {
   const Setup setup;
-  for (const int signal : {SIGINT, SIGTERM}) {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
     CAPTURE(signal);
-    const std::string dir = signal == SIGINT ? "int" : "term";
+    const std::string dir = std::to_string(signal);
     const Outcome outcome = run("moerun", setup.train(dir, {"--max-steps", "1000000", "--log-every", "1"}),
                                 Interruption{.output = "step ", .signal = signal});
     CHECK(outcome.exit_code == 0);
