@@ -87,6 +87,9 @@ def shell_faults(folder):
     for script in ("quickstart", "test", "tidy", "gpu_check"):
         yield shell_fault([f"tools/{script}.sh", "--help"], 0, f"  tools/{script}.sh")
     yield shell_fault(["tools/quickstart.sh", missing], 2, missing)
+    short = folder / "short.txt"
+    short.write_text("x" * 1289)
+    yield shell_fault(["tools/quickstart.sh", short], 2, f"{short}: too short")
     yield shell_fault(["tools/test.sh", missing], 2, "usage: tools/test.sh")
     yield shell_fault(["tools/tidy.sh", "--fix"], 2, "usage: tools/tidy.sh")
     yield shell_fault(["tools/tidy.sh", "tools/moec.cc", missing], 2, missing)
