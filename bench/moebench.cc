@@ -176,7 +176,7 @@ Status run(const Flags& flags) {
 CLI::Validator row_filter() {
   return {[](const std::string& text) -> std::string {
             try {
-              std::regex(text, std::regex::extended);
+              const std::regex compiled(text, std::regex::extended);
               return "";
             } catch (const std::regex_error&) {
               return fmt::format("'{}' is not a regular expression", text);
