@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <optional>
+#include <regex>
 #include <span>
 #include <string>
 #include <vector>
@@ -32,6 +33,8 @@ struct Flags {
   std::vector<std::string> routing;  // of that step; names
   tools::RecipeFlags recipe;
   std::string examples = MOEC_EXAMPLES;
+  std::vector<const CLI::Option*> of_rows;    // that --step has no use for
+  std::vector<const CLI::Option*> of_google;  // those of them that Google Benchmark reads
 
   uint64_t memory() const {
     return static_cast<uint64_t>(memory_gib * static_cast<double>(uint64_t{1} << 30));
@@ -127,8 +130,26 @@ Status print_step_table(const Flags& flags) {
   return file->commit();
 }
 
+/// Gives Google Benchmark its flags.
+void initialise_google(std::span<const CLI::Option* const> options) {
+  static char program[] = "moebench";  // the library keeps the address
+  std::vector<std::string> words;
+  for (const CLI::Option* option : options)
+    if (option->count() > 0)
+      words.push_back(fmt::format("{}={}", option->get_name(), option->as<std::string>()));
+  std::vector<char*> arguments = {program};
+  for (std::string& word : words) arguments.push_back(word.data());
+  int count = static_cast<int>(arguments.size());
+  benchmark::Initialize(&count, arguments.data());
+}
+
 Status run(const Flags& flags) {
-  if (!flags.step.empty()) return print_step_table(flags);
+  if (!flags.step.empty()) {
+    for (const CLI::Option* option : flags.of_rows)
+      if (option->count() > 0) return input_error(option->get_name() + " is for rows, not for --step");
+    return print_step_table(flags);
+  }
+  initialise_google(flags.of_google);
   if (!flags.recipe.compile_flag().empty())
     return input_error(fmt::format("{} is for --step SPEC", flags.recipe.compile_flag()));
   if (!flags.routing.empty()) return input_error("--routing is for --step PLAN|SPEC");
@@ -151,6 +172,49 @@ Status run(const Flags& flags) {
   return {};
 }
 
+/// Accepts what Google Benchmark can compile.
+CLI::Validator row_filter() {
+  return {[](const std::string& text) -> std::string {
+            try {
+              const std::regex compiled(text, std::regex::extended);
+              return "";
+            } catch (const std::regex_error&) {
+              return fmt::format("'{}' is not a regular expression", text);
+            }
+          },
+          ""};
+}
+
+/// Declared here, too, since Google Benchmark ends the program with exit code 0 for a wrong value.
+void add_google_flags(CLI::App& app, Flags& flags) {
+  constexpr const char* kGroup = "Flags of Google Benchmark";
+  const auto add = [&](const char* name, const char* type, const std::string& help) {
+    CLI::Option* const option = app.add_option(name, help)->type_name(type)->group(kGroup);
+    flags.of_google.push_back(option);
+    return option;
+  };
+  const auto add_flag = [&](const char* name, const std::string& help) {
+    flags.of_google.push_back(app.add_flag(name, help)->group(kGroup));
+  };
+  const auto format = tools::one_of({"console", "json", "csv"});
+  add("--benchmark_filter", "REGEX", "Rows to run; -REGEX: all others")->check(row_filter());
+  add_flag("--benchmark_list_tests", "Print the names of the rows, and run none");
+  add("--benchmark_min_time", "SECONDS", "Least time of a row")->check(tools::number<double>(0));
+  add("--benchmark_min_warmup_time", "SECONDS", "Least time before it")->check(tools::number<double>(0));
+  add("--benchmark_repetitions", "N", "Runs of a row")->check(tools::number<int>(1));
+  add_flag("--benchmark_enable_random_interleaving", "Repetitions of different rows take turns");
+  add_flag("--benchmark_report_aggregates_only", "Of repetitions only mean, median and deviation");
+  add_flag("--benchmark_display_aggregates_only", "The same, but for --benchmark_out");
+  add("--benchmark_format", "console|json|csv", "Form of the output")->check(format);
+  add("--benchmark_out", "FILE", "Write the results to a file, too");
+  add("--benchmark_out_format", "json|console|csv", "Form of that file")->check(format);
+  add("--benchmark_color", "auto|true|false", "Colours")->check(tools::one_of({"auto", "true", "false"}));
+  add_flag("--benchmark_counters_tabular", "Counters as columns of a table");
+  add("--benchmark_context", "KEY=VALUE,...", "More lines of the header");
+  add("--benchmark_time_unit", "ns|us|ms|s", "Unit of times")->check(tools::one_of({"ns", "us", "ms", "s"}));
+  flags.of_rows.insert(flags.of_rows.end(), flags.of_google.begin(), flags.of_google.end());
+}
+
 void describe(CLI::App& app, Flags& flags) {
   tools::describe_tool(app, "moebench", "Times kernels and whole steps against what the machine can do.");
   app.add_option("--device", flags.device,
@@ -160,12 +224,12 @@ void describe(CLI::App& app, Flags& flags) {
   app.add_option("--threads", flags.threads, "CPU threads of kernel and step rows (default: all cores)")
       ->check(tools::number<int>(1, 4096))
       ->type_name("N");
-  app.add_option(
-         "--memory", flags.memory_gib,
-         "GiB that a model may take (default: 1): a larger one has kernel rows of one of each repeated block "
-         "if that fits, and no step row")
-      ->check(tools::number<double>(0))
-      ->type_name("GIB");
+  flags.of_rows.push_back(
+      app.add_option("--memory", flags.memory_gib,
+                     "GiB that a model may take (default: 1): a larger one has kernel rows of one of each "
+                     "repeated block if that fits, and no step row")
+          ->check(tools::number<double>(0))
+          ->type_name("GIB"));
   app.add_option("--step", flags.step, "Print where the time of a step of this model goes, and no rows")
       ->type_name("PLAN|SPEC");
   app.add_option("--step-json", flags.step_json,
@@ -176,29 +240,14 @@ void describe(CLI::App& app, Flags& flags) {
       ->check(tools::one_of(kRoutingNames))
       ->expected(1, static_cast<int>(kRoutingNames.size()))
       ->type_name("balanced|skewed|degenerate");
-  app.add_option("--examples", flags.examples, "Folder of the model specs (default: schema/examples)")
-      ->type_name("DIR");
+  flags.of_rows.push_back(
+      app.add_option("--examples", flags.examples, "Folder of the model specs (default: schema/examples)")
+          ->type_name("DIR"));
   flags.recipe.add_to(app);
-  app.allow_extras();
+  add_google_flags(app, flags);
   app.footer(
-      "Flags of Google Benchmark, e.g. --benchmark_filter=REGEX, --benchmark_list_tests, "
-      "--benchmark_format=json,\n"
-      "--benchmark_min_time=SECONDS, --benchmark_repetitions=N.\n\nRows: table/..., kernel/..., variant/..., "
-      "step/...\n\n"
+      "Rows: table/..., kernel/..., variant/..., step/...\n\n"
       "Exit codes: 0 done, 1 failed, 2 wrong use or input.");
-}
-
-/// Gives Google Benchmark the arguments that are not ours.
-Status take_benchmark_flags(const CLI::App& app) {
-  const std::string known[] = {"--benchmark_filter",   "--benchmark_format",      "--benchmark_list_tests",
-                               "--benchmark_min_time", "--benchmark_repetitions", "--benchmark_out"};
-  std::vector<std::string> words = app.remaining();
-  words.insert(words.begin(), app.get_name());
-  std::vector<char*> arguments;
-  for (std::string& word : words) arguments.push_back(word.data());
-  int count = static_cast<int>(arguments.size());
-  benchmark::Initialize(&count, arguments.data());
-  return count > 1 ? input_error(tools::unknown_argument(arguments[1], app, known)) : Status();
 }
 
 }  // namespace
@@ -209,10 +258,6 @@ int main(int argc, char** argv) {
   bench::Flags flags;
   CLI::App app;
   bench::describe(app, flags);
-  const auto run = [&]() -> Status {
-    MOEC_RETURN_IF_ERROR(bench::take_benchmark_flags(app));
-    return bench::run(flags);
-  };
-  const tools::Command commands[] = {{&app, run}};
+  const tools::Command commands[] = {{&app, [&] { return bench::run(flags); }}};
   return tools::run_tool(app, argc, argv, commands);
 }

@@ -138,6 +138,7 @@ ValueId ModelBuilder::parameter(const std::string& label, const ParameterSpec& s
     return graph_.persistent(spec.tied_to, type, Role::kParameter);
   }
   const std::string name = label + "." + spec.name;
+  if (!is_utf8(name)) compile_error("{}: the name is not UTF-8", name);
   const size_t values = graph_.values().size();
   const ValueId id = graph_.persistent(name, type, Role::kParameter);
   if (graph_.values().size() == values)

@@ -191,6 +191,8 @@ class Tables {
     for (uint32_t i = 0; i < length(plan_.parameters()); ++i) {
       const fb::Parameter& parameter = *plan_.parameters()->Get(i);
       check_parameter(parameter);
+      if (!is_utf8(parameter.name()->str()))
+        faults_.add("parameter {}: the name is not UTF-8", quoted(parameter.name()));
       if (!names.insert(parameter.name()->string_view()).second)
         faults_.add("parameter {}: the name stands twice", quoted(parameter.name()));
       if (trained && (parameter.grad() == -1 || parameter.moment1() == -1 || parameter.moment2() == -1))

@@ -18,6 +18,8 @@
 namespace moec::runtime {
 namespace {
 
+constexpr mode_t kFileMode = 0666;  // of new files, less what the umask takes
+
 std::string reason() { return std::strerror(errno); }
 
 /// A descriptor that closes itself.
@@ -148,11 +150,14 @@ Result<AtomicFile> AtomicFile::create(const std::string& path) {
     std::error_code error;
     if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error))
       return input_error(fmt::format("{}: not a regular file: it cannot be replaced", path));
-    std::string temporary = path + ".XXXXXX";
-    const int fd = ::mkostemp(temporary.data(), O_CLOEXEC);
-    if (fd < 0) return place_error(errno, fmt::format("{}: cannot write here: {}", path, reason()));
-    ::fchmod(fd, 0644);  // mkostemp makes files that only their owner may read
-    return AtomicFile(path, std::move(temporary), fd);
+    // Not mkostemp, whose files do not have the permissions that the umask leaves.
+    for (int i = 0;; ++i) {
+      std::string temporary = fmt::format("{}.{}-{}", path, ::getpid(), i);
+      const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode);
+      if (fd >= 0) return AtomicFile(path, std::move(temporary), fd);
+      if (errno != EEXIST)
+        return place_error(errno, fmt::format("{}: cannot write here: {}", path, reason()));
+    }
   });
 }
 
@@ -182,7 +187,7 @@ Status AtomicFile::commit() {
 }
 
 Result<LineFile> LineFile::append_to(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, kFileMode);
   if (fd < 0) return failure(fmt::format("{}: cannot append: {}", path, reason()));
   return LineFile(path, fd);
 }
@@ -209,7 +214,7 @@ Status LineFile::write_line(std::string_view line) {
 
 Result<std::optional<FileLock>> FileLock::try_lock(const std::string& path) {
   // Writable, which NFS asks of a lock that excludes others.
-  Descriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  Descriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, kFileMode));
   if (file.get() < 0) return place_error(errno, fmt::format("{}: cannot write here: {}", path, reason()));
   if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return std::optional<FileLock>();
   // Between the two lines above a holder may have left, and have taken this file with it.

@@ -32,7 +32,7 @@ template <class T, class Widen>
 std::vector<double> widened(const Bytes& bytes, Widen&& widen) {
   std::vector<double> values(bytes.size() / sizeof(T));
   for (size_t i = 0; i < values.size(); ++i) {
-    T element;
+    T element{};
     std::memcpy(&element, bytes.data() + i * sizeof(T), sizeof(T));
     values[i] = static_cast<double>(widen(element));
   }

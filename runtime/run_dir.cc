@@ -245,6 +245,18 @@ Status load_parameters(const std::string& dir, const RunConfig& config, Session&
   return sum.check(path, config.model_checksum);
 }
 
+Result<RunConfig> load_current_parameters(const std::string& dir, Session& session) {
+  MOEC_ASSIGN_OR_RETURN(RunConfig config, read_run_config(dir));
+  for (;;) {
+    const Status loaded = load_parameters(dir, config, session);
+    if (loaded.ok()) return config;
+    // A training removes the files of a checkpoint when the next one is current.
+    MOEC_ASSIGN_OR_RETURN(RunConfig next, read_run_config(dir));
+    if (next.model_file == config.model_file) return loaded.error();
+    config = std::move(next);
+  }
+}
+
 Status load_checkpoint(const std::string& dir, const RunConfig& config, Session& session) {
   MOEC_RETURN_IF_ERROR(load_parameters(dir, config, session));
   const std::string path = dir + "/" + config.optimizer_file;

@@ -65,6 +65,10 @@ Status check_checkpoint_files(const std::string& dir, const RunConfig& config);
 /// do.
 Status load_parameters(const std::string& dir, const RunConfig& config, Session& session);
 
+/// Sets all parameters from the checkpoint that is current, also while a training replaces it, and returns
+/// its config. Likewise.
+Result<RunConfig> load_current_parameters(const std::string& dir, Session& session);
+
 /// Sets parameters, moments and train state, so that training goes on with the same bits as if it had not
 /// stopped.
 Status load_checkpoint(const std::string& dir, const RunConfig& config, Session& session);

@@ -193,6 +193,13 @@ int64_t Session::validation_batches() const {
 }
 
 Result<double> Session::evaluate(int64_t max_batches) {
+  MOEC_ASSIGN_OR_RETURN(const std::optional<double> loss, evaluate(max_batches, [] { return false; }));
+  return *loss;
+}
+
+Result<std::optional<double>> Session::evaluate(int64_t max_batches, const std::function<bool()>& stop) {
+  // Enough to hide a wait of the device for the host, few enough to stop soon.
+  constexpr int64_t kBatchesInFlight = 16;
   if (validation_.empty()) return input_error("there is no validation data");
   const WindowChunks chunks(validation_, window_size(), seq_len());
   const int64_t per_chunk = validation_batches() / chunks.count();
@@ -205,11 +212,15 @@ Result<double> Session::evaluate(int64_t max_batches) {
     MOEC_RETURN_IF_ERROR(write_state(&TrainState::eval_batch, int64_t{0}));
     MOEC_RETURN_IF_ERROR(write_state(&TrainState::eval_loss, 0.0));
     const int64_t end = std::min(batches, done + per_chunk);
-    for (; done < end; ++done) MOEC_RETURN_IF_ERROR(device_->run(fb::ProgramKind::Evaluate));
+    for (; done < end; ++done) {
+      if (done % kBatchesInFlight == 0) MOEC_RETURN_IF_ERROR(device_->wait());
+      if (stop()) return std::optional<double>();
+      MOEC_RETURN_IF_ERROR(device_->run(fb::ProgramKind::Evaluate));
+    }
     MOEC_ASSIGN_OR_RETURN(const TrainState state, read_train_state());
     sum += state.eval_loss;
   }
-  return sum / static_cast<double>(batches);
+  return std::optional(sum / static_cast<double>(batches));
 }
 
 int64_t Session::prefill_length() const {

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -93,6 +95,8 @@ class Session {
   /// Mean cross-entropy over the first `max_batches` batches of the validation data in file order; 0 takes
   /// one pass, which is also the most. Leaves parameters and training position as they are.
   Result<double> evaluate(int64_t max_batches);
+  /// The same, asking between batches whether to stop: nothing where that came before the end.
+  Result<std::optional<double>> evaluate(int64_t max_batches, const std::function<bool()>& stop);
   /// Batches of one pass over the validation data, which there is; at least one.
   int64_t validation_batches() const;
 

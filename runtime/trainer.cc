@@ -47,35 +47,40 @@ Result<int64_t> check_resumed(const LoadedPlan& plan, const TrainOptions& option
   return config.step;
 }
 
-/// The lines of a log that are of steps up to `last`; a torn one is of none.
-Result<std::string> lines_until(const std::string& path, int64_t last) {
-  return guarded("reading " + path, [&]() -> Result<std::string> {
+constexpr const char* kValidationLoss = "validation_loss";
+constexpr const char* kSample = "sample";
+
+/// What a log holds of steps up to a last one.
+struct LogPart {
+  std::string lines;
+  int64_t damaged = 0;                      // lines that are of no step: torn ones, say
+  bool evaluation = false, sample = false;  // of the last step
+};
+
+Result<LogPart> log_until(const std::string& path, int64_t last) {
+  return guarded("reading " + path, [&]() -> Result<LogPart> {
     MOEC_ASSIGN_OR_RETURN(const std::string text, read_file(path));
     std::istringstream lines(text);
-    std::string kept;
+    LogPart part;
     for (std::string line; std::getline(lines, line);) {
       const json row = json::parse(line, nullptr, false);
       const json step = row.is_object() ? row.value("step", json()) : json();
-      if (step.is_number_integer() && step.get<int64_t>() <= last) kept += line + '\n';
+      part.damaged += !step.is_number_integer();
+      if (!step.is_number_integer() || step.get<int64_t>() > last) continue;
+      part.lines += line + '\n';
+      if (step.get<int64_t>() < last) continue;
+      part.evaluation |= row.contains(kValidationLoss);
+      part.sample |= row.contains(kSample);
     }
-    return kept;
+    return part;
   });
-}
-
-/// The log of a run: what it held up to `step`, ready to grow.
-Result<LineFile> open_log(const std::string& path, int64_t step) {
-  if (file_exists(path)) {
-    MOEC_ASSIGN_OR_RETURN(const std::string kept, lines_until(path, step));
-    MOEC_RETURN_IF_ERROR(write_file(path, kept));
-  }
-  return LineFile::append_to(path);
 }
 
 /// Refuses a log that tells of steps: that of a run which cannot be continued.
 Status check_no_steps(const std::string& log) {
   if (!file_exists(log)) return {};
-  MOEC_ASSIGN_OR_RETURN(const std::string steps, lines_until(log, std::numeric_limits<int64_t>::max()));
-  if (steps.empty()) return {};
+  MOEC_ASSIGN_OR_RETURN(const LogPart steps, log_until(log, std::numeric_limits<int64_t>::max()));
+  if (steps.lines.empty()) return {};
   return input_error(fmt::format(
       "{}: the log of a run that left no checkpoint: remove it, or choose another directory", log));
 }
@@ -106,6 +111,7 @@ class Trainer {
   Result<TrainResult> run() {
     MOEC_RETURN_IF_ERROR(start());
     if (observer_.on_start) observer_.on_start();
+    if (options_.resume) MOEC_RETURN_IF_ERROR(do_what_was_left());
     MOEC_RETURN_IF_ERROR(session_.start_timer());
     while (!at_end()) {
       if (tracer_) MOEC_RETURN_IF_ERROR(trace());
@@ -121,7 +127,7 @@ class Trainer {
     if (row_.steps > 0) MOEC_RETURN_IF_ERROR(log_row());
     if (tracer_) MOEC_RETURN_IF_ERROR(tracer_->finish());
     result_.step = session_.step();
-    result_.stopped = result_.step < options_.max_steps;
+    result_.stopped = result_.stopped || result_.step < options_.max_steps;
     if (!result_.stopped && session_.step() != saved_step_) {
       MOEC_RETURN_IF_ERROR(evaluate());
       MOEC_RETURN_IF_ERROR(sample());
@@ -161,8 +167,29 @@ class Trainer {
     if (!options_.trace_file.empty()) tracer_.emplace(session_);
     if (dir.empty()) return {};
     MOEC_RETURN_IF_ERROR(make_directories(dir));
-    MOEC_ASSIGN_OR_RETURN(LineFile log, open_log(log_path(dir), session_.step()));
+    return open_log(log_path(dir));
+  }
+
+  /// Keeps what the log tells of the steps that the run has.
+  Status open_log(const std::string& path) {
+    if (file_exists(path)) {
+      MOEC_ASSIGN_OR_RETURN(logged_, log_until(path, session_.step()));
+      MOEC_RETURN_IF_ERROR(write_file(path, logged_.lines));
+      if (logged_.damaged > 0 && observer_.on_warning)
+        observer_.on_warning(fmt::format("{}: dropped {} damaged row{}", path, logged_.damaged,
+                                         logged_.damaged == 1 ? "" : "s"));
+    }
+    MOEC_ASSIGN_OR_RETURN(LineFile log, LineFile::append_to(path));
     log_.emplace(std::move(log));
+    return {};
+  }
+
+  /// What was due at the step of the checkpoint, and did not come about because the run was stopped.
+  Status do_what_was_left() {
+    const bool at_last = session_.step() == options_.max_steps;
+    if (session_.step() == 0) return {};
+    if (!logged_.evaluation && (at_last || due(options_.eval_every))) MOEC_RETURN_IF_ERROR(evaluate());
+    if (!logged_.sample && (at_last || due(options_.sample_every))) MOEC_RETURN_IF_ERROR(sample());
     return {};
   }
 
@@ -274,24 +301,35 @@ class Trainer {
            flops(fb::ProgramKind::Apply);
   }
 
+  /// Left, as a sample is, where a stop is asked for before it is done.
   Status evaluate() {
     if (!has_validation_) return {};
-    MOEC_ASSIGN_OR_RETURN(const double loss, session_.evaluate(options_.eval_batches));
-    result_.validation_loss = loss;
-    if (observer_.on_evaluation) observer_.on_evaluation(session_.step(), loss);
-    return log_line({{"step", session_.step()}, {"validation_loss", loss}});
+    MOEC_ASSIGN_OR_RETURN(const std::optional<double> loss,
+                          session_.evaluate(options_.eval_batches, [this] { return stop_asked(); }));
+    if (!loss) {
+      result_.stopped = true;
+      return {};
+    }
+    result_.validation_loss = *loss;
+    if (observer_.on_evaluation) observer_.on_evaluation(session_.step(), *loss);
+    return log_line({{"step", session_.step()}, {kValidationLoss, *loss}});
   }
 
   Status sample() {
     if (options_.sample_prompt.empty()) return {};
-    std::string text;
+    std::string text = options_.sample_prompt;
     const auto keep = [&](int32_t, std::string_view piece) {
       text += piece;
-      return true;
+      return !stop_asked();
     };
-    MOEC_RETURN_IF_ERROR(generate(session_, *tokenizer_, options_.sample_prompt, options_.sample, keep));
-    if (observer_.on_sample) observer_.on_sample(session_.step(), options_.sample_prompt + text);
-    return log_line({{"step", session_.step()}, {"sample", options_.sample_prompt + text}});
+    if (!stop_asked())
+      MOEC_RETURN_IF_ERROR(generate(session_, *tokenizer_, options_.sample_prompt, options_.sample, keep));
+    if (stop_asked()) {
+      result_.stopped = true;
+      return {};
+    }
+    if (observer_.on_sample) observer_.on_sample(session_.step(), text);
+    return log_line({{"step", session_.step()}, {kSample, text}});
   }
 
   Status save() {
@@ -308,6 +346,7 @@ class Trainer {
   const TrainOptions& options_;
   const TrainObserver& observer_;
   TrainResult result_;
+  LogPart logged_;  // of the run that is continued
   std::optional<LineFile> log_;
   std::optional<StepTracer> tracer_;
   int64_t unread_ = 0;                 // steps submitted whose metrics are not on their way yet

@@ -41,12 +41,14 @@ struct TrainOptions {
   std::string trace_file;
   /// Saved with the run, e.g. the data files and flags.
   nlohmann::json run_options = nlohmann::json::object();
-  /// When it becomes true, the run ends after the step under way, with a checkpoint.
+  /// When it becomes true, the run ends after the step or the batch of an evaluation under way, with a
+  /// checkpoint. What was due and did not come about is done when the run is continued.
   const std::atomic<bool>* stop = nullptr;
 };
 
 /// What happens while training; unset callbacks are not called.
 struct TrainObserver {
+  std::function<void(std::string_view text)> on_warning;  // the run goes on
   std::function<void()> on_start;  // data and checkpoint are in place, the first step comes next
   std::function<void(const StepReport&)> on_step;
   std::function<void(int64_t step, double validation_loss)> on_evaluation;
@@ -57,7 +59,7 @@ struct TrainObserver {
 
 struct TrainResult {
   int64_t step = 0;
-  bool stopped = false;                   // by options.stop, before max_steps
+  bool stopped = false;                   // by options.stop, before max_steps or what is due there
   std::optional<double> train_loss;       // of the last step
   std::optional<double> validation_loss;  // at the end
 };
@@ -69,7 +71,8 @@ Status check_start(const LoadedPlan& plan, const Device& device, const TrainOpti
 /// Trains until max_steps: initialises the session (or continues the checkpoint), then steps, with a log row,
 /// an evaluation, a checkpoint and a sample whenever they are due and at the end. A step that was skipped has
 /// a row always. Rows lag behind the steps, which are submitted ahead of the device; evaluation, checkpoint
-/// and sample wait for it. The log of a continued run loses the lines after the checkpoint.
+/// and sample wait for it. The log of a continued run loses the lines after the checkpoint, and
+/// damaged ones, with a warning.
 Result<TrainResult> train(Session& session, Dataset data, const TrainOptions& options,
                           const TrainObserver& observer = {});
 

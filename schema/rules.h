@@ -1,6 +1,8 @@
 // What the formats demand beyond their types, of specs and plans alike.
 #pragma once
 
+#include <flatbuffers/util.h>
+
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -28,6 +30,13 @@ inline std::string_view unknown_attribute(const fb::OpUnion& op) {
       rate && rate->schedule && !is_known(rate->schedule->kind))
     return "schedule.kind";
   return {};
+}
+
+/// Whether a parameter may have the name, which checkpoints keep in JSON.
+inline bool is_utf8(const std::string& name) {
+  for (const char* at = name.c_str(); at != name.c_str() + name.size();)
+    if (flatbuffers::FromUTF8(&at) < 0) return false;
+  return true;
 }
 
 namespace detail {

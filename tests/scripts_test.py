@@ -87,6 +87,9 @@ def shell_faults(folder):
     for script in ("quickstart", "test", "tidy", "gpu_check"):
         yield shell_fault([f"tools/{script}.sh", "--help"], 0, f"  tools/{script}.sh")
     yield shell_fault(["tools/quickstart.sh", missing], 2, missing)
+    short = folder / "short.txt"
+    short.write_text("x" * 1289)
+    yield shell_fault(["tools/quickstart.sh", short], 2, f"{short}: too short")
     yield shell_fault(["tools/test.sh", missing], 2, "usage: tools/test.sh")
     yield shell_fault(["tools/tidy.sh", "--fix"], 2, "usage: tools/tidy.sh")
     yield shell_fault(["tools/tidy.sh", "tools/moec.cc", missing], 2, missing)
@@ -128,12 +131,27 @@ def quickstart_fault(folder):
     return None
 
 
+def test_fault(folder):
+    """A test program must have a line when it starts and one when it has ended."""
+    (folder / "tools").mkdir()
+    shutil.copy(ROOT / "tools/test.sh", folder / "tools")
+    (folder / "tools/common.sh").write_text((ROOT / "tools/common.sh").read_text() + "\nbuild() { bin=$root; }\n")
+    make_tool(folder / "test_one", 'echo "[doctest] test cases: 3 | 2 passed | 0 failed | 1 skipped"')
+    done = subprocess.run(["bash", "tools/test.sh"], cwd=folder, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    if done.returncode or lines[0] != "==> test_one" or not lines[1].startswith("test_one ") or \
+            lines[-1] != "2 passed, 0 failed, 4 skipped":
+        return f"test.sh: exit code {done.returncode}, {done.stdout} {done.stderr}"
+    return None
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as tree, \
-            tempfile.TemporaryDirectory() as libraries:
+            tempfile.TemporaryDirectory() as tests, tempfile.TemporaryDirectory() as libraries:
         faults = [fault_of(*case) for case in cases(pathlib.Path(sys.argv[1]), pathlib.Path(folder))]
         faults += library_faults(pathlib.Path(libraries))
         faults.append(quickstart_fault(pathlib.Path(tree)))
+        faults.append(test_fault(pathlib.Path(tests)))
         faults.append(gpu_check_fault(pathlib.Path(folder)))
         faults += shell_faults(pathlib.Path(folder))
     for fault in filter(None, faults):

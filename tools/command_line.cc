@@ -80,6 +80,14 @@ std::string called(const CLI::App& app) {
   return &command == &app ? app.get_name() : app.get_name() + " " + command.get_name();
 }
 
+/// "unknown flag '--x'; did you mean '--y'?": what is wrong with an argument that `app` does not take.
+std::string unknown_argument(const std::string& argument, const CLI::App& app) {
+  if (!is_flag(argument)) return fmt::format("unexpected argument '{}'; see --help", argument);
+  const std::string name = argument.substr(0, argument.find('='));
+  const std::string hint = suggestion(name, flags_of(app));
+  return fmt::format("unknown flag '{}'{}", name, hint.empty() ? "; see --help" : hint);
+}
+
 /// What is wrong with the arguments. An argument that nobody took comes first: it often is the reason why
 /// another one is missing.
 std::string describe(const CLI::ParseError& error, const CLI::App& app) {
@@ -185,16 +193,6 @@ void describe_tool(CLI::App& app, const std::string& name, const std::string& de
 
 CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& help) {
   return app.add_subcommand(name, help)->group("Commands");
-}
-
-std::string unknown_argument(const std::string& argument, const CLI::App& app,
-                             std::span<const std::string> more_flags) {
-  if (!is_flag(argument)) return fmt::format("unexpected argument '{}'; see --help", argument);
-  std::vector<std::string> flags = flags_of(app);
-  flags.insert(flags.end(), more_flags.begin(), more_flags.end());
-  const std::string name = argument.substr(0, argument.find('='));
-  const std::string hint = suggestion(name, flags);
-  return fmt::format("unknown flag '{}'{}", name, hint.empty() ? "; see --help" : hint);
 }
 
 int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const Command> commands) {

@@ -63,11 +63,6 @@ void describe_tool(CLI::App& app, const std::string& name, const std::string& de
 
 CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& help);
 
-/// "unknown flag '--x'; did you mean '--y'?": what is wrong with an argument that neither `app` nor anything
-/// else, which knows `more_flags`, takes.
-std::string unknown_argument(const std::string& argument, const CLI::App& app,
-                             std::span<const std::string> more_flags = {});
-
 /// Parses, runs the command that was asked for, and returns the exit code. Whatever goes wrong becomes one
 /// line on stderr.
 int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const Command> commands);

@@ -35,10 +35,11 @@ Result<Model> open_model(const EvalFlags& flags) {
     MOEC_RETURN_IF_ERROR(session.initialise(plan->plan.recipe->seed, plan->plan.recipe->lr));
     return Model{std::move(session), nullptr};
   }
-  MOEC_ASSIGN_OR_RETURN(const runtime::RunConfig config, runtime::read_run_config(flags.model));
+  MOEC_RETURN_IF_ERROR(runtime::read_run_config(flags.model).status());  // before the device is asked
   MOEC_ASSIGN_OR_RETURN(const auto plan, runtime::load_run_plan(flags.model));
   MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.device));
-  MOEC_RETURN_IF_ERROR(runtime::load_parameters(flags.model, config, session));
+  MOEC_ASSIGN_OR_RETURN(const runtime::RunConfig config,
+                        runtime::load_current_parameters(flags.model, session));
   return Model{std::move(session), config.tokenizer};
 }
 

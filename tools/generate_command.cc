@@ -22,10 +22,11 @@ struct GenerateFlags {
 
 /// Prints the prompt and what follows it, token by token: filtered on a terminal, byte for byte elsewhere.
 Status generate(const GenerateFlags& flags) {
-  MOEC_ASSIGN_OR_RETURN(const runtime::RunConfig config, runtime::read_run_config(flags.run_dir));
+  MOEC_RETURN_IF_ERROR(runtime::read_run_config(flags.run_dir).status());  // before the device is asked
   MOEC_ASSIGN_OR_RETURN(const auto plan, runtime::load_run_plan(flags.run_dir));
   MOEC_ASSIGN_OR_RETURN(runtime::Session session, open_session(plan, flags.device));
-  MOEC_RETURN_IF_ERROR(runtime::load_parameters(flags.run_dir, config, session));
+  MOEC_ASSIGN_OR_RETURN(const runtime::RunConfig config,
+                        runtime::load_current_parameters(flags.run_dir, session));
 
   const bool terminal = is_terminal(stdout);
   TextFilter filter;

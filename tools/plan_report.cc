@@ -81,9 +81,9 @@ std::string saving_rows(const fb::PlanT& plan) {
 std::string time_row(const fb::PlanT& plan, double tokens) {
   if (plan.cost_model.empty()) return "";
   const double seconds = predicted_time(plan).seconds;
-  return row(
-      "predicted time", short_time_text(seconds),
-      fmt::format("on {}, {} tok/s", plan.cost_model, with_commas(static_cast<uint64_t>(tokens / seconds))));
+  return row("predicted time", short_time_text(seconds),
+             fmt::format("for --cost-model {}, whatever this machine is; {} tok/s", plan.cost_model,
+                         with_commas(static_cast<uint64_t>(tokens / seconds))));
 }
 
 std::string memory_table(const fb::PlanT& plan) {

@@ -11,6 +11,8 @@ help_for "$@"
 (($# <= 1)) && [[ ${1:-} != -* ]] || refuse "usage: tools/quickstart.sh [TEXT]"
 need_files "$@"
 text=${1:+$(realpath -- "$1")}
+least=1290  # bytes, of which the last tenth, held out, has a sequence of 128 and its targets
+[[ -z $text ]] || (($(stat -Lc %s -- "$text") >= least)) || refuse "$1: too short: the training needs $least bytes"
 
 build moec moerun
 

@@ -179,12 +179,22 @@ void RecipeFlags::add_to(CLI::App& app, MemoryBudgetFlag memory_budget) {
       ->type_name("N")
       ->group(kGroup);
   constexpr const char* kPrediction = "Predicted times";
-  app.add_option("--cost-model", cost_model_, "Device that times are predicted for (default: h200)")
+  const auto keep_cost_model = [this](const std::string& device) {
+    compile_flags_.push_back("--cost-model");
+    cost_model_ = device;
+  };
+  app.add_option_function<std::string>(
+         "--cost-model", keep_cost_model,
+         "Device that times are predicted for, whatever this machine is (default: h200)")
       ->check(one_of(CostModel::devices()))
       ->type_name(fmt::format("{}", fmt::join(CostModel::devices(), "|")))
       ->group(kPrediction);
-  app.add_option(
-         "--measured", measured_,
+  const auto keep_measured = [this](const std::string& file) {
+    compile_flags_.push_back("--measured");
+    measured_ = file;
+  };
+  app.add_option_function<std::string>(
+         "--measured", keep_measured,
          "Kernel times of that device, as moebench --benchmark_format=json writes them;\nthey replace "
          "predicted ones")
       ->type_name("FILE")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds, and runs every test that this machine can run. The last line counts test
-# cases: `N passed, N failed, N skipped`. A test program that crashes counts as one more failure.
+# Installs what is missing, builds, and runs every test that this machine can run. A line tells when a test program
+# starts, another what came of it; the last counts test cases: `N passed, N failed, N skipped`. A test program that crashes
+# counts as one more failure.
 #
 #   tools/test.sh
 set -euo pipefail
@@ -18,6 +19,7 @@ programs=("$bin"/test_*)
 [[ -x ${programs[0]} ]] || die "no test programs in $bin"
 for program in "${programs[@]}"; do
   name=$(basename "$program")
+  say "$name"
   status=0
   start=$SECONDS
   output=$(timeout 1800 "$program" --no-colors=true 2>&1) || status=$?
@@ -32,6 +34,7 @@ done
 run_python() {
   local name=$1 status=0 output
   shift
+  say "$name"
   output=$("$@" 2>&1) || status=$?
   printf '%-16s %s\n' "$name" "$output"
   case $status in

@@ -42,26 +42,30 @@ struct TrainFlags {
   RecipeFlags recipe;
 };
 
-/// Set by the signal handler, which can reach nothing but a global. A second signal ends the process as
-/// usual.
+/// Set by the signal handler, which can reach nothing but a global.
 std::atomic<bool> stop_asked = false;
 static_assert(std::atomic<bool>::is_always_lock_free);
 
 void ask_to_stop(int signal) {
   stop_asked = true;
   if (signal == SIGPIPE) return;
+  for (const int next : {SIGINT, SIGTERM}) std::signal(next, SIG_DFL);
   constexpr std::string_view kNotice = "\nstopping after the step under way; a second signal stops at once\n";
   const int before = errno;
   static_cast<void>(!::write(STDERR_FILENO, kNotice.data(), kNotice.size()));
   errno = before;
 }
 
+/// A second SIGINT or SIGTERM ends the process as usual, but not a second SIGHUP: where a terminal goes away,
+/// both the shell and the system may send one.
 void stop_on_signals() {
   struct sigaction action {};
   action.sa_handler = ask_to_stop;
-  action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
-  ::sigaction(SIGINT, &action, nullptr);
-  ::sigaction(SIGTERM, &action, nullptr);
+  action.sa_flags = SA_RESTART;
+  for (const int signal : {SIGINT, SIGTERM}) ::sigaction(signal, &action, nullptr);
+  struct sigaction hangup {};
+  ::sigaction(SIGHUP, nullptr, &hangup);
+  if (hangup.sa_handler != SIG_IGN) ::sigaction(SIGHUP, &action, nullptr);  // which nohup asks for
   action.sa_flags = 0;
   ::sigaction(SIGPIPE, &action, nullptr);  // nobody reads the rows any more
 }
@@ -170,22 +174,25 @@ class Progress {
       : out_(out), header_(std::move(header)), paint_(stdout) {}
 
   runtime::TrainObserver observer() {
-    return {.on_start =
-                [this] {
-                  for (const std::string& line : header_) out_.line(line);
-                },
-            .on_step = [this](const runtime::StepReport& report) { show(report); },
-            .on_evaluation =
-                [this](int64_t step, double loss) {
-                  out_.line(paint_.bold(fmt::format("step {} | validation loss {:.4f}", step, loss)));
-                },
-            .on_sample =
-                [this](int64_t step, std::string_view text) {
-                  out_.line(fmt::format("step {} | sample\n{}\n{}\n{}", step, paint_.dim(kRule),
-                                        printable(text), paint_.dim(kRule)));
-                },
-            .on_checkpoint = nullptr,
-            .on_trace = [this](const runtime::StepTrace& trace) { show(trace); }};
+    return {
+        .on_warning =
+            [](std::string_view text) { fmt::print(stderr, "moerun train: warning: {}\n", printable(text)); },
+        .on_start =
+            [this] {
+              for (const std::string& line : header_) out_.line(line);
+            },
+        .on_step = [this](const runtime::StepReport& report) { show(report); },
+        .on_evaluation =
+            [this](int64_t step, double loss) {
+              out_.line(paint_.bold(fmt::format("step {} | validation loss {:.4f}", step, loss)));
+            },
+        .on_sample =
+            [this](int64_t step, std::string_view text) {
+              out_.line(fmt::format("step {} | sample\n{}\n{}\n{}", step, paint_.dim(kRule), printable(text),
+                                    paint_.dim(kRule)));
+            },
+        .on_checkpoint = nullptr,
+        .on_trace = [this](const runtime::StepTrace& trace) { show(trace); }};
   }
 
  private:
@@ -335,7 +342,8 @@ constexpr const char* kExamples = R"(Examples:
   moerun train schema/examples/moe-tiny.json --batch-size 16 --data a.txt b.txt --out-dir run
   moerun train tiny.plan --data text.txt --max-steps 1000 --out-dir run --resume
 
-Ctrl-C ends the run after the step under way, with a checkpoint; --resume goes on with the same bits.)";
+Ctrl-C ends the run after the step, or the batch of an evaluation, under way, with a checkpoint; --resume goes on
+with the same bits, and does what was due.)";
 
 }  // namespace
 

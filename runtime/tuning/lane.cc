@@ -44,7 +44,7 @@ double fastest(Run&& run) {
 
 /// Leaves OpenBLAS with one thread, as the kernels want it.
 double matmul_rate(int threads) {
-  constexpr int kSize = 2048;
+  constexpr size_t kSize = 2048;
   constexpr double kFlops = 2.0 * kSize * kSize * kSize;
   const std::vector<float> a(kSize * kSize, 0.5f), b(kSize * kSize, 0.25f);
   std::vector<float> c(kSize * kSize);

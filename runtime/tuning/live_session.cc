@@ -16,7 +16,8 @@ constexpr int64_t kDataTokens = 1 << 18;
 Result<runtime::Session> new_session(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane) {
   const fb::RecipeT& recipe = *plan->plan.recipe;
   MOEC_ASSIGN_OR_RETURN(auto device, lane.make_device());
-  MOEC_ASSIGN_OR_RETURN(runtime::Session session, runtime::Session::create(plan, std::move(device)));
+  MOEC_ASSIGN_OR_RETURN(runtime::Session session,
+                        runtime::Session::create(std::move(plan), std::move(device)));
   MOEC_RETURN_IF_ERROR(session.initialise(recipe.seed, recipe.lr));
   MOEC_RETURN_IF_ERROR(session.set_data(random_tokens(kDataTokens, session.vocab_size()), {}));
   return session;

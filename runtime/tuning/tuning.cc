@@ -190,7 +190,7 @@ double TunedCall::calls_per_step(const fb::RecipeT& recipe) const {
   return calls;
 }
 
-Result<Tuning> tune(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane,
+Result<Tuning> tune(const std::shared_ptr<const runtime::LoadedPlan>& plan, const Lane& lane,
                     const TuningObserver& observer) {
   lane.enter();
   Tuning tuning;

@@ -52,7 +52,7 @@ struct Tuning {
 /// best variant of each call that beats the device's own choice by more than the times vary. It is kept where
 /// the step becomes faster, too: what a kernel takes alone says little of kernels that overlap. Needs the
 /// memory of the plan, then of a call's operands once for each variant.
-Result<Tuning> tune(std::shared_ptr<const runtime::LoadedPlan> plan, const Lane& lane,
+Result<Tuning> tune(const std::shared_ptr<const runtime::LoadedPlan>& plan, const Lane& lane,
                     const TuningObserver& observer);
 
 /// The plan with the choices that are kept and no others, for a device of this model (runtime/device.h); for

@@ -170,6 +170,15 @@ TEST_CASE("wrong specs are refused with the place and the reason") {
   }
 }
 
+TEST_CASE("names of parameters are UTF-8") {
+  CHECK(
+      error_of(spec("{name: \"\xff\", inputs: [\"x\"], op_type: \"RmsNorm\", op: {}}," + std::string(kSilu)))
+          .find("UTF-8") != std::string::npos);
+  fb::ModelT model = parse_model(spec(kSilu), "spec.json");
+  model.blocks[0]->name.push_back('\xff');
+  CHECK_THROWS_WITH_AS(compile(model), "embedding\xff.x.weight: the name is not UTF-8", CompileError);
+}
+
 TEST_CASE("attributes that are no number, or of the wrong sign, are refused by name") {
   const std::string makers =
       R"({name: "g", inputs: ["x"], op_type: "Linear", op: {out_features: 2, full_precision: true}},

@@ -1,6 +1,7 @@
 #include "mutations.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -384,6 +385,12 @@ bool break_enum(fb::PlanT& plan, Random& random) {
   return plan.programs[1]->kind == plan.programs[0]->kind || plan.programs[2]->kind == plan.programs[0]->kind;
 }
 
+bool misname_parameter(fb::PlanT& plan, Random& random) {
+  constexpr const char* kBroken[] = {"\xff", "\xe2\x82", "\xed\xa0\x80", "\xc0\xaf"};
+  any(plan.parameters, random).name += kBroken[random() % std::size(kBroken)];
+  return true;
+}
+
 constexpr Mutation kMutations[] = {
     {"overlapping live buffers", overlap_live_buffers},
     {"overlapping parameters", move_parameter},
@@ -405,6 +412,7 @@ constexpr Mutation kMutations[] = {
     {"wrong shape", change_shape},
     {"another gradient norm", change_norm},
     {"second write", write_twice},
+    {"name that is not UTF-8", misname_parameter},
     {"invalid enum", break_enum},
 };
 

@@ -41,7 +41,7 @@ TEST_CASE("sound plans are accepted") {
   }
 }
 
-TEST_CASE("every one of 2,100 mutations is rejected") {
+TEST_CASE("every one of 2,200 mutations is rejected") {
   for (const Mutation& mutation : mutations()) {
     Random random(11);
     int applied = 0, rejected = 0;

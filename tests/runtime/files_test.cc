@@ -1,6 +1,8 @@
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <bit>
@@ -56,6 +58,25 @@ TEST_CASE("a file is replaced whole or not at all") {
   CHECK(dir.count() == 1);
   REQUIRE(write_file(path, "new").ok());
   CHECK(test::slurp(path) == "new");
+}
+
+TEST_CASE("new files have the permissions that the umask leaves") {
+  const test::ScratchDir dir;
+  for (const mode_t mask : {mode_t{0}, mode_t{027}, mode_t{077}}) {
+    const mode_t before = ::umask(mask);
+    const auto has_mode = [&](const std::string& path) {
+      struct stat info {};
+      return ::stat(path.c_str(), &info) == 0 && (info.st_mode & 0777) == (0666 & ~mask);
+    };
+    const std::string file = dir / fmt::format("file-{}", mask), log = dir / fmt::format("log-{}", mask);
+    CHECK(write_file(file, "x").ok());
+    CHECK(has_mode(file));
+    CHECK(LineFile::append_to(log).ok());
+    CHECK(has_mode(log));
+    const auto lock = FileLock::try_lock(dir / "lock");
+    CHECK(has_mode(dir / "lock"));
+    ::umask(before);
+  }
 }
 
 TEST_CASE("places that cannot be written or read are errors") {

@@ -57,6 +57,9 @@ TEST_CASE("evaluation and prefill leave training as it was") {
     must(session.train_step());
     must(session.evaluate(i).status());
     must(session.prefill(tokens(7)).status());
+    int batches = 0;
+    CHECK_FALSE(must(session.evaluate(0, [&] { return ++batches == 2; })));
+    CHECK(batches == 2);
   }
   CHECK(must(session.state_hash()) == hash_after(6, {}));
 }

@@ -8,7 +8,9 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <thread>
 
+#include "runtime/file_io.h"
 #include "runtime/run_dir.h"
 #include "runtime/safetensors.h"
 #include "scratch_dir.h"
@@ -69,6 +71,43 @@ TEST_CASE("a run that is stopped and continued has the bits of one that was not"
   }
 }
 
+/// Steps of the log's rows that have this key.
+std::vector<int64_t> steps_with(const std::string& dir, const char* key) {
+  std::vector<int64_t> steps;
+  std::istringstream log(slurp(log_path(dir)));
+  for (std::string line; std::getline(log, line);)
+    if (const auto row = nlohmann::json::parse(line); row.contains(key)) steps.push_back(row.at("step"));
+  return steps;
+}
+
+TEST_CASE("what a stop leaves undone is done when the run is continued, once") {
+  for (const int64_t last : {6, 7}) {  // of which 6 is also a step at which an evaluation is due
+    const ScratchDir dir;
+    std::atomic<bool> stop = false;
+    TrainObserver stopping;
+    stopping.on_step = [&](const StepReport& report) { stop = report.step == 6; };
+    Session first = make_session();
+    CHECK(must(train_in(first, dir.path(), last, false, stopping, &stop)).stopped);
+    CHECK(steps_with(dir.path(), "loss").size() == 6);
+    CHECK(steps_with(dir.path(), "validation_loss") == std::vector<int64_t>{2, 4});
+    CHECK(steps_with(dir.path(), "sample").empty());
+
+    Session second = make_session();
+    const TrainResult result = must(train_in(second, dir.path(), last, true));
+    CHECK_FALSE(result.stopped);
+    CHECK(result.validation_loss);
+    std::vector<int64_t> evaluations = {2, 4, 6};
+    if (last == 7) evaluations.push_back(7);
+    CHECK(steps_with(dir.path(), "validation_loss") == evaluations);
+    CHECK(steps_with(dir.path(), "sample") == std::vector<int64_t>{last});
+
+    const std::string log = slurp(log_path(dir.path()));
+    Session third = make_session();
+    must(train_in(third, dir.path(), last, true).status());
+    CHECK(slurp(log_path(dir.path())) == log);
+  }
+}
+
 TEST_CASE("a run directory holds one checkpoint, and its log every step once") {
   const ScratchDir dir;
   Session session = make_session();
@@ -117,6 +156,22 @@ TEST_CASE("a log that tells of no step, as of a run whose first row met a full d
     Session session = make_session();
     must(train_in(session, dir.path(), 1, false).status());
     CHECK(slurp(log_path(dir.path())).starts_with("{\"aux_loss\":"));
+  }
+}
+
+TEST_CASE("damaged rows of a log are dropped with a warning") {
+  const ScratchDir dir;
+  Session session = make_session();
+  must(train_in(session, dir.path(), 3, false).status());
+  const std::string log = slurp(log_path(dir.path()));
+  dir.file("log.jsonl", "{\"step\"; 1}\n" + log + "{\"step\": 9, \"loss\": 1}\n{\"ste");
+  std::vector<std::string> warnings;
+  TrainObserver observer;
+  observer.on_warning = [&](std::string_view text) { warnings.emplace_back(text); };
+  for (int i = 0; i < 2; ++i) {
+    must(train_in(session, dir.path(), 3, true, observer).status());
+    CHECK(slurp(log_path(dir.path())) == log);
+    CHECK(warnings == std::vector{log_path(dir.path()) + ": dropped 2 damaged rows"});
   }
 }
 
@@ -256,6 +311,32 @@ TEST_CASE("a damaged checkpoint is refused") {
     const Status status = load_checkpoint(dir.path(), config, loaded);
     CHECK(contains(status.error().message, std::string(name) + ": damaged"));
   }
+}
+
+TEST_CASE("a model is loaded beside a training that replaces it") {
+  const ScratchDir dir, steps[2];
+  std::string files[2];  // of weights
+  for (int i = 0; i < 2; ++i) {
+    Session session = make_session();
+    must(train_in(session, steps[i].path(), i + 1, false).status());
+    files[i] = must(read_run_config(steps[i].path())).model_file;
+  }
+  const auto save = [&](int i) {  // in the order of a training
+    must(write_file(dir / files[i], slurp(steps[i] / files[i])));
+    must(write_file(dir / "config.json", slurp(steps[i] / "config.json")));
+    std::filesystem::remove(dir / files[1 - i]);
+  };
+  save(0);
+  std::atomic<bool> done = false;
+  std::jthread training([&] {
+    for (int i = 1; !done; i = 1 - i) save(i);
+  });
+  Session session = make_session();
+  for (int i = 0; i < 300; ++i) {
+    const auto config = load_current_parameters(dir.path(), session);
+    CHECK_MESSAGE(config.ok(), config.error().message);
+  }
+  done = true;
 }
 
 TEST_CASE("an interrupted save leaves the checkpoint before it") {

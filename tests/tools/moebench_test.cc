@@ -24,6 +24,22 @@ TEST_CASE("wrong use of moebench is one line and exit code 2") {
   check_rejected({"--total-step", "9"}, "unknown flag '--total-step'; did you mean '--total-steps'?");
   check_rejected({"everything"}, "unexpected argument 'everything'; see --help");
   check_rejected({"--routing", "skewed"}, "--routing is for --step PLAN|SPEC");
+  check_rejected({"--cost-model", "cpu"}, "--cost-model is for --step SPEC");
+  check_rejected({"--benchmark_filter"}, "--benchmark_filter: 1 required REGEX missing");
+  check_rejected({"--benchmark_filter=("}, "--benchmark_filter: '(' is not a regular expression");
+  check_rejected({"--benchmark_format=xml"}, "--benchmark_format: 'xml' is not one of console, json, csv");
+  check_rejected({"--benchmark_repetitions=x"},
+                 "--benchmark_repetitions: 'x' is not a whole number of at least 1");
+  for (const char* flag : {"--benchmark_filter=x", "--benchmark_list_tests", "--memory=2"}) {
+    const std::string name = flag;
+    check_rejected({"--step", example("moe-tiny"), flag},
+                   name.substr(0, name.find('=')) + " is for rows, not for --step");
+  }
+  const Scratch scratch;
+  const std::string plan = scratch.path("tiny.plan");
+  REQUIRE(run("moec", {example("moe-tiny"), "-o", plan}).exit_code == 0);
+  check_rejected({"--step", plan, "--cost-model", "cpu"},
+                 "--cost-model is compiled into a plan: give it to moec, or train a SPEC instead of " + plan);
   check_rejected({"--benchmark_filter=^none$", "--examples", "/none"},
                  "/none: no model specs (*.json) there");
 }
@@ -32,7 +48,7 @@ TEST_CASE("moebench lists its rows and its flags") {
   const Outcome rows = run("moebench", {"--benchmark_list_tests", "--threads", "1", "--memory", "0.01"});
   CHECK(rows.exit_code == 0);
   CHECK(rows.out.find("table/") != std::string::npos);
-  CHECK(run("moebench", {"--help"}).out.find("--benchmark_filter=REGEX") != std::string::npos);
+  CHECK(run("moebench", {"--help"}).out.find("--benchmark_filter REGEX") != std::string::npos);
 }
 
 }  // namespace moec::test

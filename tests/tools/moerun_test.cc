@@ -134,7 +134,14 @@ TEST_CASE("a run that has all its steps is left as it is") {
   const Setup setup;
   REQUIRE(run("moerun", setup.train("run", {"--max-steps", "4"})).exit_code == 0);
   const std::string log = read(setup.scratch.path("run/log.jsonl"));
-  CHECK(run("moerun", setup.train("run", {"--max-steps", "4", "--resume"})).exit_code == 0);
+  const Words resume = setup.train("run", {"--max-steps", "4", "--resume"});
+  CHECK(run("moerun", resume).err.empty());
+  CHECK(read(setup.scratch.path("run/log.jsonl")) == log);
+  write(setup.scratch.path("run/log.jsonl"), log + "{\"st");
+  const Outcome damaged = run("moerun", resume);
+  CHECK(damaged.exit_code == 0);
+  CHECK(damaged.err ==
+        "moerun train: warning: " + setup.scratch.path("run/log.jsonl") + ": dropped 1 damaged row\n");
   CHECK(read(setup.scratch.path("run/log.jsonl")) == log);
 }
 
@@ -179,11 +186,11 @@ TEST_CASE(
   CHECK(run("moerun", {"generate", dir, "--prompt", "the ", "--max-tokens", "8"}).exit_code == 0);
 }
 
-TEST_CASE("SIGINT and SIGTERM end a run with a checkpoint and exit code 0") {
+TEST_CASE("SIGINT, SIGTERM and SIGHUP end a run with a checkpoint and exit code 0") {
   const Setup setup;
-  for (const int signal : {SIGINT, SIGTERM}) {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
     CAPTURE(signal);
-    const std::string dir = signal == SIGINT ? "int" : "term";
+    const std::string dir = std::to_string(signal);
     const Outcome outcome = run("moerun", setup.train(dir, {"--max-steps", "1000000", "--log-every", "1"}),
                                 Interruption{.output = "step ", .signal = signal});
     CHECK(outcome.exit_code == 0);
