@@ -36,26 +36,23 @@ __global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const 
   const int64_t token = int64_t{blockIdx.x / parts} * (kThreads / kWarp) + threadIdx.x / kWarp;
   const int i = static_cast<int>(blockIdx.x) % parts * kWarp + group_lane<kWarp>();
   if (token >= tokens || i >= vectors) return;
-  Packed<T, kWidth> start = {};
-  if (residual) start = load_once<kWidth>(residual + token * cols, i);
-  Acc sums[kWidth];
-  for (int first = 0; first < k; first += kTogether) {
-    const int64_t assignment = token * k + first;
-    const auto slots = load<kTogether>(inverse + assignment, 0);
+  Acc sums[kWidth] = {};
+  if (residual) unpack(load_once<kWidth>(residual + token * cols, i), sums);
+  for (int64_t a = token * k; a < (token + 1) * k; a += kTogether) {
+    const auto slots = load<kTogether>(inverse + a, 0);
     Vector<Acc, kTogether> factors;
-    if (weights) factors = load<kTogether>(weights + assignment, 0);
-    Packed<T, kWidth> parts_of_rows[kTogether];
+    for (Acc& factor : factors.value) factor = 1;
+    if (weights) factors = load<kTogether>(weights + a, 0);
+    Packed<T, kWidth> values[kTogether];
 #pragma unroll
     for (int j = 0; j < kTogether; ++j)
-      parts_of_rows[j] = load_once<kWidth>(rows + int64_t{slots.value[j]} * cols, i);
-    if (first == 0) unpack(start, sums);
+      values[j] = load_once<kWidth>(rows + int64_t{slots.value[j]} * cols, i);
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
-      Acc values[kWidth];
-      unpack(parts_of_rows[j], values);
-      const Acc factor = weights ? factors.value[j] : Acc{1};
+      Acc row[kWidth];
+      unpack(values[j], row);
 #pragma unroll
-      for (int c = 0; c < kWidth; ++c) sums[c] += factor * values[c];
+      for (int c = 0; c < kWidth; ++c) sums[c] += factors.value[j] * row[c];
     }
   }
   store(y + token * cols, i, pack<T>(sums));
