@@ -50,5 +50,6 @@ CallRun optimizer_step_run(std::span<const KeyedCall> sequence, const CudaContex
 CallRun loss_run(std::span<const KeyedCall> sequence, const CudaContext& context);
 CallRun batch_embedding_run(std::span<const KeyedCall> sequence, const CudaContext& context);
 CallRun embeddings_bwd_run(std::span<const KeyedCall> sequence, const CudaContext& context);
+CallRun router_bwd_run(std::span<const KeyedCall> sequence, const CudaContext& context);
 
 }  // namespace moec::cuda

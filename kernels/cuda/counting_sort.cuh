@@ -23,7 +23,8 @@ struct CountingSort {
   int32_t* counts;       // workspace [ceil(n / kExpertIndexBlock), buckets]
 };
 
-/// One launch up to kExpertIndexBlock items, two for more. cudaErrorNotSupported beyond 6144 buckets.
+/// One launch for up to 256 buckets and the items of one cluster of blocks of kExpertIndexBlock, or of one
+/// block where there are no clusters; two for more. cudaErrorNotSupported beyond 6144 buckets.
 cudaError_t counting_sort(const CudaContext& context, const CountingSort& sort);
 
 }  // namespace moec::cuda

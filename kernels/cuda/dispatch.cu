@@ -7,9 +7,6 @@
 namespace moec::cuda {
 namespace {
 
-/// Assignments of a token whose rows are in flight together.
-constexpr int kTogether = 4;
-
 /// A warp reads the row of a token once and writes it to the token's slots.
 template <class Unit>
 __global__ void scatter_rows_kernel(const Unit* x, const int32_t* inverse, Unit* rows, int64_t tokens, int k,
@@ -19,7 +16,7 @@ __global__ void scatter_rows_kernel(const Unit* x, const int32_t* inverse, Unit*
   if (token >= tokens) return;
   const Unit* row = x + token * units;
   const auto held = hold_places<kWarp>(units, [row](int64_t i) { return row[i]; });
-#pragma unroll kTogether
+#pragma unroll 4
   for (int64_t a = token * k; a < (token + 1) * k; ++a) {
     Unit* out = rows + int64_t{__ldg(inverse + a)} * units;
     held.for_each([out](int64_t i, const Unit& unit) { out[i] = unit; });
@@ -27,8 +24,10 @@ __global__ void scatter_rows_kernel(const Unit* x, const int32_t* inverse, Unit*
 }
 
 /// y[t] = residual[t] + sum_j weight(t*k + j) * rows[inverse[t,j]], in this order; a warp has kWarp vectors
-/// of a token. Weights are 1 without `weights`; y may be the residual.
-template <class T, int kWidth>
+/// of a token and takes kTogether assignments, which divide k, at a time. Weights are 1 without `weights`; y
+/// may be the residual. What is read here for the last time makes room in the cache for rows that were just
+/// written.
+template <class T, int kWidth, int kTogether>
 __global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const Accumulator<T>* weights,
                                    const T* residual, T* y, int64_t tokens, int k, int cols) {
   begin_kernel();
@@ -38,27 +37,42 @@ __global__ void gather_rows_kernel(const T* rows, const int32_t* inverse, const 
   const int i = static_cast<int>(blockIdx.x) % parts * kWarp + group_lane<kWarp>();
   if (token >= tokens || i >= vectors) return;
   Acc sums[kWidth] = {};
-  if (residual) unpack(load_packed<kWidth>(residual + token * cols, i), sums);
-#pragma unroll kTogether
-  for (int64_t a = token * k; a < (token + 1) * k; ++a) {
-    Acc values[kWidth];
-    unpack(load_packed<kWidth>(rows + int64_t{inverse[a]} * cols, i), values);
-    const Acc weight = weights ? weights[a] : Acc{1};
+  if (residual) unpack(load_once<kWidth>(residual + token * cols, i), sums);
+  for (int64_t a = token * k; a < (token + 1) * k; a += kTogether) {
+    const auto slots = load<kTogether>(inverse + a, 0);
+    Vector<Acc, kTogether> factors;
+    for (Acc& factor : factors.value) factor = 1;
+    if (weights) factors = load<kTogether>(weights + a, 0);
+    Packed<T, kWidth> values[kTogether];
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) sums[j] += weight * values[j];
+    for (int j = 0; j < kTogether; ++j)
+      values[j] = load_once<kWidth>(rows + int64_t{slots.value[j]} * cols, i);
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      Acc row[kWidth];
+      unpack(values[j], row);
+#pragma unroll
+      for (int c = 0; c < kWidth; ++c) sums[c] += factors.value[j] * row[c];
+    }
   }
   store(y + token * cols, i, pack<T>(sums));
 }
 
 cudaError_t gather_rows(const CudaContext& context, const TensorView& rows, const TensorView& inverse,
                         const TensorView& weights, const TensorView& residual, const TensorView& y) {
+  const int64_t tokens = y.rows(), k = inverse.elements() / std::max<int64_t>(tokens, 1);
   return with_type(rows.dtype, [&]<class T>() {
     return with_width<T>(y.cols(), {&rows, &residual, &y}, [&]<int kWidth>() {
-      const int64_t parts = ceil_div(y.cols() / kWidth, kWarp);
-      return launch(context, gather_rows_kernel<T, kWidth>, group_blocks<kWarp>(y.rows()) * parts, kThreads,
-                    rows.as<const T>(), inverse.as<const int32_t>(), weights.as<const Accumulator<T>>(),
-                    residual.as<const T>(), y.as<T>(), y.rows(),
-                    static_cast<int>(inverse.elements() / y.rows()), static_cast<int>(y.cols()));
+      const auto gather = [&]<int kTogether>() {
+        const int64_t parts = ceil_div(y.cols() / kWidth, kWarp);
+        return launch(context, gather_rows_kernel<T, kWidth, kTogether>, group_blocks<kWarp>(tokens) * parts,
+                      kThreads, rows.as<const T>(), inverse.as<const int32_t>(),
+                      weights.as<const Accumulator<T>>(), residual.as<const T>(), y.as<T>(), tokens,
+                      static_cast<int>(k), static_cast<int>(y.cols()));
+      };
+      if (whole_vectors(k, 4, {&inverse, &weights})) return gather.template operator()<4>();
+      if (whole_vectors(k, 2, {&inverse, &weights})) return gather.template operator()<2>();
+      return gather.template operator()<1>();
     });
   });
 }

@@ -2,8 +2,8 @@
 // launch writes the terms of rows or of pieces of rows, a second one adds them in order.
 #include <cmath>
 
+#include "kernels/cuda/aux_loss.cuh"
 #include "kernels/cuda/call_run.h"
-#include "kernels/cuda/scalar.cuh"
 #include "kernels/cuda/softmax_stats.cuh"
 #include "kernels/train_state.h"
 #include "kernels/workspace.h"
@@ -143,28 +143,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// coefficient * E / denominator of f_e: what count_e * mean probability is multiplied with.
-struct AuxLossFactor {
-  double coefficient;
-  bool per_assignment;
-  int64_t tokens;
-  const int32_t* offsets;
-  int experts;
-
-  AuxLossFactor(const fb::AuxLossT& attrs, const TensorView& probs, const TensorView& expert_offsets)
-      : coefficient(attrs.coefficient),
-        per_assignment(attrs.form == fb::AuxLossForm::PerAssignment),
-        tokens(probs.rows()),
-        offsets(expert_offsets.as<const int32_t>()),
-        experts(static_cast<int>(probs.cols())) {}
-
-  __device__ double value() const {
-    const int64_t total = per_assignment ? offsets[experts] : tokens;
-    return coefficient * experts / static_cast<double>(total);
-  }
-  __device__ int count(int expert) const { return offsets[expert + 1] - offsets[expert]; }
-};
-
 /// sums[pieces, experts] = the probabilities of each expert, added up over a piece of the tokens. A block per
 /// piece; a warp takes one expert at a time.
 template <class T>
@@ -196,14 +174,14 @@ __global__ void aux_loss_kernel(const double* sums, int pieces, AuxLossFactor fa
   if (threadIdx.x == 0) loss.write(factor.value() * total);
 }
 
-/// The probabilities' own values do not enter: the loss is linear in them, and the counts have no derivative.
 template <class T>
-__global__ void aux_loss_bwd_kernel(Scalar dloss, AuxLossFactor factor, T* dprobs) {
+__global__ void aux_loss_bwd_kernel(const AuxLossGradient gradient, T* dprobs) {
   begin_kernel();
   const int64_t i = global_thread();
-  if (i >= factor.tokens * factor.experts) return;
-  const double scale = dloss.read() * factor.value() / static_cast<double>(factor.tokens);
-  dprobs[i] = static_cast<T>(scale) * static_cast<T>(factor.count(static_cast<int>(i % factor.experts)));
+  const int experts = gradient.factor.experts;
+  if (i >= gradient.factor.tokens * experts) return;
+  dprobs[i] =
+      static_cast<T>(gradient.scale()) * static_cast<T>(gradient.factor.count(static_cast<int>(i % experts)));
 }
 
 /// A warp per row of logits of the accumulation type.
@@ -346,10 +324,9 @@ cudaError_t aux_loss(const KernelCall& call, const CudaContext& context) {
 
 cudaError_t aux_loss_bwd(const KernelCall& call, const CudaContext& context) {
   const TensorView& probs = call.inputs[1];
-  const AuxLossFactor factor(call.attrs<fb::AuxLossT>(), probs, call.inputs[2]);
   return with_accumulator_type(probs.dtype, [&]<class T>() {
     return launch(context, aux_loss_bwd_kernel<T>, ceil_div(probs.elements(), kThreads), kThreads,
-                  Scalar(call.inputs[0]), factor, call.outputs[0].as<T>());
+                  AuxLossGradient(call), call.outputs[0].as<T>());
   });
 }
 

@@ -82,8 +82,8 @@ struct RowOperands {
       const int i = lane + v * kGroup;
       if (i >= vectors) break;
       dy[v] = load_packed<kWidth>(norm.dy + start, i);
-      x[v] = load_packed<kWidth>(norm.x + start, i);
-      if (norm.dresidual) dresidual[v] = load_packed<kWidth>(norm.dresidual + start, i);
+      x[v] = load_once<kWidth>(norm.x + start, i);
+      if (norm.dresidual) dresidual[v] = load_once<kWidth>(norm.dresidual + start, i);
     }
   }
 };

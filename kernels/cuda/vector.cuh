@@ -43,6 +43,15 @@ __device__ inline Packed<T, N> load_packed(const T* x, int64_t i) {
   return reinterpret_cast<const Packed<T, N>*>(x)[i];
 }
 
+/// The same of what is not read again soon: other lines stay in the cache.
+template <int N, class T>
+__device__ inline Packed<T, N> load_once(const T* x, int64_t i) {
+  if constexpr (sizeof(T) * N == 16)
+    return __builtin_bit_cast(Packed<T, N>, __ldcs(reinterpret_cast<const uint4*>(x) + i));
+  else
+    return load_packed<N>(x, i);
+}
+
 template <int N, class T>
 __device__ inline void store(T* y, int64_t i, const Packed<T, N>& packed) {
   reinterpret_cast<Packed<T, N>*>(y)[i] = packed;

@@ -125,6 +125,24 @@ TEST_CASE("the mean of a loss is a launch that what follows need not wait for") 
   }
 }
 
+TEST_CASE(
+    "the gradient of probabilities that only the auxiliary loss gives is made with that of the logits") {
+  Memory memory;
+  const TensorView dloss = memory(DType::F32, {}), probs = memory(DType::F32, {64, 8}),
+                   offsets = memory(DType::I32, {9}), dprobs = memory(DType::F32, {64, 8}),
+                   weights = memory(DType::F32, {64, 2}), experts = memory(DType::I32, {64, 2}),
+                   other = memory(DType::F32, {64, 8});
+  const auto together = [&](const TensorView& gradient, const TensorView& dlogits) {
+    const KernelCall aux{.inputs = {dloss, probs, offsets}, .outputs = {dprobs}, .workspace = {}};
+    const KernelCall router{
+        .inputs = {weights, gradient, probs, experts, weights}, .outputs = {dlogits}, .workspace = {}};
+    return find_call_run(std::vector<KeyedCall>{{"aux_loss_bwd", &aux}, {"router_bwd", &router}}, {}).calls;
+  };
+  CHECK(together(dprobs, dprobs) == 2);
+  CHECK(together(dprobs, other) == 0);  // dprobs stay, and may be read later
+  CHECK(together(other, other) == 0);
+}
+
 TEST_CASE("what runs beside a launch of several calls is as far from its results as beside each of them") {
   Memory memory;
   const auto bytes = [&] { return memory(DType::U8, {64}); };
