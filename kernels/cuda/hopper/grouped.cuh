@@ -34,7 +34,9 @@ concept SplitsTail = requires(const Epilogue& epilogue) {
 
 /// Whether a part is changed in place, in kTurns turns, before its pieces go out.
 template <class Epilogue>
-concept RotatesParts = requires { Epilogue::kTurns; };
+concept RotatesParts = requires {
+  Epilogue::kTurns;
+};
 
 /// Shared memory of a block: the epilogue's panels and barriers, and as many steps as there is room for.
 template <class Epilogue>
@@ -275,7 +277,8 @@ class GroupedBlock {
     WholeTiles tiles = whole_tiles();
     TilePlace tile;
     if (!tiles.next(problem_, &tile)) return;
-    const int steps = steps_of(tile), pieces_a_step = (kTurns + kPieces + steps - 2) / (steps - 1);
+    const int steps = steps_of(tile);
+    const int pieces_a_step = (kTurns + kPieces + steps - 2) / (steps - 1);
     Rounded rounded = {};
     Part part = kNoPart, next = part_of(tile, consumer);
     for (bool more = true; more;) {

@@ -8,41 +8,45 @@
 namespace moec::cuda::hopper {
 
 /// Result rows of heads of kHeadDim elements. What is rotated has been rounded, as if it had been stored. A
-/// part has whole heads, so a lane has both elements of a pair; kHalf: half a head apart, else neighbours.
+/// part has whole heads, so that a lane has both elements of a pair: in two of its registers where they are
+/// half a head apart (kHalf), else in one.
 template <int kHeadDim, bool kHalf>
 struct StoreRotated : StoreRows {
-  static constexpr int kHeads = kPieces * kPieceCols / kHeadDim;        // of a part
-  static constexpr int kHeadPairs = kPieces * kPiecePairs / kHeads;     // of a lane in a head
-  /// A turn rotates the pairs of all heads whose angles are the same.
-  static constexpr int kTurns = kHalf ? kHeadPairs / 2 : kHeadPairs;
+  static constexpr int kHeads = kPieces * kPieceCols / kHeadDim;     // of a part
+  static constexpr int kHeadPairs = kPieces * kPiecePairs / kHeads;  // registers of a head
+  /// A turn rotates two registers of each head, by the same angles.
+  static constexpr int kTurns = kHeadPairs / 2;
 
   Rotation rotation;
   uint32_t seq_len, reciprocal;  // (2^32 - 1) / seq_len
   int rotated_cols;              // of queries and keys; values follow
 
-  /// Turn number `turn` of a part, all of whose pairs are at `pairs`.
   template <int kPairs>
   __device__ __forceinline__ void rotate(int turn, uint32_t (&pairs)[kPairs], const Part& part) const {
     if (part.empty() || part.col >= rotated_cols) return;
-    const uint32_t position = position_of(part.row, turn % 2), lane = lane_id() % 4;
-    const uint64_t* turns = rotation.turns + turn / 2 * (kHalf ? 8 : 4) + lane * (kHalf ? 2 : 1);
-    const float2 angle = Rotation::angle(turns[0], position);
-    const float2 next = kHalf ? Rotation::angle(turns[1], position) : float2{};
+    const uint32_t lane = lane_id() % 4;
+    float2 angles[2];
+    if constexpr (kHalf) {
+      const uint32_t position = position_of(part.row, turn % 2);
+      const uint64_t* turns = rotation.turns + turn / 2 * 8 + lane * 2;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) angles[i] = Rotation::angle(turns[i], position);
+    } else {
+      const uint64_t turns = rotation.turns[turn * 4 + lane];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) angles[i] = Rotation::angle(turns, position_of(part.row, i));
+    }
 #pragma unroll
     for (int head = 0; head < kHeads; ++head) {
-      if (part.col + head * kHeadDim >= rotated_cols) break;
-      uint32_t& first = pairs[head * kHeadPairs + turn];
-      float2 x = unpack(first);
-      if constexpr (kHalf) {
-        uint32_t& second = pairs[head * kHeadPairs + kTurns + turn];
-        float2 y = unpack(second);
-        Rotation::rotate(angle, x.x, y.x);
-        Rotation::rotate(next, x.y, y.y);
-        second = pack(y.x, y.y);
-      } else {
-        Rotation::rotate(angle, x.x, x.y);
-      }
-      first = pack(x.x, x.y);
+      uint32_t* of_head = pairs + head * kHeadPairs;
+      uint32_t &first = of_head[kHalf ? turn : 2 * turn],
+               &second = of_head[kHalf ? kTurns + turn : 2 * turn + 1];
+      float2 x = unpack(first), y = unpack(second);
+      Rotation::rotate(angles[0], x.x, kHalf ? y.x : x.y);
+      Rotation::rotate(angles[1], kHalf ? x.y : y.x, y.y);
+      const bool rotated = part.col + head * kHeadDim < rotated_cols;  // no branch between heads
+      first = rotated ? pack(x.x, x.y) : first;
+      second = rotated ? pack(y.x, y.y) : second;
     }
   }
 
