@@ -38,15 +38,15 @@ struct StoreRotated : StoreRows {
     }
 #pragma unroll
     for (int head = 0; head < kHeads; ++head) {
+      if (part.col + head * kHeadDim >= rotated_cols) break;
       uint32_t* of_head = pairs + head * kHeadPairs;
       uint32_t &first = of_head[kHalf ? turn : 2 * turn],
                &second = of_head[kHalf ? kTurns + turn : 2 * turn + 1];
       float2 x = unpack(first), y = unpack(second);
       Rotation::rotate(angles[0], x.x, kHalf ? y.x : x.y);
       Rotation::rotate(angles[1], kHalf ? x.y : y.x, y.y);
-      const bool rotated = part.col + head * kHeadDim < rotated_cols;  // no branch between heads
-      first = rotated ? pack(x.x, x.y) : first;
-      second = rotated ? pack(y.x, y.y) : second;
+      first = pack(x.x, x.y);
+      second = pack(y.x, y.y);
     }
   }
 
