@@ -76,10 +76,10 @@ cudaError_t multiply_rows(const Product& product, Epilogue epilogue, const CudaC
                                                         context);
 }
 
-template <int kHeadDim>
+template <int kHeadDim, bool kHalf>
 cudaError_t multiply_rotated(const Product& product, const fb::RopeT& rope, int64_t seq_len,
                              const CudaContext& context) {
-  StoreRotated<kHeadDim> epilogue = {};
+  StoreRotated<kHeadDim, kHalf> epilogue = {};
   epilogue.rotation = Rotation(rope, 1);
   epilogue.seq_len = static_cast<uint32_t>(seq_len);
   epilogue.reciprocal = UINT32_MAX / epilogue.seq_len;
@@ -195,9 +195,12 @@ bool computes_rotated(const Product& product, const fb::RopeT& rope, const CudaC
 
 cudaError_t multiply_rotated(const Product& product, const fb::RopeT& rope, int64_t seq_len,
                              const CudaContext& context) {
-  if (rope.style == fb::RopeStyle::Interleaved) return multiply_rotated<0>(product, rope, seq_len, context);
-  return rope.head_dim == 64 ? multiply_rotated<64>(product, rope, seq_len, context)
-                             : multiply_rotated<128>(product, rope, seq_len, context);
+  const auto multiply = [&]<int kHeadDim>() {
+    return rope.style == fb::RopeStyle::Half
+               ? multiply_rotated<kHeadDim, true>(product, rope, seq_len, context)
+               : multiply_rotated<kHeadDim, false>(product, rope, seq_len, context);
+  };
+  return rope.head_dim == 64 ? multiply.template operator()<64>() : multiply.template operator()<128>();
 }
 
 }  // namespace moec::cuda::hopper

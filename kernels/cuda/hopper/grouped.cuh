@@ -32,6 +32,12 @@ concept SplitsTail = requires(const Epilogue& epilogue) {
   epilogue.parts;
 };
 
+/// Whether a part is changed in place, in kTurns turns, before its pieces go out.
+template <class Epilogue>
+concept RotatesParts = requires {
+  Epilogue::kTurns;
+};
+
 /// Shared memory of a block: the epilogue's panels and barriers, and as many steps as there is room for.
 template <class Epilogue>
 struct SharedMemory {
@@ -169,6 +175,11 @@ class GroupedBlock {
  private:
   static constexpr int kSteps = Memory::kSteps;
   static constexpr bool kSplits = SplitsTail<Epilogue>;
+  /// Turns of a part that come before its pieces.
+  static constexpr int kTurns = [] {
+    if constexpr (RotatesParts<Epilogue>) return Epilogue::kTurns;
+    return 0;
+  }();
 
   /// The tiles of the cluster that are not split.
   using WholeTiles = Tiles<kGrouped, kSplits>;
@@ -266,7 +277,8 @@ class GroupedBlock {
     WholeTiles tiles = whole_tiles();
     TilePlace tile;
     if (!tiles.next(problem_, &tile)) return;
-    const int steps = steps_of(tile), pieces_a_step = (kPieces + steps - 2) / (steps - 1);
+    const int steps = steps_of(tile);
+    const int pieces_a_step = (kTurns + kPieces + steps - 2) / (steps - 1);
     Rounded rounded = {};
     Part part = kNoPart, next = part_of(tile, consumer);
     for (bool more = true; more;) {
@@ -274,7 +286,7 @@ class GroupedBlock {
       Sums sums;
       full_[place.slot].wait(place.parity);
       if (!idle) multiply_step(sums, place.slot, consumer, false);
-      int piece = 0, previous = place.slot;
+      int piece = -kTurns, previous = place.slot;
       place.advance();
 #pragma unroll 1
       for (int step = 1; step < steps; ++step) {
@@ -366,17 +378,25 @@ class GroupedBlock {
     });
   }
 
-  __device__ void run_piece(int piece, const Rounded& rounded, const Part& part,
+  /// Turns have numbers below 0.
+  __device__ void run_piece(int piece, Rounded& rounded, const Part& part,
                             const typename Epilogue::Places& places,
                             typename Epilogue::Barriers& barriers) const {
+    if constexpr (RotatesParts<Epilogue>)
+      if (piece < 0)
+        return with_constant<0, kTurns>(piece + kTurns, [&](int i) { epilogue_.rotate(i, rounded, part); });
     with_constant<0, kPieces>(piece,
                               [&](int i) { epilogue_.run(i, piece_of(rounded, i), part, places, barriers); });
   }
 
   /// All pieces of the last tile, beside which nothing is multiplied any more.
-  __device__ __forceinline__ void run_pieces(const Rounded& rounded, const Part& part,
+  __device__ __forceinline__ void run_pieces(Rounded& rounded, const Part& part,
                                              const typename Epilogue::Places& places,
                                              typename Epilogue::Barriers& barriers) const {
+    if constexpr (RotatesParts<Epilogue>) {
+#pragma unroll
+      for (int i = 0; i < kTurns; ++i) epilogue_.rotate(i, rounded, part);
+    }
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) epilogue_.run(i, piece_of(rounded, i), part, places, barriers);
   }

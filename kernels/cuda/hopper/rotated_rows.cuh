@@ -7,91 +7,55 @@
 
 namespace moec::cuda::hopper {
 
-/// Result rows. What is rotated has been rounded, as if it had been stored. kHeadDim: 0 where pairs are
-/// neighbours; else the elements of a head, half of which lie between those of a pair: pieces of its first
-/// half wait in their panels for those of its second.
-template <int kHeadDim>
-struct StoreRotated : WithoutMover {
-  static constexpr int kPanels = kHeadDim == 128 ? 2 : 1;
-  /// Pieces that go out together, and those between the elements of a pair.
-  static constexpr int kTogether = 2 * kPanels, kApart = kHeadDim / 2 / kPieceCols;
+/// Result rows of heads of kHeadDim elements. What is rotated has been rounded, as if it had been stored. A
+/// part has whole heads, so that a lane has both elements of a pair: in two of its registers where they are
+/// half a head apart (kHalf), else in one.
+template <int kHeadDim, bool kHalf>
+struct StoreRotated : StoreRows {
+  static constexpr int kHeads = kPieces * kPieceCols / kHeadDim;     // of a part
+  static constexpr int kHeadPairs = kPieces * kPiecePairs / kHeads;  // registers of a head
+  /// A turn rotates two registers of each head, by the same angles.
+  static constexpr int kTurns = kHeadPairs / 2;
 
-  PanelsOut c;
   Rotation rotation;
   uint32_t seq_len, reciprocal;  // (2^32 - 1) / seq_len
   int rotated_cols;              // of queries and keys; values follow
 
-  __device__ void run(int piece, const Piece& sums, const Part& part, unsigned char* panels,
-                      Barriers&) const {
-    if (part.empty()) return;
-    const int col = part.col + piece * kPieceCols, place = piece % kTogether;
-    if (place == 0) reopen_panels<0>();
-    Piece out;
+  template <int kPairs>
+  __device__ __forceinline__ void rotate(int turn, uint32_t (&pairs)[kPairs], const Part& part) const {
+    if (part.empty() || part.col >= rotated_cols) return;
+    const uint32_t lane = lane_id() % 4;
+    float2 angles[2];
+    if constexpr (kHalf) {
+      const uint32_t position = position_of(part.row, turn % 2);
+      const uint64_t* turns = rotation.turns + turn / 2 * 8 + lane * 2;
 #pragma unroll
-    for (int i = 0; i < kPiecePairs; ++i) out[i] = sums[i];
-    if (col < rotated_cols) {
-      if constexpr (kHeadDim == 0)
-        rotate_neighbours(out, part.row, col & (rotation.head_dim - 1));
-      else if (place >= kApart)
-        rotate_halves(out, part.row, (place - kApart) * kPieceCols, panel_of(panels, place - kApart),
-                      (place - kApart) % 2);
+      for (int i = 0; i < 2; ++i) angles[i] = Rotation::angle(turns[i], position);
+    } else {
+      const uint64_t turns = rotation.turns[turn * 4 + lane];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) angles[i] = Rotation::angle(turns, position_of(part.row, i));
     }
-    write_piece(piece_place(panel_of(panels, place)), place % 2, out);
-    if (place != kTogether - 1) return;
-    close_panels();
 #pragma unroll
-    for (int i = 0; i < kPanels; ++i)
-      c.send(panel_of(panels, 2 * i), part, col + kPieceCols - (kPanels - i) * 2 * kPieceCols);
+    for (int head = 0; head < kHeads; ++head) {
+      if (part.col + head * kHeadDim >= rotated_cols) break;
+      uint32_t* of_head = pairs + head * kHeadPairs;
+      uint32_t &first = of_head[kHalf ? turn : 2 * turn],
+               &second = of_head[kHalf ? kTurns + turn : 2 * turn + 1];
+      float2 x = unpack(first), y = unpack(second);
+      Rotation::rotate(angles[0], x.x, kHalf ? y.x : x.y);
+      Rotation::rotate(angles[1], kHalf ? x.y : y.x, y.y);
+      first = pack(x.x, x.y);
+      second = pack(y.x, y.y);
+    }
   }
 
  private:
-  __device__ static unsigned char* panel_of(unsigned char* panels, int place) {
-    return panels + place / 2 * kPanelBytes;
-  }
   /// Of one of the lane's two rows.
-  __device__ uint32_t position(int first_row, uint32_t half) const {
-    const uint32_t row = static_cast<uint32_t>(first_row) + lane_id() / 4 + half * 8;
+  __device__ uint32_t position_of(int first_row, int half) const {
+    const uint32_t row = static_cast<uint32_t>(first_row + half * 8) + lane_id() / 4;
     const uint32_t left = row - __umulhi(row, reciprocal) * seq_len;  // the quotient is at most 1 too small
     return left < seq_len ? left : left - seq_len;
-  }
-  __device__ static uint32_t rotate(float2 angle, uint32_t pair) {
-    float2 x = unpack(pair);
-    Rotation::rotate(angle, x.x, x.y);
-    return pack(x.x, x.y);
-  }
-
-  /// `col` is the piece's first column within its head.
-  __device__ void rotate_neighbours(Piece& pairs, int row, int col) const {
-    const uint32_t at[] = {position(row, 0), position(row, 1)};
-    const uint64_t* turns = rotation.turns + col / 2 + lane_id() % 4;
-#pragma unroll
-    for (uint32_t i = 0; i < kPiecePairs; ++i)
-      pairs[i] = rotate(Rotation::angle(turns[i / 2 * 4], at[i % 2]), pairs[i]);
-  }
-
-  /// Rotates a piece of the second half of a head and that of the first, which lies in `panel`.
-  __device__ void rotate_halves(Piece& second, int row, int col, unsigned char* panel, int panel_half) const {
-    __syncwarp();  // the panel has been written by other lanes
-    const uint32_t lane = lane_id();
-    const uint32_t from =
-        panel_row(panel, lane / 4) ^ (static_cast<uint32_t>(panel_half) * 64 + lane % 4 * 4);
-    const auto place = [from](uint32_t i) { return (from ^ i / 2 * 16) + i % 2 * 8 * kRunBytes; };
-    Piece first;
-#pragma unroll
-    for (uint32_t i = 0; i < kPiecePairs; ++i) first[i] = load_shared<uint32_t>(place(i));
-    const uint32_t at[] = {position(row, 0), position(row, 1)};
-    const uint64_t* turns = rotation.turns + col + lane % 4 * 2;
-#pragma unroll
-    for (uint32_t i = 0; i < kPiecePairs; ++i) {
-      float2 x1 = unpack(first[i]), x2 = unpack(second[i]);
-      Rotation::rotate(Rotation::angle(turns[i / 2 * 8], at[i % 2]), x1.x, x2.x);
-      Rotation::rotate(Rotation::angle(turns[i / 2 * 8 + 1], at[i % 2]), x1.y, x2.y);
-      first[i] = pack(x1.x, x1.y);
-      second[i] = pack(x2.x, x2.y);
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < kPiecePairs; ++i) store_shared(place(i), first[i]);
-    __syncwarp();
   }
 };
 
