@@ -50,7 +50,8 @@ void ask_to_stop(int signal) {
   stop_asked = true;
   if (signal == SIGPIPE) return;
   for (const int next : {SIGINT, SIGTERM}) std::signal(next, SIG_DFL);
-  constexpr std::string_view kNotice = "\nstopping after the step under way; a second signal stops at once\n";
+  constexpr std::string_view kNotice =
+      "\nstopping after the step under way; a second Ctrl-C or SIGTERM stops at once\n";
   const int before = errno;
   static_cast<void>(!::write(STDERR_FILENO, kNotice.data(), kNotice.size()));
   errno = before;
