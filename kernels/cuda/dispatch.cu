@@ -16,7 +16,7 @@ __global__ void scatter_rows_kernel(const Unit* x, const int32_t* inverse, Unit*
   if (token >= tokens) return;
   const Unit* row = x + token * units;
   const auto held = hold_places<kWarp>(units, [row](int64_t i) { return row[i]; });
-#pragma unroll 4
+#pragma unroll 4  // so that several rows are on their way together
   for (int64_t a = token * k; a < (token + 1) * k; ++a) {
     Unit* out = rows + int64_t{__ldg(inverse + a)} * units;
     held.for_each([out](int64_t i, const Unit& unit) { out[i] = unit; });
