@@ -72,9 +72,20 @@ uint64_t linear_cross_entropy(const KernelCall& call) {
   return static_cast<uint64_t>(chunks.sums_offset + (chunks.sums ? 4 * call.outputs[2].elements() : 0));
 }
 
+AttentionShares::AttentionShares(int64_t heads, int64_t seq)
+    : key_tiles((seq + kKeys - 1) / kKeys),
+      query_tiles((seq + kQueries - 1) / kQueries),
+      visits(heads * key_tiles * (query_tiles - (key_tiles - 1) * (kKeys / kQueries) / 2)),
+      share(std::max((visits + kMost - 1) / kMost, kLeast)),
+      count((visits + share - 1) / share) {}
+
 uint64_t attention_bwd(const KernelCall& call) {
-  const TensorView& lse = call.inputs[3];
-  return kF64 * static_cast<uint64_t>(lse.rows() * attention_row_stride(lse.cols()));
+  const TensorView &dy = call.inputs[0], &lse = call.inputs[3];
+  const int64_t rows = lse.rows() * attention_row_stride(lse.cols());
+  const AttentionShares shares(lse.rows(), lse.cols());
+  const int64_t part = 2 * AttentionShares::kKeys * (dy.elements() / std::max<int64_t>(lse.elements(), 1));
+  const int64_t of_shares = dy.dtype == fb::DType::BF16 ? shares.count * (2 * part + 2) * 4 : 0;
+  return kF64 * static_cast<uint64_t>(rows) + static_cast<uint64_t>(of_shares);
 }
 
 uint64_t expert_index(const KernelCall& call) {

@@ -36,13 +36,12 @@ struct TileOrder {
   int bundle, bundles;  // heads in a bundle, bundles of all batches
   int tiles;            // of a bundle
   int section;          // bundles that are done together
-  int splits = 1;       // blocks, which form a cluster, that share a tile
 
   __host__ __device__ int count() const { return tiles * bundles; }
   /// Calls visit(bundle, rank) for the tiles that this block does; rank 0 has the most to visit.
   template <class Visit>
   __device__ void for_each_turn(Visit&& visit) const {
-    const int block = static_cast<int>(blockIdx.x) / splits, blocks = static_cast<int>(gridDim.x) / splits;
+    const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
     for (int round = 0; round * blocks < count(); ++round) {
       const int index = round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
       if (index >= count()) break;

@@ -9,17 +9,28 @@ namespace {
 cudaError_t differentiate(const KernelCall& call, const hopper::Rotation& rotation,
                           const CudaContext& context) {
   const AttentionGradient<bf16> g = attention_gradient<bf16>(call);
+  const int64_t heads = int64_t{g.shape.batch} * g.shape.heads;
+  const int64_t row_stride = workspace::attention_row_stride(g.shape.seq);
+  const workspace::AttentionShares shares(heads, g.shape.seq);
+  const auto statistics = reinterpret_cast<hopper::TileStatistics*>(g.delta);
+  const auto parts = reinterpret_cast<float4*>(statistics + heads * row_stride / 64);
+  const int64_t part = workspace::AttentionShares::kKeys * 2 * g.shape.dim / 4;
   const hopper::BackwardOperands operands{
       .shape = g.shape,
       .order = {},
+      .shares = {.share = static_cast<int>(shares.share),
+                 .count = static_cast<int>(shares.count),
+                 .visits = shares.visits,
+                 .parts = parts,
+                 .arrivals = reinterpret_cast<uint32_t*>(parts + 2 * shares.count * part)},
       .queries = {},
       .dy = {},
       .keys = {},
       .dy_rows = g.dy,
       .y = g.y,
       .lse = g.lse,
-      .statistics = reinterpret_cast<hopper::TileStatistics*>(g.delta),
-      .tiles = static_cast<int>(workspace::attention_row_stride(g.shape.seq) / 64),
+      .statistics = statistics,
+      .tiles = static_cast<int>(row_stride / 64),
       .dqkv = g.dqkv,
       .rotation = rotation};
   const cudaError_t error = hopper::differentiate_queries(operands, g, context);

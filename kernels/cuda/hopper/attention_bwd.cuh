@@ -1,7 +1,7 @@
 // The backward of attention for compute capability 9.0a, in two kernels; see attention_bwd.cuh for the
 // formulas. Each computes the weights anew and owns what it sums, in registers: one goes through the keys of
 // a tile of queries, the other through the queries of a tile of keys. So every gradient is a sum of one
-// block, or of the blocks of a cluster in their order.
+// block, or of some blocks' in their order.
 #pragma once
 
 #include "kernels/cuda/attention_bwd.cuh"
@@ -26,10 +26,23 @@ struct alignas(16) TileStatistics {
   }
 };
 
+/// How the visits to tiles of keys are dealt out; see workspace::AttentionShares.
+struct KeyShares {
+  int share, count;    // visits of a share, shares
+  int64_t visits;      // of all
+  float4* parts;       // two per share
+  uint32_t* arrivals;  // [count, 2] at the share in which a tile begins, per warpgroup: parts that are there
+
+  __device__ int own_visits() const {
+    return static_cast<int>(min(visits - int64_t{blockIdx.x} * share, int64_t{share}));
+  }
+};
+
 /// Gradients of one tile's side: all query heads, or all keys and values.
 struct BackwardOperands {
   AttentionShape shape;
-  TileOrder order;
+  TileOrder order;   // of the side of queries
+  KeyShares shares;  // of that of keys; its arrivals are zeroed by the side of queries
   CUtensorMap queries, dy, keys;  // in boxes of queries, of dy, and of keys or values
   const bf16* dy_rows;            // [B,S,H d]
   const bf16* y;                  // [B,S,H d]
@@ -98,13 +111,11 @@ __global__ void __launch_bounds__(Side::kThreads, 1)
 #endif
 }
 
-/// Sets the side's tile order and tensor maps, and enqueues it. Tiles are of `heads` heads of the side's
-/// `all_heads`; `query_heads` are those of a tile of queries.
+/// Sets the side's tensor maps, and enqueues its blocks; `query_heads` are those of a tile of queries.
 template <class Side>
-cudaError_t launch_side(BackwardOperands operands, const AttentionGradient<bf16>& g, TileOrder order,
+cudaError_t launch_side(BackwardOperands operands, const AttentionGradient<bf16>& g, int blocks,
                         int query_heads, int query_rows, int key_rows, const CudaContext& context) {
   const AttentionShape& shape = operands.shape;
-  operands.order = order;
   const int positions = query_rows / query_heads;
   for (const cudaError_t error :
        {map_heads(operands.queries, shape, g.qkv, shape.packed_heads(), query_heads, positions),
@@ -112,10 +123,8 @@ cudaError_t launch_side(BackwardOperands operands, const AttentionGradient<bf16>
         map_heads(operands.keys, shape, g.qkv, shape.packed_heads(), 1, key_rows)}) {
     if (error != cudaSuccess) return error;
   }
-  const int blocks =
-      order.splits > 1 ? order.count() * order.splits : std::min(order.count(), context.sm_count);
-  return launch_clusters(context, differentiate_hopper<Side>, dim3(static_cast<unsigned>(blocks)),
-                         order.splits, Side::kThreads, sizeof(typename Side::Shared) + 1024, operands);
+  return launch_grid(context, differentiate_hopper<Side>, dim3(static_cast<unsigned>(blocks)),
+                     Side::kThreads, sizeof(typename Side::Shared) + 1024, operands);
 }
 
 /// Gradients of queries; writes the statistics too.

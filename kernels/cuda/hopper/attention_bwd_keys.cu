@@ -1,6 +1,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/hopper/attention_bwd.cuh"
+#include "kernels/workspace.h"
 
 namespace moec::cuda::hopper {
 namespace {
@@ -25,45 +26,61 @@ struct KeySide {
     Visited visited[kSlots];
     Ring<kOwnSlots> own_ring;
     Ring<kSlots> ring;
+    uint32_t arrived[kConsumers];
   };
 
-  /// The tile of keys of a turn.
-  struct Work {
+  /// Neighbours among the visits to a tile of keys: those to queries of all heads of the group, from the last
+  /// positions back to the first key's.
+  struct Piece {
     int batch, kv_head, first_key;
-
-    __device__ Work(const AttentionShape& shape, int head, int rank)
-        : batch(head / shape.kv_heads), kv_head(head % shape.kv_heads), first_key(rank * kRows) {}
+    int begin, end;  // of the tile's visits
+    int tile_visits;
   };
 
-  /// A block's visits to tiles of queries: of all heads of the group, from the last positions back to the
-  /// first key's, so that blocks ask for the same queries at about the same time. The blocks of a cluster
-  /// take turns.
+  /// How many visits there are to queries that see keys from `first_key` on. Later keys are seen in the first
+  /// ones.
+  __device__ static int count_visits(const AttentionShape& shape, int first_key) {
+    return query_tiles(shape, first_key) * shape.group();
+  }
+  __device__ static int query_tiles(const AttentionShape& shape, int first_key) {
+    return max(shape.seq - first_key + kQueries - 1, 0) / kQueries;
+  }
+
+  /// Calls work(piece) for the pieces of the block's share.
+  template <class Work>
+  __device__ static void for_each_piece(const BackwardOperands& operands, Work&& work) {
+    const AttentionShape& shape = operands.shape;
+    const int64_t head_visits = operands.shares.visits / (int64_t{shape.batch} * shape.kv_heads);
+    const int64_t first = int64_t{blockIdx.x} * operands.shares.share;
+    int head = static_cast<int>(first / head_visits), first_key = 0;  // head of keys, of all batches
+    int64_t before = first % head_visits;
+    for (; before >= count_visits(shape, first_key); first_key += kRows)
+      before -= count_visits(shape, first_key);
+    int begin = static_cast<int>(before);
+    for (int left = operands.shares.own_visits(); left > 0; begin = 0) {
+      const int tile_visits = count_visits(shape, first_key), end = min(tile_visits, begin + left);
+      work(Piece{head / shape.kv_heads, head % shape.kv_heads, first_key, begin, end, tile_visits});
+      left -= end - begin;
+      first_key += kRows;
+      if (first_key < shape.seq) continue;
+      first_key = 0;
+      ++head;
+    }
+  }
+
+  /// From a visit to the next.
   struct Visits {
-    int group, heads_between, tiles_between;  // from a visit to the next
-    int head, first_query;                    // of the next visit; the head within the group
+    int group, head, first_query;  // the head within the group
 
-    __device__ Visits(const AttentionShape& shape, int first_key, int splits)
-        : group(shape.group()), heads_between(splits % group), tiles_between(splits / group) {
-      const int part = static_cast<int>(cluster_rank());
-      head = part % group;
-      first_query = first_key + (tiles(shape, first_key) - 1 - part / group) * kQueries;
-    }
+    __device__ Visits(const AttentionShape& shape, const Piece& piece)
+        : group(shape.group()),
+          head(piece.begin % group),
+          first_query(piece.first_key +
+                      (query_tiles(shape, piece.first_key) - 1 - piece.begin / group) * kQueries) {}
     __device__ __forceinline__ void advance() {
-      head += heads_between;
-      first_query -= tiles_between * kQueries;
-      if (head < group) return;
-      head -= group;
+      if (++head < group) return;
+      head = 0;
       first_query -= kQueries;
-    }
-
-    /// How many there are to queries that see keys from `first_key` on. Later keys are seen in the first
-    /// ones.
-    __device__ static int count(const AttentionShape& shape, int first_key, int splits) {
-      const int part = static_cast<int>(cluster_rank());
-      return max(tiles(shape, first_key) * shape.group() - part + splits - 1, 0) / splits;
-    }
-    __device__ static int tiles(const AttentionShape& shape, int first_key) {
-      return max(shape.seq - first_key + kQueries - 1, 0) / kQueries;
     }
   };
 
@@ -71,24 +88,22 @@ struct KeySide {
     const AttentionShape& shape = operands.shape;
     RingPlace<kOwnSlots> own_place;
     RingPlace<kSlots> place;
-    operands.order.for_each_turn([&](int head, int rank) {
-      const Work work(shape, head, rank);
+    for_each_piece(operands, [&](const Piece& piece) {
       Own& own = shared.own[own_place.slot];
       Barrier& own_full = shared.own_ring.fill(own_place, sizeof(Own));
-      const int key_head = shape.heads + work.kv_head, value_head = key_head + shape.kv_heads;
-      own.keys.load(operands.keys, key_head, work.first_key, work.batch, own_full);
-      own.values.load(operands.keys, value_head, work.first_key, work.batch, own_full);
+      const int key_head = shape.heads + piece.kv_head, value_head = key_head + shape.kv_heads;
+      own.keys.load(operands.keys, key_head, piece.first_key, piece.batch, own_full);
+      own.values.load(operands.keys, value_head, piece.first_key, piece.batch, own_full);
       own_place.advance();
-      const int splits = operands.order.splits;
-      Visits visits(shape, work.first_key, splits);
-      for (int left = Visits::count(shape, work.first_key, splits); left > 0; --left, visits.advance()) {
-        const int query_head = work.kv_head * shape.group() + visits.head, first = visits.first_query;
+      Visits visits(shape, piece);
+      for (int left = piece.end - piece.begin; left > 0; --left, visits.advance()) {
+        const int query_head = piece.kv_head * shape.group() + visits.head, first = visits.first_query;
         Visited& visited = shared.visited[place.slot];
         constexpr int kStatisticsBytes = sizeof(TileStatistics);
         Barrier& full = shared.ring.fill(place, 2 * sizeof(RowTile<kQueries, kDim>) + kStatisticsBytes);
-        visited.queries.load(operands.queries, query_head, first, work.batch, full);
-        visited.dy.load(operands.dy, query_head, first, work.batch, full);
-        load_bytes(&operands.statistics_from(work.batch, query_head, first), kStatisticsBytes, full,
+        visited.queries.load(operands.queries, query_head, first, piece.batch, full);
+        visited.dy.load(operands.dy, query_head, first, piece.batch, full);
+        load_bytes(&operands.statistics_from(piece.batch, query_head, first), kStatisticsBytes, full,
                    &visited.statistics);
         place.advance();
       }
@@ -181,15 +196,14 @@ struct KeySide {
     const auto scale = static_cast<float>(shape.scale());
     RingPlace<kOwnSlots> own_place;
     RingPlace<kSlots> place;
-    operands.order.for_each_turn([&](int head, int rank) {
-      const Work work(shape, head, rank);
-      const int first_key = work.first_key + row, splits = operands.order.splits;
+    for_each_piece(operands, [&](const Piece& piece) {
+      const int first_key = piece.first_key + row;
       Own& own = shared.own[own_place.slot];
       Sums sums;
       shared.own_ring.await(own_place);
       const OwnFactor keys(own.keys, row), values(own.values, row);
 
-      Visits visits(shape, work.first_key, splits);
+      Visits visits(shape, piece);
       RingPlace<kSlots> previous;
       bool summing = false;  // the products of the previous visit with its tiles
       const auto work_through = [&]<int kVisits>(std::integral_constant<int, kVisits>) {
@@ -224,32 +238,27 @@ struct KeySide {
       // these. The assembler demands that products whose sums are read end in the iteration in which they
       // start.
       constexpr int kRun = kDim == 64 ? 4 : 1;
-      int left = Visits::count(shape, first_key, splits);
+      const int seen_end = max(min(piece.end, count_visits(shape, first_key)), piece.begin);
+      int left = seen_end - piece.begin;
       for (; left >= kRun; left -= kRun) work_through(std::integral_constant<int, kRun>());
       if constexpr (kRun > 1) {
         for (; left > 0; --left) work_through(std::integral_constant<int, 1>());
       }
       sums.template finish_gradients<0>();
       if (summing) shared.ring.release(previous);
-      const int unseen =
-          Visits::count(shape, work.first_key, splits) - Visits::count(shape, first_key, splits);
-      for (int i = 0; i < unseen; ++i) {  // queries before all of these keys
+      for (int i = seen_end; i < piece.end; ++i) {  // queries before all of these keys
         shared.ring.await(place);
         shared.ring.release(place);
         place.advance();
       }
 
-      if (splits > 1) add_cluster(sums, shared, splits);
-      const int key_head = shape.heads + work.kv_head, part = static_cast<int>(cluster_rank());
-      if (part == 0) {
-        const int key = first_key + fragment_row();
+      if (complete(operands.shares, piece, consumer, shared.arrived[consumer], sums)) {
+        const int key_head = shape.heads + piece.kv_head, key = first_key + fragment_row();
         if (operands.rotation.head_dim != 0) rotate_rows<kDim>(operands.rotation, sums.dkeys, {key, key + 8});
         store_rows(sums.dkeys, {scale, scale}, own.keys, row, 1 + consumer,
-                   [&](int i) { return operands.gradient(work.batch, first_key + i, key_head); });
-      }
-      if (part == splits - 1) {
+                   [&](int i) { return operands.gradient(piece.batch, first_key + i, key_head); });
         store_rows(sums.dvalues, {1, 1}, own.values, row, 1 + consumer, [&](int i) {
-          return operands.gradient(work.batch, first_key + i, key_head + shape.kv_heads);
+          return operands.gradient(piece.batch, first_key + i, key_head + shape.kv_heads);
         });
       }
       fence_shared_for_async();
@@ -258,63 +267,61 @@ struct KeySide {
     });
   }
 
-  /// Adds the sums of the blocks of the cluster, in their order, those of keys in the first block and those
-  /// of values in the last, by way of the memory of the visited tiles: the blocks of a cluster have one turn,
-  /// so that nothing is copied there any more.
-  __device__ static void add_cluster(Sums& sums, Shared& shared, int blocks) {
-    constexpr int kConsumerThreads = kConsumers * kWarpgroup;
-    using Part = float4[kDim / 8][kConsumerThreads];
-    static_assert(sizeof(shared.visited) >= 2 * sizeof(Part));
-    Part* const parts = reinterpret_cast<Part*>(shared.visited);
-    const int thread = static_cast<int>(threadIdx.x) - kWarpgroup;
-    const auto publish = [thread](const float(&gradient)[kDim / 2], Part& part) {
+  /// Whether these are the sums of a whole tile. Those of a part of it go to the workspace, and the block that
+  /// is the last to bring one adds them all, in their order.
+  __device__ static bool complete(const KeyShares& shares, const Piece& piece, int consumer, uint32_t& arrived,
+                                  Sums& sums) {
+    const int before = ceil_div(piece.begin, shares.share);
+    const int after = ceil_div(piece.tile_visits - piece.end, shares.share);
+    if (before + after == 0) return true;
+    using Part = float4[2][kDim / 8][kWarpgroup];
+    const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, block = static_cast<int>(blockIdx.x);
+    const int first = block - before;
+    /// Of the share, which begins or ends in the tile.
+    const auto part = [&](int share) -> Part& {
+      return reinterpret_cast<Part*>(shares.parts)[(2 * share + (share == first)) * kConsumers + consumer];
+    };
+    const auto publish = [thread](const float(&gradient)[kDim / 2], float4(&to)[kDim / 8][kWarpgroup]) {
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i)
-        part[i][thread] =
+        to[i][thread] =
             make_float4(gradient[4 * i], gradient[4 * i + 1], gradient[4 * i + 2], gradient[4 * i + 3]);
     };
-    const auto add = [thread, blocks](float(&gradient)[kDim / 2], Part& part) {
-      for (int rank = 0; rank < blocks; ++rank) {
-        const Part& other = *in_block(&part, static_cast<uint32_t>(rank));
+    const auto add = [thread](float(&gradient)[kDim / 2], const float4(&from)[kDim / 8][kWarpgroup]) {
 #pragma unroll
-        for (int i = 0; i < kDim / 8; ++i) {
-          const float4 quad = other[i][thread];
-          const float values[] = {quad.x, quad.y, quad.z, quad.w};
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            float& sum = gradient[4 * i + j];
-            sum = rank == 0 ? values[j] : sum + values[j];
-          }
-        }
+      for (int i = 0; i < kDim / 8; ++i) {
+        const float4 more = __ldcg(&from[i][thread]);
+        gradient[4 * i] += more.x;
+        gradient[4 * i + 1] += more.y;
+        gradient[4 * i + 2] += more.z;
+        gradient[4 * i + 3] += more.w;
       }
     };
-    sync_threads(1 + kConsumers, kConsumerThreads);
-    publish(sums.dkeys, parts[0]);
-    publish(sums.dvalues, parts[1]);
-    sync_cluster();
-    const int own = static_cast<int>(cluster_rank());
-    if (own == 0) add(sums.dkeys, parts[0]);
-    if (own == blocks - 1) add(sums.dvalues, parts[1]);
-    sync_cluster();
+    publish(sums.dkeys, part(block)[0]);
+    publish(sums.dvalues, part(block)[1]);
+    __threadfence();
+    sync_threads(1 + consumer, kWarpgroup);
+    if (thread == 0) arrived = atomicAdd(shares.arrivals + first * kConsumers + consumer, 1u);
+    sync_threads(1 + consumer, kWarpgroup);
+    if (arrived != static_cast<uint32_t>(before + after)) return false;
+    __threadfence();
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) sums.dkeys[i] = sums.dvalues[i] = 0;
+    for (int share = first; share <= block + after; ++share) {
+      add(sums.dkeys, part(share)[0]);
+      add(sums.dvalues, part(share)[1]);
+    }
+    return true;
   }
 };
-
-/// Into how many blocks the visits of a tile are split, so that few tiles still occupy a large device; by the
-/// shape alone, since the order of additions follows from it.
-int splits_of(int tiles) {
-  constexpr int kBlocks = 256, kMost = 8;
-  int splits = 1;
-  while (splits < kMost && tiles * splits < kBlocks) splits *= 2;
-  return splits;
-}
 
 template <int kDim>
 cudaError_t launch(const BackwardOperands& operands, const AttentionGradient<bf16>& g,
                    const CudaContext& context) {
   using Side = KeySide<kDim>;
-  TileOrder order = tile_order(g.shape, g.shape.kv_heads, 1, Side::kRows);
-  order.splits = splits_of(order.count());
-  return launch_side<Side>(operands, g, order, 1, Side::kQueries, Side::kRows, context);
+  static_assert(Side::kRows == workspace::AttentionShares::kKeys);
+  static_assert(Side::kQueries == workspace::AttentionShares::kQueries);
+  return launch_side<Side>(operands, g, operands.shares.count, 1, Side::kQueries, Side::kRows, context);
 }
 
 }  // namespace

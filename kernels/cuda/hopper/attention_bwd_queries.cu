@@ -81,6 +81,11 @@ struct QuerySide {
 
   __device__ static void consume(const BackwardOperands& operands, Shared& shared) {
     const AttentionShape& shape = operands.shape;
+    if (blockIdx.x == 0) {
+      for (int i = static_cast<int>(threadIdx.x) - kWarpgroup; i < 2 * operands.shares.count;
+           i += kConsumers * kWarpgroup)
+        operands.shares.arrivals[i] = 0;
+    }
     const int consumer = uniform_warpgroup() - 1, row = consumer * 64;
     const auto scale = static_cast<float>(shape.scale());
     RingPlace<kOwnSlots> own_place;
@@ -166,12 +171,12 @@ struct QuerySide {
 };
 
 template <int kDim>
-cudaError_t launch(const BackwardOperands& operands, const AttentionGradient<bf16>& g,
-                   const CudaContext& context) {
+cudaError_t launch(BackwardOperands operands, const AttentionGradient<bf16>& g, const CudaContext& context) {
   using Side = QuerySide<kDim>;
   const int heads = tile_heads(g.shape, Side::kRows);
-  const TileOrder order = tile_order(g.shape, g.shape.heads, heads, Side::kRows / heads);
-  return launch_side<Side>(operands, g, order, heads, Side::kRows, Side::kKeys, context);
+  operands.order = tile_order(g.shape, g.shape.heads, heads, Side::kRows / heads);
+  const int blocks = std::min(operands.order.count(), context.sm_count);
+  return launch_side<Side>(operands, g, blocks, heads, Side::kRows, Side::kKeys, context);
 }
 
 }  // namespace
