@@ -72,20 +72,20 @@ uint64_t linear_cross_entropy(const KernelCall& call) {
   return static_cast<uint64_t>(chunks.sums_offset + (chunks.sums ? 4 * call.outputs[2].elements() : 0));
 }
 
-AttentionShares::AttentionShares(int64_t heads, int64_t seq)
-    : key_tiles((seq + kKeys - 1) / kKeys),
-      query_tiles((seq + kQueries - 1) / kQueries),
-      visits(heads * key_tiles * (query_tiles - (key_tiles - 1) * (kKeys / kQueries) / 2)),
-      share(std::max((visits + kMost - 1) / kMost, kLeast)),
-      count((visits + share - 1) / share) {}
+AttentionShares::AttentionShares(int64_t heads, int64_t group, int64_t seq) {
+  const int64_t tiles = (seq + kKeys - 1) / kKeys, query_tiles = (seq + kQueries - 1) / kQueries;
+  per_head = tiles * (kTurn + group * (query_tiles - (tiles - 1) * (kKeys / kQueries) / 2));
+  share = std::max((heads * per_head + kMost - 1) / kMost, kLeast);
+  count = heads * tiles < kFewTiles ? (heads * per_head + share - 1) / share : 0;
+}
 
 uint64_t attention_bwd(const KernelCall& call) {
-  const TensorView &dy = call.inputs[0], &lse = call.inputs[3];
-  const int64_t rows = lse.rows() * attention_row_stride(lse.cols());
-  const AttentionShares shares(lse.rows(), lse.cols());
-  const int64_t part = 2 * AttentionShares::kKeys * (dy.elements() / std::max<int64_t>(lse.elements(), 1));
-  const int64_t of_shares = dy.dtype == fb::DType::BF16 ? shares.count * (2 * part + 2) * 4 : 0;
-  return kF64 * static_cast<uint64_t>(rows) + static_cast<uint64_t>(of_shares);
+  const TensorView &dy = call.inputs[0], &qkv = call.inputs[1], &lse = call.inputs[3];
+  const uint64_t of_rows = kF64 * static_cast<uint64_t>(lse.rows() * attention_row_stride(lse.cols()));
+  if (dy.dtype != fb::DType::BF16 || dy.elements() == 0) return of_rows;
+  const int64_t dim = dy.elements() / lse.elements(), key_rows = (qkv.elements() - dy.elements()) / (2 * dim);
+  const AttentionShares shares(key_rows / lse.cols(), lse.elements() / key_rows, lse.cols());
+  return of_rows + 4 * static_cast<uint64_t>(shares.count * 2 * (2 * AttentionShares::kKeys * dim + 1));
 }
 
 uint64_t expert_index(const KernelCall& call) {

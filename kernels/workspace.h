@@ -52,23 +52,25 @@ uint64_t row_partials(const KernelCall& call);
 uint64_t linear_cross_entropy(const KernelCall& call);
 /// Positions of one head in the workspace of attention_bwd, so that tiles of 64 need no bounds.
 constexpr int64_t attention_row_stride(int64_t seq) { return (seq + 63) / 64 * 64; }
-/// The visits of 64 queries of a head to the keys that they see, in tiles of 128: one for each of those pairs,
-/// in the order of the tiles, cut into equal shares of neighbours. What a share begins or ends amid a tile is
-/// added to the rest of the tile.
+/// How the backward of attention deals out the visits of tiles of keys to those queries of a head that see
+/// them. Few tiles would leave much of a large device idle; so all visits, in the order of the tiles, are cut
+/// into equal shares, and what several shares have summed of a tile is added.
 struct AttentionShares {
-  static constexpr int64_t kMost = 132, kLeast = 8;  // shares; visits of one
-  static constexpr int64_t kKeys = 128, kQueries = 64;
+  static constexpr int64_t kKeys = 128, kQueries = 64;  // of a visit
+  static constexpr int64_t kFewTiles = 256;             // fewer are cut
+  static constexpr int64_t kMost = 132;                 // shares
+  static constexpr int64_t kTurn = 3;                   // the start and end of a tile, in visits
+  static constexpr int64_t kLeast = 8 + kTurn;          // of a share
 
-  int64_t key_tiles, query_tiles;  // of a sequence
-  int64_t visits;                  // of all heads and sequences
-  int64_t share;                   // visits
-  int64_t count;
+  int64_t per_head;  // visits and turns of a head of keys
+  int64_t share;     // visits and turns
+  int64_t count;     // of shares; 0 where tiles are whole
 
-  AttentionShares(int64_t heads, int64_t seq);  // heads of queries of all sequences
+  AttentionShares(int64_t heads, int64_t group, int64_t seq);  // heads of keys of all sequences
 };
 /// In this order: per query row and head, in rows of attention_row_stride(), one f64 or two f32, the row sums
 /// of dy * y and, where the device wants it there, lse; of bf16, two parts of the gradients of kKeys keys and
-/// values per share, f32; numbers of parts [shares, 2], u32.
+/// values per share, f32, and the numbers of parts that are there, [shares, 2] of u32.
 uint64_t attention_bwd(const KernelCall& call);
 /// Histograms of the stable counting sort: [blocks of kExpertIndexBlock assignments, experts] of i32.
 uint64_t expert_index(const KernelCall& call);

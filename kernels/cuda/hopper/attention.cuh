@@ -38,17 +38,22 @@ struct TileOrder {
   int section;          // bundles that are done together
 
   __host__ __device__ int count() const { return tiles * bundles; }
-  /// Calls visit(bundle, rank) for the tiles that this block does; rank 0 has the most to visit.
+  /// Finds the tile that this block does in a round; false if there is none. Rank 0 has the most to visit.
+  __device__ bool find(int round, int* bundle, int* rank) const {
+    const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+    const int index = round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+    if (index >= count()) return false;
+    const int begin = index / (section * tiles) * section, within = index - begin * tiles;
+    const int bundles_here = min(section, bundles - begin);
+    *bundle = begin + within % bundles_here;
+    *rank = within / bundles_here;
+    return true;
+  }
+  /// Calls visit(bundle, rank) for the tiles that this block does.
   template <class Visit>
   __device__ void for_each_turn(Visit&& visit) const {
-    const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-    for (int round = 0; round * blocks < count(); ++round) {
-      const int index = round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
-      if (index >= count()) break;
-      const int begin = index / (section * tiles) * section, within = index - begin * tiles;
-      const int bundles_here = min(section, bundles - begin);
-      visit(begin + within % bundles_here, within / bundles_here);
-    }
+    int bundle, rank;
+    for (int round = 0; find(round, &bundle, &rank); ++round) visit(bundle, rank);
   }
 };
 
@@ -89,9 +94,10 @@ struct Ring {
       empty[i].init(consumer_warps);
     }
   }
+  __device__ void await_empty(const RingPlace<kSlots>& place) { empty[place.slot].wait(place.parity ^ 1); }
   /// The producer's: waits for an empty buffer, and announces `bytes` of copies.
   __device__ Barrier& fill(const RingPlace<kSlots>& place, int bytes) {
-    empty[place.slot].wait(place.parity ^ 1);
+    await_empty(place);
     full[place.slot].arrive_expecting(bytes);
     return full[place.slot];
   }

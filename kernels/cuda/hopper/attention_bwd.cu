@@ -9,20 +9,20 @@ namespace {
 cudaError_t differentiate(const KernelCall& call, const hopper::Rotation& rotation,
                           const CudaContext& context) {
   const AttentionGradient<bf16> g = attention_gradient<bf16>(call);
-  const int64_t heads = int64_t{g.shape.batch} * g.shape.heads;
-  const int64_t row_stride = workspace::attention_row_stride(g.shape.seq);
-  const workspace::AttentionShares shares(heads, g.shape.seq);
+  const AttentionShape& shape = g.shape;
+  const workspace::AttentionShares shares(int64_t{shape.batch} * shape.kv_heads, shape.group(), shape.seq);
+  const int64_t row_stride = workspace::attention_row_stride(shape.seq);
   const auto statistics = reinterpret_cast<hopper::TileStatistics*>(g.delta);
-  const auto parts = reinterpret_cast<float4*>(statistics + heads * row_stride / 64);
-  const int64_t part = workspace::AttentionShares::kKeys * 2 * g.shape.dim / 4;
+  const auto parts = reinterpret_cast<float4*>(statistics + shape.batch * shape.heads * row_stride / 64);
+  const int64_t part_floats = 2 * workspace::AttentionShares::kKeys * shape.dim;
   const hopper::BackwardOperands operands{
       .shape = g.shape,
       .order = {},
-      .shares = {.share = static_cast<int>(shares.share),
+      .shares = {.per_head = static_cast<int>(shares.per_head),
+                 .share = static_cast<int>(shares.share),
                  .count = static_cast<int>(shares.count),
-                 .visits = shares.visits,
                  .parts = parts,
-                 .arrivals = reinterpret_cast<uint32_t*>(parts + 2 * shares.count * part)},
+                 .arrivals = reinterpret_cast<uint32_t*>(parts + 2 * shares.count * part_floats / 4)},
       .queries = {},
       .dy = {},
       .keys = {},

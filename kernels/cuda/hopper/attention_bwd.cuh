@@ -26,23 +26,18 @@ struct alignas(16) TileStatistics {
   }
 };
 
-/// How the visits to tiles of keys are dealt out; see workspace::AttentionShares.
+/// See workspace::AttentionShares.
 struct KeyShares {
-  int share, count;    // visits of a share, shares
-  int64_t visits;      // of all
-  float4* parts;       // two per share
-  uint32_t* arrivals;  // [count, 2] at the share in which a tile begins, per warpgroup: parts that are there
-
-  __device__ int own_visits() const {
-    return static_cast<int>(min(visits - int64_t{blockIdx.x} * share, int64_t{share}));
-  }
+  int per_head, share, count;
+  float4* parts;       // two per share: of the tile in which it begins, and of the one in which it ends
+  uint32_t* arrivals;  // [count, 2], at the share in which a tile begins, per warpgroup: parts that are there
 };
 
 /// Gradients of one tile's side: all query heads, or all keys and values.
 struct BackwardOperands {
   AttentionShape shape;
-  TileOrder order;   // of the side of queries
-  KeyShares shares;  // of that of keys; its arrivals are zeroed by the side of queries
+  TileOrder order;
+  KeyShares shares;               // of the side of keys; the arrivals are zeroed by that of queries
   CUtensorMap queries, dy, keys;  // in boxes of queries, of dy, and of keys or values
   const bf16* dy_rows;            // [B,S,H d]
   const bf16* y;                  // [B,S,H d]
@@ -123,8 +118,8 @@ cudaError_t launch_side(BackwardOperands operands, const AttentionGradient<bf16>
         map_heads(operands.keys, shape, g.qkv, shape.packed_heads(), 1, key_rows)}) {
     if (error != cudaSuccess) return error;
   }
-  return launch_grid(context, differentiate_hopper<Side>, dim3(static_cast<unsigned>(blocks)),
-                     Side::kThreads, sizeof(typename Side::Shared) + 1024, operands);
+  return launch_grid(context, differentiate_hopper<Side>, dim3(static_cast<unsigned>(blocks)), Side::kThreads,
+                     sizeof(typename Side::Shared) + 1024, operands);
 }
 
 /// Gradients of queries; writes the statistics too.

@@ -21,20 +21,22 @@ struct KeySide {
     RowTile<kQueries, kDim> queries, dy;
     TileStatistics statistics;
   };
+  /// Neighbours among the visits of a tile of keys: those to queries of all heads of the group, from the last
+  /// positions back to the first key's, so that blocks ask for the same queries at about the same time.
+  struct Piece {
+    int batch, kv_head, first_key;
+    int begin, end;     // of the tile's visits
+    int before, after;  // pieces of the tile, which other blocks do
+    bool present = false;
+  };
+
   struct Shared {
     Own own[kOwnSlots];
+    Piece pieces[kOwnSlots];  // in the ring of what the block owns; an absent one is the end
     Visited visited[kSlots];
     Ring<kOwnSlots> own_ring;
     Ring<kSlots> ring;
     uint32_t arrived[kConsumers];
-  };
-
-  /// Neighbours among the visits to a tile of keys: those to queries of all heads of the group, from the last
-  /// positions back to the first key's.
-  struct Piece {
-    int batch, kv_head, first_key;
-    int begin, end;  // of the tile's visits
-    int tile_visits;
   };
 
   /// How many visits there are to queries that see keys from `first_key` on. Later keys are seen in the first
@@ -46,27 +48,57 @@ struct KeySide {
     return max(shape.seq - first_key + kQueries - 1, 0) / kQueries;
   }
 
-  /// Calls work(piece) for the pieces of the block's share.
-  template <class Work>
-  __device__ static void for_each_piece(const BackwardOperands& operands, Work&& work) {
-    const AttentionShape& shape = operands.shape;
-    const int64_t head_visits = operands.shares.visits / (int64_t{shape.batch} * shape.kv_heads);
-    const int64_t first = int64_t{blockIdx.x} * operands.shares.share;
-    int head = static_cast<int>(first / head_visits), first_key = 0;  // head of keys, of all batches
-    int64_t before = first % head_visits;
-    for (; before >= count_visits(shape, first_key); first_key += kRows)
-      before -= count_visits(shape, first_key);
-    int begin = static_cast<int>(before);
-    for (int left = operands.shares.own_visits(); left > 0; begin = 0) {
-      const int tile_visits = count_visits(shape, first_key), end = min(tile_visits, begin + left);
-      work(Piece{head / shape.kv_heads, head % shape.kv_heads, first_key, begin, end, tile_visits});
-      left -= end - begin;
-      first_key += kRows;
-      if (first_key < shape.seq) continue;
-      first_key = 0;
-      ++head;
+  /// The pieces of a block: whole tiles, or those of a share.
+  class Pieces {
+   public:
+    __device__ explicit Pieces(const BackwardOperands& operands) {
+      const KeyShares& shares = operands.shares;
+      if (shares.count == 0) return;
+      const AttentionShape& shape = operands.shape;
+      const int first = static_cast<int>(blockIdx.x) * shares.share;
+      left_ = min(shape.batch * shape.kv_heads * shares.per_head - first, shares.share);
+      head_ = first / shares.per_head;
+      begin_ = first % shares.per_head;
+      int length = kTurn + count_visits(shape, 0);
+      for (; begin_ >= length; ++rank_) {
+        begin_ -= length;
+        length -= kRows / kQueries * shape.group();
+      }
     }
-  }
+
+    __device__ Piece next(const BackwardOperands& operands) {
+      const AttentionShape& shape = operands.shape;
+      const KeyShares& shares = operands.shares;
+      if (shares.count == 0) {
+        if (!operands.order.find(round_++, &head_, &rank_)) return {};
+        left_ = kTurn + count_visits(shape, rank_ * kRows);
+      } else if (left_ == 0) {
+        return {};
+      }
+      const int length = kTurn + count_visits(shape, rank_ * kRows), end = min(length, begin_ + left_);
+      const Piece piece = {.batch = head_ / shape.kv_heads,
+                           .kv_head = head_ % shape.kv_heads,
+                           .first_key = rank_ * kRows,
+                           .begin = max(begin_ - kTurn, 0),
+                           .end = max(end - kTurn, 0),
+                           .before = (begin_ + shares.share - 1) / shares.share,
+                           .after = (length - end + shares.share - 1) / shares.share,
+                           .present = true};
+      left_ -= end - begin_;
+      begin_ = 0;
+      if (++rank_ == operands.order.tiles) {
+        rank_ = 0;
+        ++head_;
+      }
+      return piece;
+    }
+
+   private:
+    static constexpr int kTurn = workspace::AttentionShares::kTurn;
+    int round_ = 0;             // of whole tiles
+    int head_ = 0, rank_ = 0;   // of the next tile; heads of keys of all batches
+    int begin_ = 0, left_ = 0;  // in visits and turns: of the next piece in its tile, of the share from there
+  };
 
   /// From a visit to the next.
   struct Visits {
@@ -88,7 +120,12 @@ struct KeySide {
     const AttentionShape& shape = operands.shape;
     RingPlace<kOwnSlots> own_place;
     RingPlace<kSlots> place;
-    for_each_piece(operands, [&](const Piece& piece) {
+    Pieces pieces(operands);
+    for (;;) {
+      const Piece piece = pieces.next(operands);
+      shared.own_ring.await_empty(own_place);
+      shared.pieces[own_place.slot] = piece;
+      if (!piece.present) break;
       Own& own = shared.own[own_place.slot];
       Barrier& own_full = shared.own_ring.fill(own_place, sizeof(Own));
       const int key_head = shape.heads + piece.kv_head, value_head = key_head + shape.kv_heads;
@@ -107,7 +144,8 @@ struct KeySide {
                    &visited.statistics);
         place.advance();
       }
-    });
+    }
+    shared.own_ring.fill(own_place, 0);
   }
 
   /// What a thread holds of 64 keys. From scores come weights, from dweights dscores, and from
@@ -196,11 +234,13 @@ struct KeySide {
     const auto scale = static_cast<float>(shape.scale());
     RingPlace<kOwnSlots> own_place;
     RingPlace<kSlots> place;
-    for_each_piece(operands, [&](const Piece& piece) {
-      const int first_key = piece.first_key + row;
-      Own& own = shared.own[own_place.slot];
-      Sums sums;
+    for (;;) {
       shared.own_ring.await(own_place);
+      const Piece& piece = shared.pieces[own_place.slot];
+      if (!piece.present) break;
+      Own& own = shared.own[own_place.slot];
+      const int first_key = piece.first_key + row;
+      Sums sums;
       const OwnFactor keys(own.keys, row), values(own.values, row);
 
       Visits visits(shape, piece);
@@ -264,20 +304,19 @@ struct KeySide {
       fence_shared_for_async();
       shared.own_ring.release(own_place);
       own_place.advance();
-    });
+    }
   }
 
-  /// Whether these are the sums of a whole tile. Those of a part of it go to the workspace, and the block that
-  /// is the last to bring one adds them all, in their order.
-  __device__ static bool complete(const KeyShares& shares, const Piece& piece, int consumer, uint32_t& arrived,
-                                  Sums& sums) {
-    const int before = ceil_div(piece.begin, shares.share);
-    const int after = ceil_div(piece.tile_visits - piece.end, shares.share);
-    if (before + after == 0) return true;
+  /// Whether these are now the sums of a whole tile. Those of a part of it go to the workspace, and the block
+  /// that is the last to bring one adds them all, in their order. `arrived` is shared by the warpgroup.
+  __device__ static bool complete(const KeyShares& shares, const Piece& piece, int consumer,
+                                  volatile uint32_t& arrived, Sums& sums) {
+    const auto others = static_cast<uint32_t>(piece.before + piece.after);
+    if (others == 0) return true;
     using Part = float4[2][kDim / 8][kWarpgroup];
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, block = static_cast<int>(blockIdx.x);
-    const int first = block - before;
-    /// Of the share, which begins or ends in the tile.
+    const int first = block - piece.before;
+    /// Of this tile, in which the share begins or ends.
     const auto part = [&](int share) -> Part& {
       return reinterpret_cast<Part*>(shares.parts)[(2 * share + (share == first)) * kConsumers + consumer];
     };
@@ -299,15 +338,21 @@ struct KeySide {
     };
     publish(sums.dkeys, part(block)[0]);
     publish(sums.dvalues, part(block)[1]);
-    __threadfence();
-    sync_threads(1 + consumer, kWarpgroup);
-    if (thread == 0) arrived = atomicAdd(shares.arrivals + first * kConsumers + consumer, 1u);
-    sync_threads(1 + consumer, kWarpgroup);
-    if (arrived != static_cast<uint32_t>(before + after)) return false;
+    uint32_t* const arrivals = shares.arrivals + first * kConsumers + consumer;
+    const auto all_threads_know = [&](auto&& count) {
+      sync_threads(1 + consumer, kWarpgroup);
+      if (thread == 0) arrived = count();
+      sync_threads(1 + consumer, kWarpgroup);
+      return arrived;
+    };
+    if (all_threads_know([&] { return *static_cast<volatile uint32_t*>(arrivals); }) != others) {
+      __threadfence();
+      if (all_threads_know([&] { return atomicAdd(arrivals, 1u); }) != others) return false;
+    }
     __threadfence();
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) sums.dkeys[i] = sums.dvalues[i] = 0;
-    for (int share = first; share <= block + after; ++share) {
+    for (int share = first; share <= block + piece.after; ++share) {
       add(sums.dkeys, part(share)[0]);
       add(sums.dvalues, part(share)[1]);
     }
@@ -316,12 +361,14 @@ struct KeySide {
 };
 
 template <int kDim>
-cudaError_t launch(const BackwardOperands& operands, const AttentionGradient<bf16>& g,
-                   const CudaContext& context) {
+cudaError_t launch(BackwardOperands operands, const AttentionGradient<bf16>& g, const CudaContext& context) {
   using Side = KeySide<kDim>;
   static_assert(Side::kRows == workspace::AttentionShares::kKeys);
   static_assert(Side::kQueries == workspace::AttentionShares::kQueries);
-  return launch_side<Side>(operands, g, operands.shares.count, 1, Side::kQueries, Side::kRows, context);
+  operands.order = tile_order(g.shape, g.shape.kv_heads, 1, Side::kRows);
+  const int blocks =
+      operands.shares.count > 0 ? operands.shares.count : std::min(operands.order.count(), context.sm_count);
+  return launch_side<Side>(operands, g, blocks, 1, Side::kQueries, Side::kRows, context);
 }
 
 }  // namespace
