@@ -345,11 +345,9 @@ struct KeySide {
       sync_threads(1 + consumer, kWarpgroup);
       return arrived;
     };
-    if (all_threads_know([&] { return *static_cast<volatile uint32_t*>(arrivals); }) != others) {
-      __threadfence();
-      if (all_threads_know([&] { return atomicAdd(arrivals, 1u); }) != others) return false;
-    }
-    __threadfence();
+    if (all_threads_know([&] { return count_arrivals(arrivals); }) != others &&
+        all_threads_know([&] { return arrive_at_count(arrivals); }) != others)
+      return false;
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) sums.dkeys[i] = sums.dvalues[i] = 0;
     for (int share = first; share <= block + piece.after; ++share) {

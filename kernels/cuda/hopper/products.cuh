@@ -11,12 +11,18 @@ __device__ inline void arrive_threads(int number, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
-/// The same place in the shared memory of block `rank` of the cluster.
-template <class T>
-__device__ inline T* in_block(T* place, uint32_t rank) {
-  T* remote;
-  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(remote) : "l"(place), "r"(rank));
-  return remote;
+/// Number of blocks that have arrived at `count` so far. What they, and threads that they had met at a
+/// barrier, wrote to global memory before is there to be read.
+__device__ inline uint32_t count_arrivals(const uint32_t* count) {
+  uint32_t arrived;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(count) : "memory");
+  return arrived;
+}
+/// The same, and arrives.
+__device__ inline uint32_t arrive_at_count(uint32_t* count) {
+  uint32_t arrived;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(arrived) : "l"(count) : "memory");
+  return arrived;
 }
 
 /// Starts to load the box at (x, y, z, w), innermost first, of a tensor of rank 4.
