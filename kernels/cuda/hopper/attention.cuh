@@ -38,22 +38,26 @@ struct TileOrder {
   int section;          // bundles that are done together
 
   __host__ __device__ int count() const { return tiles * bundles; }
-  /// Finds the tile that this block does in a round; false if there is none. Rank 0 has the most to visit.
-  __device__ bool find(int round, int* bundle, int* rank) const {
+  /// Number of the tile that this block does in a round; count() or more where there is none.
+  __device__ int turn(int round) const {
     const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-    const int index = round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
-    if (index >= count()) return false;
+    return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+  }
+  /// Calls visit(bundle, rank) for the tile of this number; rank 0 has the most to visit.
+  template <class Visit>
+  __device__ void visit_tile(int index, Visit&& visit) const {
     const int begin = index / (section * tiles) * section, within = index - begin * tiles;
     const int bundles_here = min(section, bundles - begin);
-    *bundle = begin + within % bundles_here;
-    *rank = within / bundles_here;
-    return true;
+    visit(begin + within % bundles_here, within / bundles_here);
   }
-  /// Calls visit(bundle, rank) for the tiles that this block does.
+  /// The same for all tiles that this block does.
   template <class Visit>
   __device__ void for_each_turn(Visit&& visit) const {
-    int bundle, rank;
-    for (int round = 0; find(round, &bundle, &rank); ++round) visit(bundle, rank);
+    for (int round = 0; round * static_cast<int>(gridDim.x) < count(); ++round) {
+      const int index = turn(round);
+      if (index >= count()) break;
+      visit_tile(index, visit);
+    }
   }
 };
 

@@ -70,7 +70,9 @@ struct KeySide {
       const AttentionShape& shape = operands.shape;
       const KeyShares& shares = operands.shares;
       if (shares.count == 0) {
-        if (!operands.order.find(round_++, &head_, &rank_)) return {};
+        const int index = operands.order.turn(round_++);
+        if (index >= operands.order.count()) return {};
+        operands.order.visit_tile(index, [this](int head, int rank) { head_ = head, rank_ = rank; });
         left_ = kTurn + count_visits(shape, rank_ * kRows);
       } else if (left_ == 0) {
         return {};
