@@ -1,5 +1,5 @@
 // What attention needs beyond instructions.cuh and wgmma.cuh: products whose first factor lies in registers,
-// narrow products, boxes of rank 4.
+// narrow products, boxes of rank 4, blocks that count who has arrived.
 #pragma once
 
 #include "kernels/cuda/hopper/wgmma.cuh"
