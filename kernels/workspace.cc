@@ -84,6 +84,7 @@ uint64_t attention_bwd(const KernelCall& call) {
   const uint64_t of_rows = kF64 * static_cast<uint64_t>(lse.rows() * attention_row_stride(lse.cols()));
   if (dy.dtype != fb::DType::BF16 || dy.elements() == 0) return of_rows;
   const int64_t dim = dy.elements() / lse.elements(), key_rows = (qkv.elements() - dy.elements()) / (2 * dim);
+  if (dim != 64 && dim != 128) return of_rows;  // no device splits tiles of other heads
   const AttentionShares shares(key_rows / lse.cols(), lse.elements() / key_rows, lse.cols());
   return of_rows + 4 * static_cast<uint64_t>(shares.count * 2 * (2 * AttentionShares::kKeys * dim + 1));
 }

@@ -69,8 +69,9 @@ struct AttentionShares {
   AttentionShares(int64_t heads, int64_t group, int64_t seq);  // heads of keys of all sequences
 };
 /// In this order: per query row and head, in rows of attention_row_stride(), one f64 or two f32, the row sums
-/// of dy * y and, where the device wants it there, lse; of bf16, two parts of the gradients of kKeys keys and
-/// values per share, f32, and the numbers of parts that are there, [shares, 2] of u32.
+/// of dy * y and, where the device wants it there, lse; of bf16 heads of 64 or 128, two parts of the
+/// gradients of kKeys keys and values per share, f32, and the numbers of parts that are there, [shares, 2] of
+/// u32.
 uint64_t attention_bwd(const KernelCall& call);
 /// Histograms of the stable counting sort: [blocks of kExpertIndexBlock assignments, experts] of i32.
 uint64_t expert_index(const KernelCall& call);

@@ -304,6 +304,7 @@ struct KeySide {
         });
       }
       fence_shared_for_async();
+      __syncwarp();  // all lanes have read the piece
       shared.own_ring.release(own_place);
       own_place.advance();
     }
