@@ -43,19 +43,27 @@ template <class Layout, int kWidth, class Acc>
 __device__ void store_column_sums(const Acc (&held)[Layout::kVectors][kWidth], Acc* sums, int cols) {
   // Chunks of a thread's columns lie a group apart in shared memory: no bank conflicts.
   constexpr int kChunk = kWidth < 4 ? kWidth : 4, kChunks = kWidth / kChunk * Layout::kGroup;
-  __shared__ Vector<Acc, kChunk> shared[Layout::kGroups][kChunks];
+  using Chunk = Vector<Acc, kChunk>;
+  constexpr int kVectorBytes = Layout::kGroups * kChunks * static_cast<int>(sizeof(Chunk));
+  constexpr int kRound = std::clamp(48 * 1024 / kVectorBytes, 1, Layout::kVectors);  // vectors of a thread
+  __shared__ Chunk shared[Layout::kGroups][kRound * kChunks];
   const int group = threadIdx.x / Layout::kGroup, lane = threadIdx.x % Layout::kGroup;
 #pragma unroll
-  for (int v = 0; v < Layout::kVectors; ++v) {
-    __syncthreads();  // what was there has been read
+  for (int first = 0; first < Layout::kVectors; first += kRound) {
+    if (first > 0) __syncthreads();  // what was there has been read
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j)
-      shared[group][j / kChunk * Layout::kGroup + lane].value[j % kChunk] = held[v][j];
+    for (int v = 0; v < std::min(kRound, Layout::kVectors - first); ++v)
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j)
+        shared[group][v * kChunks + j / kChunk * Layout::kGroup + lane].value[j % kChunk] =
+            held[first + v][j];
     __syncthreads();
-    for (int i = threadIdx.x; i < kChunks; i += Layout::kBlock) {
-      const int col = (v * Layout::kGroup + i % Layout::kGroup) * kWidth + i / Layout::kGroup * kChunk;
+    for (int i = threadIdx.x; i < kRound * kChunks; i += Layout::kBlock) {
+      const int v = first + i / kChunks, chunk = i % kChunks;
+      const int col =
+          (v * Layout::kGroup + chunk % Layout::kGroup) * kWidth + chunk / Layout::kGroup * kChunk;
       if (col >= cols) continue;
-      Vector<Acc, kChunk> sum = shared[0][i];
+      Chunk sum = shared[0][i];
       for (int g = 1; g < Layout::kGroups; ++g)
 #pragma unroll
         for (int j = 0; j < kChunk; ++j) sum.value[j] += shared[g][i].value[j];

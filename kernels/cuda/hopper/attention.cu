@@ -240,8 +240,8 @@ __global__ void __launch_bounds__(Forward<kDim>::kThreads, 1)
   using F = Forward<kDim>;
   auto& shared = *static_cast<typename F::Shared*>(aligned_shared());
   if (threadIdx.x == 0) {
-    shared.query_ring.init(F::kConsumers * 4);
-    shared.ring.init(F::kConsumers * 4);
+    shared.query_ring.init(F::kConsumers);
+    shared.ring.init(F::kConsumers);
     fence_barrier_init();
   }
   __syncthreads();

@@ -87,15 +87,17 @@ struct QueryWork {
   __device__ int head(int row) const { return first_head + row % heads; }
 };
 
-/// Barriers of a ring of buffers between the producer and consumers.
-template <int kSlots>
+/// Barriers of a ring of buffers between the producer and consumers. The threads of a warpgroup that release
+/// a buffer are one of each warp where only products read it, and all where they read it themselves: an
+/// arrival orders no reads of other threads.
+template <int kSlots, int kReleasers = kWarpgroup / 32>
 struct Ring {
   Barrier full[kSlots], empty[kSlots];
 
-  __device__ void init(int consumer_warps) {
+  __device__ void init(int consumers) {
     for (int i = 0; i < kSlots; ++i) {
       full[i].init(1);
-      empty[i].init(consumer_warps);
+      empty[i].init(consumers * kReleasers);
     }
   }
   __device__ void await_empty(const RingPlace<kSlots>& place) { empty[place.slot].wait(place.parity ^ 1); }
@@ -108,7 +110,7 @@ struct Ring {
   __device__ void await(const RingPlace<kSlots>& place) { full[place.slot].wait(place.parity); }
   /// By all threads of a consumer.
   __device__ void release(const RingPlace<kSlots>& place) {
-    if (threadIdx.x % 32 == 0) empty[place.slot].arrive();
+    if (threadIdx.x % (kWarpgroup / kReleasers) == 0) empty[place.slot].arrive();
   }
 };
 

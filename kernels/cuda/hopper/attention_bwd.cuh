@@ -91,8 +91,8 @@ __global__ void __launch_bounds__(Side::kThreads, 1)
   begin_kernel();
   auto& shared = *static_cast<typename Side::Shared*>(aligned_shared());
   if (threadIdx.x == 0) {
-    shared.own_ring.init(Side::kConsumers * 4);
-    shared.ring.init(Side::kConsumers * 4);
+    shared.own_ring.init(Side::kConsumers);
+    shared.ring.init(Side::kConsumers);
     fence_barrier_init();
   }
   __syncthreads();

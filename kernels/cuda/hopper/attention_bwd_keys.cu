@@ -34,8 +34,8 @@ struct KeySide {
     Own own[kOwnSlots];
     Piece pieces[kOwnSlots];  // in the ring of what the block owns; an absent one is the end
     Visited visited[kSlots];
-    Ring<kOwnSlots> own_ring;
-    Ring<kSlots> ring;
+    Ring<kOwnSlots, kWarpgroup> own_ring;
+    Ring<kSlots, kWarpgroup> ring;
     uint32_t arrived[kConsumers];
   };
 
@@ -304,7 +304,6 @@ struct KeySide {
         });
       }
       fence_shared_for_async();
-      __syncwarp();  // all lanes have read the piece
       shared.own_ring.release(own_place);
       own_place.advance();
     }
