@@ -50,7 +50,7 @@ __device__ void store_column_sums(const Acc (&held)[Layout::kVectors][kWidth], A
   const int group = threadIdx.x / Layout::kGroup, lane = threadIdx.x % Layout::kGroup;
 #pragma unroll
   for (int first = 0; first < Layout::kVectors; first += kRound) {
-    if (first > 0) __syncthreads();  // what was there has been read
+    __syncthreads();  // what was there has been read
 #pragma unroll
     for (int v = 0; v < std::min(kRound, Layout::kVectors - first); ++v)
 #pragma unroll
