@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <optional>
+#include <ostream>
 #include <regex>
 #include <span>
 #include <string>
@@ -143,6 +144,19 @@ void initialise_google(std::span<const CLI::Option* const> options) {
   benchmark::Initialize(&count, arguments.data());
 }
 
+/// The reporter that the flags ask for, without what the library itself says when no row matches.
+class Reporter final : public benchmark::BenchmarkReporter {
+ public:
+  Reporter() { SetErrorStream(&nowhere_); }
+  bool ReportContext(const Context& context) override { return asked_for_.ReportContext(context); }
+  void ReportRuns(const std::vector<Run>& runs) override { asked_for_.ReportRuns(runs); }
+  void Finalize() override { asked_for_.Finalize(); }
+
+ private:
+  std::ostream nowhere_{nullptr};
+  benchmark::BenchmarkReporter& asked_for_ = *benchmark::CreateDefaultDisplayReporter();
+};
+
 Status run(const Flags& flags) {
   if (!flags.step.empty()) {
     for (const CLI::Option* option : flags.of_rows)
@@ -150,8 +164,8 @@ Status run(const Flags& flags) {
     return print_step_table(flags);
   }
   initialise_google(flags.of_google);
-  if (!flags.recipe.compile_flag().empty())
-    return input_error(fmt::format("{} is for --step SPEC", flags.recipe.compile_flag()));
+  if (!flags.recipe.first_flag().empty())
+    return input_error(fmt::format("{} is for --step SPEC", flags.recipe.first_flag()));
   if (!flags.routing.empty()) return input_error("--routing is for --step PLAN|SPEC");
   if (!flags.step_json.empty()) return input_error("--step-json is for --step PLAN|SPEC");
   MOEC_ASSIGN_OR_RETURN(const Examples examples, load_examples(flags));
@@ -167,7 +181,9 @@ Status run(const Flags& flags) {
   add_kernel_rows(rows, examples.whole, lanes.models);
   add_kernel_rows(rows, examples.one_of_each_block, lanes.models);
   for (const Model& model : examples.whole) add_step_row(rows, model, lanes.models);
-  if (benchmark::RunSpecifiedBenchmarks() == 0) return input_error("no row matches --benchmark_filter");
+  Reporter reporter;
+  if (benchmark::RunSpecifiedBenchmarks(&reporter) == 0)
+    return input_error("no row matches --benchmark_filter");
   if (rows.failed() > 0) return failure(fmt::format("{} rows failed", rows.failed()));
   return {};
 }
@@ -181,6 +197,24 @@ CLI::Validator row_filter() {
             } catch (const std::regex_error&) {
               return fmt::format("'{}' is not a regular expression", text);
             }
+          },
+          ""};
+}
+
+/// Accepts a path to which a file can be written.
+CLI::Validator writable_file() {
+  return {[](const std::string& path) -> std::string {
+            const Status status = runtime::AtomicFile::create(path).status();
+            return status.ok() ? "" : status.error().message;
+          },
+          ""};
+}
+
+/// Accepts what Google Benchmark splits at commas and equal signs.
+CLI::Validator key_values() {
+  return {[](const std::string& text) -> std::string {
+            static const std::regex form("[^=,]+=[^=,]*(,[^=,]+=[^=,]*)*");
+            return std::regex_match(text, form) ? "" : fmt::format("'{}' is not KEY=VALUE,...", text);
           },
           ""};
 }
@@ -206,11 +240,11 @@ void add_google_flags(CLI::App& app, Flags& flags) {
   add_flag("--benchmark_report_aggregates_only", "Of repetitions only mean, median and deviation");
   add_flag("--benchmark_display_aggregates_only", "The same, but for --benchmark_out");
   add("--benchmark_format", "console|json|csv", "Form of the output")->check(format);
-  add("--benchmark_out", "FILE", "Write the results to a file, too");
+  add("--benchmark_out", "FILE", "Write the results to a file, too")->check(writable_file());
   add("--benchmark_out_format", "json|console|csv", "Form of that file")->check(format);
   add("--benchmark_color", "auto|true|false", "Colours")->check(tools::one_of({"auto", "true", "false"}));
   add_flag("--benchmark_counters_tabular", "Counters as columns of a table");
-  add("--benchmark_context", "KEY=VALUE,...", "More lines of the header");
+  add("--benchmark_context", "KEY=VALUE,...", "More lines of the header")->check(key_values());
   add("--benchmark_time_unit", "ns|us|ms|s", "Unit of times")->check(tools::one_of({"ns", "us", "ms", "s"}));
   flags.of_rows.insert(flags.of_rows.end(), flags.of_google.begin(), flags.of_google.end());
 }

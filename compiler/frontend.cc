@@ -38,17 +38,23 @@ void check_names(const fb::ModelT& model, const std::string& file) {
     if (std::ranges::any_of(name, is_control))
       compile_error("{}: the name '{}' has control characters", file, one_line(name));
   };
-  check(model.name);
-  for (const auto& block : model.blocks) {
-    check(block->name);
-    for (const auto& carry : block->carry) {
+  const auto check_own = [&](const std::string& name, const std::string& whose) {
+    if (name.empty()) compile_error("{}: the name of {} is empty", file, whose);
+    check(name);
+  };
+  check_own(model.name, "the model");
+  for (size_t b = 0; b < model.blocks.size(); ++b) {
+    const fb::BlockT& block = *model.blocks[b];
+    check_own(block.name, fmt::format("block {}", b + 1));
+    for (const auto& carry : block.carry) {
       check(carry->from);
       check(carry->to);
     }
-    for (const auto& node : block->nodes) {
-      check(node->name);
-      std::ranges::for_each(node->inputs, check);
-      if (const fb::LinearT* linear = node->op.AsLinear()) check(linear->tied_to);
+    for (size_t n = 0; n < block.nodes.size(); ++n) {
+      const fb::NodeT& node = *block.nodes[n];
+      check_own(node.name, fmt::format("node {} of block '{}'", n + 1, block.name));
+      std::ranges::for_each(node.inputs, check);
+      if (const fb::LinearT* linear = node.op.AsLinear()) check(linear->tied_to);
     }
   }
 }

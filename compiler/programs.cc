@@ -100,6 +100,7 @@ Graph accumulate_program(const fb::ModelT& model, const fb::RecipeT& recipe, con
   if (builder.cross_entropies().empty())
     compile_error("{}: the model has no CrossEntropy to train", model.name);
   parameters = builder.parameters();
+  check_parameter_names(parameters);
 
   fb::SeedGradientT attrs;
   attrs.grad_accum = recipe.grad_accum;

@@ -1,6 +1,7 @@
 #include "compiler/storage.h"
 
 #include <algorithm>
+#include <set>
 
 #include "compiler/autodiff.h"
 #include "compiler/gradient_squares.h"
@@ -159,6 +160,18 @@ std::string moment1_name(const std::string& parameter) { return "moment1." + par
 std::string moment2_name(const std::string& parameter) { return "moment2." + parameter; }
 std::string remainder_name(const std::string& parameter) { return "remainder." + parameter; }
 std::string master_name(const std::string& parameter) { return "master." + parameter; }
+
+void check_parameter_names(const std::vector<Parameter>& parameters) {
+  std::set<std::string> names;
+  for (const Parameter& p : parameters) names.insert(p.name);
+  for (const Parameter& p : parameters)
+    for (const auto companion :
+         {gradient_name, moment1_name, moment2_name, remainder_name, master_name, squares_name})
+      if (names.contains(companion(p.name)))
+        compile_error(
+            "parameter '{}' has the name of memory that is kept for parameter '{}': rename its block or node",
+            companion(p.name), p.name);
+}
 
 Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::RecipeT& recipe,
                         const Precision& precision, int64_t window_tokens, const TensorType& logits) {

@@ -45,6 +45,9 @@ std::string moment2_name(const std::string& parameter);
 std::string remainder_name(const std::string& parameter);
 std::string master_name(const std::string& parameter);
 
+/// Refuses a parameter with the name of memory that is kept for another one.
+void check_parameter_names(const std::vector<Parameter>& parameters);
+
 /// Lays out the memory of a model that is trained with `recipe`; `window_tokens` is the size of the token
 /// window, 0 for none. `logits` is the type of the prefill's result.
 Storage lay_out_storage(const std::vector<Parameter>& parameters, const fb::RecipeT& recipe,

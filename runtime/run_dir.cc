@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -23,6 +24,7 @@ constexpr int kConfigVersion = 2;  // 1 had no checksum
 constexpr const char* kChecksum = "checksum";
 constexpr const char* kModelPrefix = "model-";
 constexpr const char* kOptimizerPrefix = "optimizer-";
+constexpr const char* kTensorsSuffix = ".safetensors";
 
 constexpr std::string_view kPlanFile = "run.plan", kConfigFile = "config.json", kLogFile = "log.jsonl",
                            kLockFile = "lock";
@@ -31,7 +33,7 @@ std::string plan_path(const std::string& dir) { return fmt::format("{}/{}", dir,
 std::string lock_path(const std::string& dir) { return fmt::format("{}/{}", dir, kLockFile); }
 std::string config_path(const std::string& dir) { return fmt::format("{}/{}", dir, kConfigFile); }
 std::string stamped(const char* prefix, int64_t step) {
-  return fmt::format("{}{:08}.safetensors", prefix, step);
+  return fmt::format("{}{:08}{}", prefix, step, kTensorsSuffix);
 }
 
 /// A tensor of the optimizer file, and the plan's tensor it is kept in.
@@ -94,11 +96,27 @@ Result<std::string> save_parameters(const std::string& path, Session& session) {
   return save_tensors(path, infos, [&](size_t i) { return session.read_parameter(i); }, {{"format", "pt"}});
 }
 
+/// The train state without what evaluations, samples and the window in use have left in it, which no step
+/// goes on from: a checkpoint depends on the steps alone.
+HostTensor of_steps_alone(HostTensor tensor) {
+  TrainState state;
+  std::memcpy(&state, tensor.data.data(), sizeof(state));
+  state.window_tokens = state.last_token = state.eval_batch = 0;
+  state.eval_loss = 0;
+  std::memcpy(tensor.data.data(), &state, sizeof(state));
+  return tensor;
+}
+
 Result<std::string> save_optimizer(const std::string& path, Session& session) {
   const std::vector<Slot> slots = optimizer_slots(session);
   std::vector<TensorInfo> infos;
   for (const Slot& slot : slots) infos.push_back(slot.info);
-  return save_tensors(path, infos, [&](size_t i) { return session.read_tensor(slots[i].tensor); });
+  const auto source = [&](size_t i) -> Result<HostTensor> {
+    MOEC_ASSIGN_OR_RETURN(HostTensor value, session.read_tensor(slots[i].tensor));
+    const bool is_state = slots[i].tensor == session.plan().plan.io->train_state;
+    return is_state ? of_steps_alone(std::move(value)) : std::move(value);
+  };
+  return save_tensors(path, infos, source);
 }
 
 /// Removes checkpoint files, finished or not, other than the current ones.
@@ -168,6 +186,15 @@ Result<RunConfig> parse_config(const std::string& text) {
 }  // namespace
 
 bool has_checkpoint(const std::string& dir) { return file_exists(config_path(dir)); }
+
+bool has_unnamed_checkpoint(const std::string& dir) {
+  std::error_code error;
+  const std::filesystem::directory_iterator files(dir, error);
+  return !has_checkpoint(dir) && std::any_of(begin(files), end(files), [](const auto& entry) {
+    const std::string name = entry.path().filename();
+    return name.starts_with(kOptimizerPrefix) && name.ends_with(kTensorsSuffix);
+  });
+}
 
 std::string log_path(const std::string& dir) { return fmt::format("{}/{}", dir, kLogFile); }
 

@@ -37,6 +37,8 @@ struct RunConfig {
 
 /// Whether the directory holds a checkpoint.
 bool has_checkpoint(const std::string& dir);
+/// Whether it holds the files of one, whole, without the config.json that would make them current.
+bool has_unnamed_checkpoint(const std::string& dir);
 
 /// Keeps other processes from training in a run directory as long as it lives. At its end directories that it
 /// has made go away where they hold nothing else.

@@ -3,9 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <deque>
-#include <limits>
+#include <set>
 #include <sstream>
 #include <thread>
 #include <utility>
@@ -47,13 +48,30 @@ Result<int64_t> check_resumed(const LoadedPlan& plan, const TrainOptions& option
   return config.step;
 }
 
+constexpr const char* kLoss = "loss";
 constexpr const char* kValidationLoss = "validation_loss";
 constexpr const char* kSample = "sample";
+
+/// Whether a run writes such rows.
+bool is_sound(const json& row) {
+  const auto is = [&](const char* key, bool (*accepts)(const json&)) {
+    const auto value = row.find(key);
+    return value == row.end() || accepts(*value);
+  };
+  const auto is_step = [](const json& value) {
+    return value.is_number_integer() && value.get<int64_t>() > 0;
+  };
+  const auto is_loss = [](const json& value) { return value.is_number() || value.is_null(); };  // null: NaN
+  const auto is_text = [](const json& value) { return value.is_string(); };
+  return row.is_object() && row.contains("step") && is("step", is_step) && is(kLoss, is_loss) &&
+         is(kValidationLoss, is_loss) && is(kSample, is_text);
+}
 
 /// What a log holds of steps up to a last one.
 struct LogPart {
   std::string lines;
-  int64_t damaged = 0;                      // lines that are of no step: torn ones, say
+  int64_t damaged = 0;                      // lines that no run writes: torn ones, say, or a step again
+  bool later = false;                       // whether there are steps behind the last one
   bool evaluation = false, sample = false;  // of the last step
 };
 
@@ -62,13 +80,23 @@ Result<LogPart> log_until(const std::string& path, int64_t last) {
     MOEC_ASSIGN_OR_RETURN(const std::string text, read_file(path));
     std::istringstream lines(text);
     LogPart part;
+    std::set<std::pair<int64_t, std::string_view>> seen;
+    const auto repeats = [&](const json& row, int64_t step) {
+      return std::ranges::any_of(std::array{kLoss, kValidationLoss, kSample}, [&](const char* kind) {
+        return row.contains(kind) && !seen.emplace(step, kind).second;
+      });
+    };
     for (std::string line; std::getline(lines, line);) {
       const json row = json::parse(line, nullptr, false);
-      const json step = row.is_object() ? row.value("step", json()) : json();
-      part.damaged += !step.is_number_integer();
-      if (!step.is_number_integer() || step.get<int64_t>() > last) continue;
+      const int64_t step = is_sound(row) ? row.at("step").get<int64_t>() : 0;
+      if (step == 0 || repeats(row, step)) {
+        ++part.damaged;
+        continue;
+      }
+      part.later |= step > last;
+      if (step > last) continue;
       part.lines += line + '\n';
-      if (step.get<int64_t>() < last) continue;
+      if (step < last) continue;
       part.evaluation |= row.contains(kValidationLoss);
       part.sample |= row.contains(kSample);
     }
@@ -76,20 +104,14 @@ Result<LogPart> log_until(const std::string& path, int64_t last) {
   });
 }
 
-/// Refuses a log that tells of steps: that of a run which cannot be continued.
-Status check_no_steps(const std::string& log) {
-  if (!file_exists(log)) return {};
-  MOEC_ASSIGN_OR_RETURN(const LogPart steps, log_until(log, std::numeric_limits<int64_t>::max()));
-  if (steps.lines.empty()) return {};
-  return input_error(fmt::format(
-      "{}: the log of a run that left no checkpoint: remove it, or choose another directory", log));
-}
-
 Status check_new(const std::string& dir) {
   if (dir.empty()) return {};
   if (has_checkpoint(dir))
     return input_error(fmt::format("{}: holds a run already: resume it, or choose another directory", dir));
-  return check_no_steps(log_path(dir));
+  if (has_unnamed_checkpoint(dir))
+    return input_error(
+        fmt::format("{}: holds a checkpoint whose config.json is missing: choose another directory", dir));
+  return {};
 }
 
 Status check_trace(const Device& device, int64_t steps, const std::string& file) {
@@ -116,6 +138,7 @@ class Trainer {
     while (!at_end()) {
       if (tracer_) MOEC_RETURN_IF_ERROR(trace());
       MOEC_RETURN_IF_ERROR(session_.train_step());
+      result_.validation_loss.reset();
       ++unread_;
       if (read_is_due()) {
         MOEC_RETURN_IF_ERROR(read_metrics());
@@ -170,14 +193,20 @@ class Trainer {
     return open_log(log_path(dir));
   }
 
+  void warn(const std::string& text) {
+    if (observer_.on_warning) observer_.on_warning(text);
+  }
+
   /// Keeps what the log tells of the steps that the run has.
   Status open_log(const std::string& path) {
     if (file_exists(path)) {
       MOEC_ASSIGN_OR_RETURN(logged_, log_until(path, session_.step()));
       MOEC_RETURN_IF_ERROR(write_file(path, logged_.lines));
-      if (logged_.damaged > 0 && observer_.on_warning)
-        observer_.on_warning(fmt::format("{}: dropped {} damaged row{}", path, logged_.damaged,
-                                         logged_.damaged == 1 ? "" : "s"));
+      if (logged_.damaged > 0)
+        warn(fmt::format("{}: dropped {} damaged row{}", path, logged_.damaged,
+                         logged_.damaged == 1 ? "" : "s"));
+      if (logged_.later && !options_.resume)
+        warn(fmt::format("{}: replaced the log of a run that left no checkpoint", path));
     }
     MOEC_ASSIGN_OR_RETURN(LineFile log, LineFile::append_to(path));
     log_.emplace(std::move(log));

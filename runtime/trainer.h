@@ -61,7 +61,7 @@ struct TrainResult {
   int64_t step = 0;
   bool stopped = false;                   // by options.stop, before max_steps or what is due there
   std::optional<double> train_loss;       // of the last step
-  std::optional<double> validation_loss;  // at the end
+  std::optional<double> validation_loss;  // likewise
 };
 
 /// Whether training this plan on this device, which need not have loaded it, can start as the options say; an
@@ -72,7 +72,7 @@ Status check_start(const LoadedPlan& plan, const Device& device, const TrainOpti
 /// an evaluation, a checkpoint and a sample whenever they are due and at the end. A step that was skipped has
 /// a row always. Rows lag behind the steps, which are submitted ahead of the device; evaluation, checkpoint
 /// and sample wait for it. The log of a continued run loses the lines after the checkpoint, and
-/// damaged ones, with a warning.
+/// damaged ones, with a warning; that of a run which left no checkpoint is replaced, with a warning.
 Result<TrainResult> train(Session& session, Dataset data, const TrainOptions& options,
                           const TrainObserver& observer = {});
 

@@ -72,7 +72,7 @@ Command generate_command(CLI::App& app) {
   command->add_option("--temp", sampler.temperature, "Temperature, 0 for the most likely token (default: 1)")
       ->check(number<double>(0))
       ->type_name("T");
-  command->add_option("--top-k", sampler.top_k, "Draw from the K most likely tokens (default: all)")
+  command->add_option("--top-k", sampler.top_k, "Draw from the K most likely tokens, 0 for all (default: 0)")
       ->check(number<int32_t>(0))
       ->type_name("K");
   command

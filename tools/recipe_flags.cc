@@ -201,6 +201,10 @@ void RecipeFlags::add_to(CLI::App& app, MemoryBudgetFlag memory_budget) {
       ->group(kPrediction);
 }
 
+std::string RecipeFlags::first_flag() const {
+  return !compile_flags_.empty() ? compile_flag() : lr_ ? "--lr" : seed_ ? "--seed" : "";
+}
+
 fb::ModelT RecipeFlags::read_spec(const std::string& path) const {
   fb::ModelT model = read_model(path);
   for (const auto& change : changes_) change(*model.recipe);
@@ -244,7 +248,7 @@ Result<std::shared_ptr<const runtime::LoadedPlan>> open_plan_or_spec(const std::
   }
   if (!flags.compile_flag().empty())
     return input_error(
-        fmt::format("{} is compiled into a plan: give it to moec, or train a SPEC instead of {}",
+        fmt::format("{} is compiled into a plan: give it to moec, or take a SPEC instead of {}",
                     flags.compile_flag(), path));
   return runtime::parse_plan(std::move(content), path);
 }

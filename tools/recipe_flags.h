@@ -33,6 +33,8 @@ class RecipeFlags {
 
   /// The first flag given that only a compilation can honour (all but --lr and --seed), empty when none.
   std::string compile_flag() const { return compile_flags_.empty() ? "" : compile_flags_.front(); }
+  /// The first flag given, those two included, empty when none.
+  std::string first_flag() const;
   std::optional<float> lr() const { return lr_; }
   std::optional<uint64_t> seed() const { return seed_; }
 

@@ -249,8 +249,11 @@ Result<bool> data_changed(const TrainFlags& flags, const runtime::Dataset& data)
 Status check_resume(const TrainFlags& flags) {
   if (flags.options.out_dir.empty()) return input_error("--out-dir: needs a directory");
   if (!flags.options.resume) return {};
-  if (!runtime::has_checkpoint(flags.options.out_dir))
-    return input_error(flags.options.out_dir + ": holds no checkpoint to resume from");
+  const std::string& dir = flags.options.out_dir;
+  if (!runtime::has_checkpoint(dir)) {
+    if (runtime::file_exists(dir)) MOEC_RETURN_IF_ERROR(runtime::lock_run(dir).status());  // one may come yet
+    return input_error(dir + ": holds no checkpoint to resume from");
+  }
   const char* kept = flags.recipe.seed() ? "--seed" : flags.encoding.empty() ? nullptr : "--encoding";
   if (kept == nullptr) return {};
   return input_error(fmt::format("{} cannot change on --resume: the run keeps its own", kept));

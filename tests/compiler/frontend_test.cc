@@ -82,6 +82,12 @@ TEST_CASE("wrong specs are refused with the place and the reason") {
            {name: "loss", inputs: ["x", "targets"], op_type: "CrossEntropy", op: {}}]}],
          recipe: {batch_size: 2, seq_len: 4}})",
        "a.b.x.weight: another node has a parameter of this name"},
+      {"no name of the model", R"({name: "", blocks: []})", "spec.json: the name of the model is empty"},
+      {"no name of a block", R"({name: "m", blocks: [{name: "a", nodes: []}, {name: "", nodes: []}]})",
+       "spec.json: the name of block 2 is empty"},
+      {"no name of a node",
+       spec(std::string(kSilu) + R"(, {name: "", inputs: ["x"], op_type: "Silu", op: {}})"),
+       "spec.json: the name of node 2 of block 'body' is empty"},
       {"two of a name", spec(std::string(kSilu) + "," + kSilu), "body.y: the name stands twice"},
       {"shapes differ", spec(R"({name: "z", inputs: ["x"], op_type: "Linear", op: {out_features: 3}},
                                 {name: "y", inputs: ["x", "z"], op_type: "Add", op: {}})"),
@@ -168,6 +174,24 @@ TEST_CASE("wrong specs are refused with the place and the reason") {
     CHECK(message.find(fault.message) != std::string::npos);
     CHECK(std::ranges::none_of(message, [](unsigned char c) { return std::iscntrl(c) != 0; }));
   }
+}
+
+TEST_CASE("a parameter with the name of memory that is kept for another one is refused, naming both") {
+  for (const char* prefix : {"grad", "moment1", "moment2", "remainder", "master", "squares"})
+    for (const char* dtype : {"F32", "BF16", "F16"}) {
+      const std::string json = fmt::format(
+          R"({{name: "m", context: 8, blocks: [
+            {{name: "a", nodes: [{{name: "x", inputs: ["tokens"], op_type: "Embedding", op: {{vocab_size: 5, dim: 4}}}}]}},
+            {{name: "{}", nodes: [
+              {{name: "a.x", inputs: ["x"], op_type: "Linear", op: {{out_features: 5}}}},
+              {{name: "loss", inputs: ["a.x", "targets"], op_type: "CrossEntropy", op: {{}}}}]}}],
+            recipe: {{batch_size: 2, seq_len: 4, dtype: "{}"}}}})",
+          prefix, dtype);
+      CHECK(error_of(json) ==
+            fmt::format("parameter '{}.a.x.weight' has the name of memory that is kept for parameter "
+                        "'a.x.weight': rename its block or node",
+                        prefix));
+    }
 }
 
 TEST_CASE("names of parameters are UTF-8") {

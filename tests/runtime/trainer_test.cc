@@ -57,6 +57,7 @@ TEST_CASE("a run that is stopped and continued has the bits of one that was not"
     const TrainResult stopped = must(train_in(first, dir.path(), 10, false, observer, &stop));
     CHECK(stopped.stopped);
     CHECK(stopped.step == 5);
+    CHECK_FALSE(stopped.validation_loss);  // that of step 4 is not of this one
 
     Session second = make_session(setup);
     const TrainResult result = must(train_in(second, dir.path(), 10, true));
@@ -101,6 +102,13 @@ TEST_CASE("what a stop leaves undone is done when the run is continued, once") {
     CHECK(steps_with(dir.path(), "validation_loss") == evaluations);
     CHECK(steps_with(dir.path(), "sample") == std::vector<int64_t>{last});
 
+    const ScratchDir unbroken;
+    Session session = make_session();
+    must(train_in(session, unbroken.path(), last, false).status());
+    for (const auto& file : std::filesystem::directory_iterator(unbroken.path()))
+      if (const std::string name = file.path().filename(); name != "log.jsonl")  // which tells the time
+        CHECK_MESSAGE(slurp(unbroken / name) == slurp(dir / name), name);
+
     const std::string log = slurp(log_path(dir.path()));
     Session third = make_session();
     must(train_in(third, dir.path(), last, true).status());
@@ -138,15 +146,30 @@ TEST_CASE("a run directory holds one checkpoint, and its log every step once") {
   CHECK(must(model.prefill(tokens(5))) == must(again.prefill(tokens(5))));
 }
 
-TEST_CASE("the log of a run without a checkpoint is not overwritten") {
+TEST_CASE("a run that was killed before its first checkpoint starts anew") {
   const ScratchDir dir;
-  dir.file("log.jsonl", "{\"step\": 3}\n");
+  dir.file("log.jsonl", "{\"step\": 3, \"loss\": 1}\n");
+  dir.file("optimizer-00000003.safetensors.17-0", "");
+  std::vector<std::string> warnings;
+  TrainObserver observer;
+  observer.on_warning = [&](std::string_view text) { warnings.emplace_back(text); };
   Session session = make_session();
-  const Status status = train_in(session, dir.path(), 7, false).status();
+  must(train_in(session, dir.path(), 4, false, observer).status());
+  CHECK(warnings ==
+        std::vector{log_path(dir.path()) + ": replaced the log of a run that left no checkpoint"});
+  CHECK(steps_with(dir.path(), "loss") == std::vector<int64_t>{1, 2, 3, 4});
+}
+
+TEST_CASE("a checkpoint whose config.json is lost is not overwritten") {
+  const ScratchDir dir;
+  Session session = make_session();
+  must(train_in(session, dir.path(), 1, false).status());
+  std::filesystem::remove(dir / "config.json");
+  const Status status = train_in(session, dir.path(), 1, false).status();
   REQUIRE_FALSE(status.ok());
   CHECK(status.error().kind == ErrorKind::kInput);
-  CHECK(contains(status.error().message, "log.jsonl"));
-  CHECK(slurp(log_path(dir.path())) == "{\"step\": 3}\n");
+  CHECK(contains(status.error().message, "config.json is missing"));
+  CHECK(file_exists(dir / "model-00000001.safetensors"));
 }
 
 TEST_CASE("a log that tells of no step, as of a run whose first row met a full disk, is no run") {
@@ -164,14 +187,27 @@ TEST_CASE("damaged rows of a log are dropped with a warning") {
   Session session = make_session();
   must(train_in(session, dir.path(), 3, false).status());
   const std::string log = slurp(log_path(dir.path()));
-  dir.file("log.jsonl", "{\"step\"; 1}\n" + log + "{\"step\": 9, \"loss\": 1}\n{\"ste");
+  const std::string not_finite = "{\"step\": 1, \"validation_loss\": null}\n";
+  const std::string kept = not_finite + log;
+  const std::string damaged[] = {"{\"step\"; 1}",
+                                 "{\"loss\": 1}",
+                                 "{\"step\": 0, \"loss\": 1}",
+                                 "{\"step\": \"2\", \"loss\": 1}",
+                                 "{\"step\": 4, \"loss\": \"one\"}",
+                                 "{\"step\": 1, \"validation_loss\": [1]}",
+                                 "{\"step\": 1, \"sample\": null}",
+                                 "{\"step\": 2, \"loss\": 1}",  // again
+                                 "{\"ste"};
+  std::string found = kept + "{\"step\": 9, \"loss\": 1}\n";
+  for (const std::string& row : damaged) found += row + "\n";
+  dir.file("log.jsonl", found);
   std::vector<std::string> warnings;
   TrainObserver observer;
   observer.on_warning = [&](std::string_view text) { warnings.emplace_back(text); };
   for (int i = 0; i < 2; ++i) {
     must(train_in(session, dir.path(), 3, true, observer).status());
-    CHECK(slurp(log_path(dir.path())) == log);
-    CHECK(warnings == std::vector{log_path(dir.path()) + ": dropped 2 damaged rows"});
+    CHECK(slurp(log_path(dir.path())) == kept);
+    CHECK(warnings == std::vector{log_path(dir.path()) + ": dropped 9 damaged rows"});
   }
 }
 

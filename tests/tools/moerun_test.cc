@@ -327,6 +327,11 @@ TEST_CASE("a run directory in which another process trains is refused, until tha
     }
     CHECK(run("moerun", train).exit_code == 0);
   }
+  const Words resume = setup.train("first", {"--max-steps", "4", "--resume"});
+  check_rejected(resume, "holds no checkpoint");
+  const auto other = runtime::lock_run(resume[5]);  // of a training that has no checkpoint yet
+  REQUIRE(other.ok());
+  check_rejected(resume, resume[5] + ": another process trains in this directory");
 }
 
 TEST_CASE("a run is not overwritten without --resume") {
