@@ -159,10 +159,12 @@ CostModel make_cost_model(const CompileOptions& options) {
   return costs;
 }
 
-/// Computes again what the budget does not let the backward pass keep.
-void fit_budget(Programs& programs, const fb::ModelT& model, const CostModel& costs) {
+/// Computes again what the budget does not let the backward pass keep. Returns how many bytes more than it
+/// needs at least a micro-batch may take: what is left of the budget, or some where there is none.
+uint64_t fit_budget(Programs& programs, const fb::ModelT& model, const CostModel& costs) {
+  constexpr uint64_t kSpare = uint64_t{32} << 20;  // less than the cache of a large GPU
   const uint64_t budget = model.recipe->memory_budget;
-  if (budget == 0) return;
+  if (budget == 0) return kSpare;
   const Ways ways(programs, *model.recipe, costs);
   std::optional<Way> way = ways.fastest_within(budget);
   if (!way) {
@@ -172,12 +174,12 @@ void fit_budget(Programs& programs, const fb::ModelT& model, const CostModel& co
                       std::move(shortage));
   }
   programs.accumulate = std::move(way->accumulate);
+  return budget - way->point.bytes;
 }
 
-/// Without a memory budget the micro-batch gets some bytes more than it needs at least.
-void write_programs(PlanWriter& writer, const Programs& programs, const fb::RecipeT& recipe,
+/// `spare` bytes more than it needs at least are the micro-batch's.
+void write_programs(PlanWriter& writer, const Programs& programs, uint64_t spare,
                     const CompileOptions& options) {
-  constexpr uint64_t kSpare = uint64_t{32} << 20;  // less than the cache of a large GPU
   const std::pair<fb::ProgramKind, const Graph*> graphs[] = {
       {fb::ProgramKind::Init, &programs.init},
       {fb::ProgramKind::Accumulate, &programs.accumulate},
@@ -187,8 +189,7 @@ void write_programs(PlanWriter& writer, const Programs& programs, const fb::Reci
   for (const auto& [kind, graph] : graphs) {
     if (options.on_stage)
       options.on_stage(fmt::format("{}: graph", fb::EnumNameProgramKind(kind)), dump_graph(*graph));
-    const bool spares = kind == fb::ProgramKind::Accumulate && recipe.memory_budget == 0;
-    writer.add_program(kind, *graph, spares ? kSpare : 0);
+    writer.add_program(kind, *graph, kind == fb::ProgramKind::Accumulate ? spare : 0);
   }
 }
 
@@ -197,11 +198,11 @@ void write_programs(PlanWriter& writer, const Programs& programs, const fb::Reci
 fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options) {
   Programs programs = make_programs(model, options);
   const CostModel costs = make_cost_model(options);
-  fit_budget(programs, model, costs);
+  const uint64_t spare = fit_budget(programs, model, costs);
 
   PlanWriter writer(programs.storage, &costs);
   const fb::RecipeT recipe = with_loss_scale(*model.recipe);
-  write_programs(writer, programs, recipe, options);
+  write_programs(writer, programs, spare, options);
   fb::PlanT plan;
   describe_parameters(plan, writer, programs.parameters,
                       recipe.weight_decay_scope == fb::WeightDecayScope::All);

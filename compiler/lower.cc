@@ -4,7 +4,7 @@
 
 #include "compiler/memory_problem.h"
 #include "compiler/op.h"
-#include "kernels/small_call.h"
+#include "kernels/beside.h"
 #include "planner/planner.h"
 #include "schema/version.h"
 
@@ -24,15 +24,14 @@ std::vector<bool> saved_values(const Graph& graph) {
   return saved;
 }
 
-/// Nodes behind a small gradient of parameters that a device may run before it or beside it, as it may wait
-/// for others to share a launch with.
-constexpr uint32_t kLag = 32;
-
-/// Whether a device may run a node beside others, and no activation depends on it.
-bool may_lag(const Graph& graph, const Node& node) {
-  if (std::ranges::any_of(node.outputs, [&](ValueId id) { return is_activation(graph, id); })) return false;
+/// How many nodes behind a gradient of parameters a device may run before it or beside it: where it is small,
+/// as it may wait for others to share a launch with; of experts, those up to the router's.
+uint32_t lag_of(const Graph& graph, const Node& node) {
+  constexpr uint32_t kSmallLag = 32, kExpertsLag = 6;
+  if (std::ranges::any_of(node.outputs, [&](ValueId id) { return is_activation(graph, id); })) return 0;
   const Work work = work_of(graph, node);
-  return is_small_call(work.flops, work.bytes);
+  if (is_small_call(work.flops, work.bytes)) return kSmallLag;
+  return fills_gaps(node.def->key) ? kExpertsLag : 0;
 }
 
 /// The placement that lets nodes lag if that takes at most `spare` bytes more than the lowest one.
@@ -40,8 +39,7 @@ planner::Placement place(const Graph& graph, uint64_t spare) {
   planner::Problem problem = memory_problem(graph);
   planner::Placement lowest = planner::plan_memory(problem);
   if (spare == 0) return lowest;
-  for (size_t i = 0; i < problem.steps.size(); ++i)
-    problem.steps[i].lag = may_lag(graph, graph.nodes()[i]) ? kLag : 0;
+  for (size_t i = 0; i < problem.steps.size(); ++i) problem.steps[i].lag = lag_of(graph, graph.nodes()[i]);
   planner::Placement kept = planner::plan_memory(problem);
   return kept.peak <= lowest.peak + spare ? kept : lowest;
 }

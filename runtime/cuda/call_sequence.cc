@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/beside.h"
 #include "kernels/cuda/batched.h"
-#include "kernels/small_call.h"
 #include "runtime/cuda/nvtx_range.h"
 
 namespace moec::runtime {
@@ -36,11 +36,11 @@ void CallSequence::add_items(std::span<const PlacedCall> calls, bool together,
 
 SequenceCall CallSequence::Item::to_schedule(bool together) const {
   const fb::InstructionT& instruction = *last.instruction;
+  const auto flops = static_cast<double>(instruction.flops), bytes = static_cast<double>(instruction.bytes);
   // cuDNN's calls share one workspace, so they stay in one stream.
-  const bool small =
-      is_small_call(static_cast<double>(instruction.flops), static_cast<double>(instruction.bytes)) &&
-      last.variant != "cudnn";
-  return {is_run() ? &run.operands : last.call, small && together,
+  const bool may_lag =
+      (is_small_call(flops, bytes) || fills_gaps(instruction.kernel)) && last.variant != "cudnn";
+  return {is_run() ? &run.operands : last.call, may_lag && together,
           is_run() || !last.variant.empty() ? nullptr : cuda::find_batched_kernel(instruction.kernel),
           calls.size()};
 }

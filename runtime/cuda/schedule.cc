@@ -136,7 +136,7 @@ std::vector<ScheduledLaunch> schedule_calls(std::span<const SequenceCall> calls)
 
   Launches launches(calls, accesses);
   for (size_t i = 0; i < calls.size(); ++i)
-    launches.add(i, i > 0 && calls[i].small && needed_late(calls, accesses, i));
+    launches.add(i, i > 0 && calls[i].may_lag && needed_late(calls, accesses, i));
   std::vector<ScheduledLaunch> schedule = launches.finish();
   add_waits(accesses, schedule);
   return schedule;

@@ -11,12 +11,12 @@
 
 namespace moec::runtime {
 
-/// A call in the order of the plan, or what stands for several. One that is `small` leaves most of the device
-/// idle. Calls with the same `batch` can be computed in one launch if none needs or overwrites what another
-/// one writes.
+/// A call in the order of the plan, or what stands for several. One that `may_lag` can run beside those
+/// behind it that do not need its results. Calls with the same `batch` can be computed in one launch if none
+/// needs or overwrites what another one writes.
 struct SequenceCall {
   const KernelCall* call = nullptr;
-  bool small = false;
+  bool may_lag = false;
   cuda::BatchedKernel batch = nullptr;
   size_t count = 1;  // of the plan's calls that it stands for
 };
@@ -32,11 +32,11 @@ struct ScheduledLaunch {
   bool awaited = false;     // a launch of the other stream waits for this one
 };
 
-/// Moves small calls whose results are needed much later, such as gradients of weights, to the second stream,
-/// from where they do not hold up what depends on something else; several of a kind wait for each other and
-/// go together. The byte ranges that calls read and write decide what must wait, so that memory which buffers
-/// share is as safe as in one stream. The first call, and so the start of the second stream, is in the first
-/// one. Calls of the first stream keep the order of the plan.
+/// Moves calls that may lag and whose results are needed much later, such as gradients of weights, to the
+/// second stream, from where they do not hold up what depends on something else; several of a kind wait for
+/// each other and go together. The byte ranges that calls read and write decide what must wait, so that
+/// memory which buffers share is as safe as in one stream. The first call, and so the start of the second
+/// stream, is in the first one. Calls of the first stream keep the order of the plan.
 std::vector<ScheduledLaunch> schedule_calls(std::span<const SequenceCall> calls);
 
 /// Captures a schedule into two streams, of which the first is being captured: before(i), the launch number i

@@ -38,11 +38,11 @@ bool conflict(const KernelCall& a, const KernelCall& b) {
 cudaError_t batched(std::span<const KernelCall* const>, const cuda::CudaContext&) { return cudaSuccess; }
 
 /// Every call number i with `batches` & 1 << i % 8 can be computed with others.
-std::vector<ScheduledLaunch> schedule(const std::vector<KernelCall>& calls, bool small = true,
+std::vector<ScheduledLaunch> schedule(const std::vector<KernelCall>& calls, bool may_lag = true,
                                       unsigned batches = 0) {
   std::vector<SequenceCall> sequence;
   for (size_t i = 0; i < calls.size(); ++i)
-    sequence.push_back({&calls[i], small, batches >> i % 8 & 1 ? batched : nullptr});
+    sequence.push_back({&calls[i], may_lag, batches >> i % 8 & 1 ? batched : nullptr});
   return schedule_calls(sequence);
 }
 
@@ -90,11 +90,11 @@ std::vector<KernelCall> backward_pass(uintptr_t layers) {
 
 TEST_SUITE_BEGIN("gpu");
 
-TEST_CASE("gradients of weights run beside the chain, if they are small") {
+TEST_CASE("gradients of weights run beside the chain, if they may lag") {
   const std::vector<KernelCall> calls = backward_pass(20);
-  const std::vector<ScheduledLaunch> small = schedule(calls);
-  REQUIRE(small.size() == calls.size());
-  for (size_t i = 0; i + 10 < calls.size(); ++i) CHECK(small[i].beside == (i % 2 == 1));
+  const std::vector<ScheduledLaunch> lagging = schedule(calls);
+  REQUIRE(lagging.size() == calls.size());
+  for (size_t i = 0; i + 10 < calls.size(); ++i) CHECK(lagging[i].beside == (i % 2 == 1));
   for (const ScheduledLaunch& launch : schedule(calls, false)) {
     CHECK(!launch.beside);
     CHECK(launch.wait_for == ScheduledLaunch::kNone);
