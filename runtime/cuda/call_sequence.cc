@@ -39,7 +39,7 @@ SequenceCall CallSequence::Item::to_schedule(bool together) const {
   const auto flops = static_cast<double>(instruction.flops), bytes = static_cast<double>(instruction.bytes);
   // cuDNN's calls share one workspace, so they stay in one stream.
   const bool may_lag =
-      (is_small_call(flops, bytes) || fills_gaps(instruction.kernel)) && last.variant != "cudnn";
+      (is_small_call(flops, bytes) || fills_gpu(instruction.kernel, flops)) && last.variant != "cudnn";
   return {is_run() ? &run.operands : last.call, may_lag && together,
           is_run() || !last.variant.empty() ? nullptr : cuda::find_batched_kernel(instruction.kernel),
           calls.size()};
