@@ -7,6 +7,7 @@
 
 #include "compiler/compile.h"
 #include "compiler/fit.h"
+#include "kernels/beside.h"
 #include "kernels/catalog.h"
 #include "runtime/device.h"
 #include "tests/support/must.h"
@@ -51,6 +52,30 @@ int remade(const fb::PlanT& plan) {
 fb::PlanT compile_within(fb::ModelT model, uint64_t budget) {
   model.recipe->memory_budget = budget;
   return compile(model);
+}
+
+/// How many instructions behind a gradient of large experts at least leave the activations alone that it
+/// reads.
+uint32_t least_lag(const fb::PlanT& plan) {
+  const auto buffer_of = [&](int32_t tensor) -> const fb::BufferT& {
+    return *plan.buffers.at(plan.tensors.at(static_cast<size_t>(tensor))->buffer);
+  };
+  uint32_t least = UINT32_MAX;
+  for (const auto& program : plan.programs)
+    for (uint32_t i = 0; i < program->instructions.size(); ++i) {
+      const fb::InstructionT& gradient = *program->instructions[i];
+      if (!fills_gpu(gradient.kernel, static_cast<double>(gradient.flops))) continue;
+      for (uint32_t j = i + 1; j < program->instructions.size(); ++j)
+        for (const int32_t input : gradient.inputs)
+          for (const int32_t output : program->instructions[j]->outputs) {
+            if (input < 0 || output < 0) continue;
+            const fb::BufferT &read = buffer_of(input), &written = buffer_of(output);
+            if (read.arena == fb::ArenaKind::Activations && written.arena == read.arena &&
+                read.offset < written.offset + written.size && written.offset < read.offset + read.size)
+              least = std::min(least, j - i - 1);
+          }
+    }
+  return least;
 }
 
 /// An example with at most three of each block, all widths an eighth and two sequences of sixteen tokens.
@@ -119,6 +144,16 @@ TEST_CASE("a smaller budget never yields a larger peak, and every plan under a b
     CHECK(before == least);
     CHECK_THROWS_AS(compile_within(model, least - 1), MemoryError);
   }
+}
+
+TEST_CASE("memory that a budget leaves lets gradients of large experts lag") {
+  fb::ModelT model = example_model("moe-6.9b");
+  model.blocks.at(1)->repeat = 2;
+  const uint64_t everything = frontier(model).front().bytes;
+  CHECK(least_lag(compile_within(model, everything)) == 0);
+  const fb::PlanT plan = compile_within(model, 2 * everything);
+  CHECK(least_lag(plan) >= 6);
+  CHECK(all_arenas(plan) <= 2 * everything);
 }
 
 TEST_CASE("the frontier falls in bytes and rises in time") {
