@@ -88,8 +88,6 @@ std::vector<KernelCall> backward_pass(uintptr_t layers) {
 
 }  // namespace
 
-TEST_SUITE_BEGIN("gpu");
-
 TEST_CASE("gradients of weights run beside the chain, if they may lag") {
   const std::vector<KernelCall> calls = backward_pass(20);
   const std::vector<ScheduledLaunch> lagging = schedule(calls);
@@ -147,7 +145,5 @@ TEST_CASE("calls that touch the same memory keep their order") {
   CHECK(beside > 1000);
   CHECK(together > 100);
 }
-
-TEST_SUITE_END();
 
 }  // namespace moec::test
