@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <regex>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -119,16 +120,20 @@ Result<std::string> save_optimizer(const std::string& path, Session& session) {
   return save_tensors(path, infos, source);
 }
 
+/// Whether runs give this name to a file that nothing needs once another checkpoint is current: to one of a
+/// checkpoint, or to one that they have not finished.
+bool is_stale_name(const std::string& name) {
+  static const std::regex form(
+      R"((model|optimizer)-\d+\.safetensors(\.\d+-\d+)?|(run\.plan|config\.json)\.\d+-\d+)");
+  return std::regex_match(name, form);
+}
+
 /// Removes checkpoint files, finished or not, other than the current ones.
 void remove_stale(const std::string& dir, const RunConfig& current) {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
     const std::string name = entry.path().filename();
-    // What has more behind the name of a file was left unfinished by a run that was killed.
-    const bool ours = name.starts_with(kModelPrefix) || name.starts_with(kOptimizerPrefix) ||
-                      (name.starts_with(kPlanFile) && name != kPlanFile) ||
-                      (name.starts_with(kConfigFile) && name != kConfigFile);
-    if (ours && name != current.model_file && name != current.optimizer_file)
+    if (is_stale_name(name) && name != current.model_file && name != current.optimizer_file)
       std::filesystem::remove(entry.path(), error);  // one that cannot be removed is only wasted space
   }
 }

@@ -110,7 +110,9 @@ Status check_new(const std::string& dir) {
     return input_error(fmt::format("{}: holds a run already: resume it, or choose another directory", dir));
   if (has_unnamed_checkpoint(dir))
     return input_error(
-        fmt::format("{}: holds a checkpoint whose config.json is missing: choose another directory", dir));
+        fmt::format("{}: holds a checkpoint without its config.json: remove its model-*.safetensors and "
+                    "optimizer-*.safetensors to start anew, or choose another directory",
+                    dir));
   return {};
 }
 
@@ -187,6 +189,8 @@ class Trainer {
     }
     MOEC_ASSIGN_OR_RETURN(const TrainState state, session_.read_train_state());
     skipped_steps_ = state.skipped_steps;
+    sampling_ = options_.sample;
+    sampling_.sampler.seed = state.seed;
     if (!options_.trace_file.empty()) tracer_.emplace(session_);
     if (dir.empty()) return {};
     MOEC_RETURN_IF_ERROR(make_directories(dir));
@@ -352,7 +356,7 @@ class Trainer {
       return !stop_asked();
     };
     if (!stop_asked())
-      MOEC_RETURN_IF_ERROR(generate(session_, *tokenizer_, options_.sample_prompt, options_.sample, keep));
+      MOEC_RETURN_IF_ERROR(generate(session_, *tokenizer_, options_.sample_prompt, sampling_, keep));
     if (stop_asked()) {
       result_.stopped = true;
       return {};
@@ -373,6 +377,7 @@ class Trainer {
   TokenizerPtr tokenizer_;
   bool has_validation_;
   const TrainOptions& options_;
+  GenerateOptions sampling_;  // with the seed of the run
   const TrainObserver& observer_;
   TrainResult result_;
   LogPart logged_;  // of the run that is continued

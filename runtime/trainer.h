@@ -28,7 +28,7 @@ struct TrainOptions {
   int64_t save_every = 0;    // 0: only at the end
   int64_t sample_every = 0;  // 0: only at the end; without a prompt never
   std::string sample_prompt;
-  GenerateOptions sample;
+  GenerateOptions sample;  // whose seed is the run's
   /// Where checkpoints and the log go; empty keeps nothing.
   std::string out_dir;
   /// Continue the checkpoint in out_dir. Without it, a directory that holds one is an input error.

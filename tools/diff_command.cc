@@ -147,7 +147,7 @@ Command diff_command(CLI::App& app) {
   device("--device-b", flags->device_b, "Compared with it (default: cuda)");
   command
       ->add_option("--steps", flags->steps, "Training steps on device a before the comparison (default: 1)")
-      ->check(number<int64_t>(0))
+      ->check(number<int64_t>(1))
       ->type_name("N");
   command->add_option("--seed", flags->seed, "Of weights and tokens (default: 1)")
       ->check(number<uint64_t>(0))

@@ -276,7 +276,6 @@ Status train(const TrainFlags& flags) {
   MOEC_ASSIGN_OR_RETURN(runtime::Session session, runtime::Session::create(plan, std::move(device)));
   options.seed = flags.recipe.seed();
   if (flags.recipe.lr()) options.lr = static_cast<double>(*flags.recipe.lr());
-  options.sample.sampler.seed = options.seed.value_or(plan->plan.recipe->seed);
   options.run_options = run_options(flags, options.max_steps, data);
   options.stop = &stop_asked;
   stop_on_signals();

@@ -33,6 +33,7 @@ Result<TrainResult> train_in(Session& session, const std::string& dir, int64_t m
   options.eval_every = 2;
   options.sample_prompt = "1 2 3";
   options.sample.max_tokens = 30;
+  options.sample.sampler.seed = resume;  // which that of the run replaces
   options.run_options = {{"data", "made up"}};
   options.stop = stop;
   return train(session, dataset(), options, observer);
@@ -81,6 +82,15 @@ std::vector<int64_t> steps_with(const std::string& dir, const char* key) {
   return steps;
 }
 
+/// The last sample that the log tells of.
+std::string last_sample(const std::string& dir) {
+  std::string text;
+  std::istringstream log(slurp(log_path(dir)));
+  for (std::string line; std::getline(log, line);)
+    if (const auto row = nlohmann::json::parse(line); row.contains("sample")) text = row.at("sample");
+  return text;
+}
+
 TEST_CASE("what a stop leaves undone is done when the run is continued, once") {
   for (const int64_t last : {6, 7}) {  // of which 6 is also a step at which an evaluation is due
     const ScratchDir dir;
@@ -108,6 +118,7 @@ TEST_CASE("what a stop leaves undone is done when the run is continued, once") {
     for (const auto& file : std::filesystem::directory_iterator(unbroken.path()))
       if (const std::string name = file.path().filename(); name != "log.jsonl")  // which tells the time
         CHECK_MESSAGE(slurp(unbroken / name) == slurp(dir / name), name);
+    CHECK(last_sample(unbroken.path()) == last_sample(dir.path()));
 
     const std::string log = slurp(log_path(dir.path()));
     Session third = make_session();
@@ -168,7 +179,7 @@ TEST_CASE("a checkpoint whose config.json is lost is not overwritten") {
   const Status status = train_in(session, dir.path(), 1, false).status();
   REQUIRE_FALSE(status.ok());
   CHECK(status.error().kind == ErrorKind::kInput);
-  CHECK(contains(status.error().message, "config.json is missing"));
+  CHECK(contains(status.error().message, "without its config.json"));
   CHECK(file_exists(dir / "model-00000001.safetensors"));
 }
 
@@ -373,6 +384,23 @@ TEST_CASE("a model is loaded beside a training that replaces it") {
     CHECK_MESSAGE(config.ok(), config.error().message);
   }
   done = true;
+}
+
+TEST_CASE("what a run has not written stays") {
+  const ScratchDir dir;
+  const char* const kNames[] = {
+      "model-notes.txt",        "model-best.safetensors", "optimizer-00000001.safetensors.bak",
+      "run.plan.bak",           "config.json5",           "config.json.1",
+      "model-1.safetensors.old"};
+  for (const char* name : kNames) std::ofstream(dir / name) << name;
+  std::filesystem::create_directory(dir / "model-dir");
+  for (const char* name : {"model-00000001.safetensors.12-0", "run.plan.12-0", "config.json.345-1"})
+    std::ofstream(dir / name) << "unfinished";
+  Session session = make_session();
+  must(train_in(session, dir.path(), 4, false).status());
+  must(train_in(session, dir.path(), 7, true).status());
+  for (const char* name : kNames) CHECK_MESSAGE(slurp(dir / name) == name, name);
+  CHECK(dir.count() == 5 + std::size(kNames) + 1);
 }
 
 TEST_CASE("an interrupted save leaves the checkpoint before it") {

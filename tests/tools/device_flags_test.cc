@@ -25,6 +25,7 @@ TEST_CASE("a device in lockstep with itself agrees on every instruction") {
   CHECK_MESSAGE(outcome.exit_code == 0, outcome.err);
   CHECK(outcome.out.find("instructions agree on cpu and cpu") != std::string::npos);
   CHECK(outcome.out.find("grouped_linear_bwd_weight") != std::string::npos);
+  CHECK(run("moec", {"diff", small_plan_file(scratch), "--device-b", "cpu", "--steps", "0"}).exit_code == 2);
 }
 
 TEST_CASE("without a usable GPU, the CUDA device is refused in one line") {
