@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <ranges>
 #include <string>
 #include <utility>
 #include <vector>
@@ -9,7 +10,6 @@
 #include "compiler/builder.h"
 #include "compiler/memory_problem.h"
 #include "compiler/op.h"
-#include "compiler/recompute.h"
 #include "planner/planner.h"
 
 namespace moec {
@@ -74,7 +74,7 @@ Way Ways::without_budget() const {
 }
 
 void Ways::visit(uint64_t budget, const std::function<bool(Way)>& visit) const {
-  const Recompute recompute(programs_.accumulate, costs_);
+  const Recompute& recompute = this->recompute();
   for (const planner::Alternative& alternative : recompute.alternatives())
     if (persistent_ + std::max(alternative.live_bytes, others_) <= budget &&
         visit(make(recompute.apply(alternative), alternative.extra_seconds)))
@@ -92,17 +92,30 @@ std::optional<Way> Ways::fastest_within(uint64_t budget) const {
   return found;
 }
 
+Way Ways::least() const {
+  const Recompute& recompute = this->recompute();
+  std::optional<Way> least;
+  for (const planner::Alternative& alternative : recompute.alternatives() | std::views::reverse) {
+    // From here on more is live, which no arena is smaller than.
+    if (least && persistent_ + std::max(alternative.live_bytes, others_) > least->point.bytes) break;
+    Way way = make(recompute.apply(alternative), alternative.extra_seconds);
+    if (!least || way.point.bytes <= least->point.bytes) least = std::move(way);
+  }
+  return *std::move(least);
+}
+
 Shortage Ways::shortage(uint64_t budget) const {
-  Way least = keep_everything();
-  visit(UINT64_MAX, [&](Way way) {
-    if (way.point.bytes < least.point.bytes) least = std::move(way);
-    return false;
-  });
+  const Way least = this->least();
   return {.budget = budget,
           .least = least.point.bytes,
           .persistent = persistent_,
           .window = window_bytes(programs_.storage),
           .at_peak = live_at_peak(least.accumulate)};
+}
+
+const Recompute& Ways::recompute() const {
+  if (!recompute_) recompute_.emplace(programs_.accumulate, costs_);
+  return *recompute_;
 }
 
 Way Ways::make(Graph accumulate, double extra_seconds) const {

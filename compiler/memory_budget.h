@@ -8,6 +8,7 @@
 #include "compiler/compile.h"
 #include "compiler/cost_model.h"
 #include "compiler/programs.h"
+#include "compiler/recompute.h"
 
 namespace moec {
 
@@ -39,6 +40,10 @@ class Ways {
   Shortage shortage(uint64_t budget) const;
 
  private:
+  /// The way that takes least memory, and the fastest of several.
+  Way least() const;
+
+  const Recompute& recompute() const;
   Way make(Graph accumulate, double extra_seconds) const;
 
   const Programs& programs_;
@@ -47,6 +52,7 @@ class Ways {
   double micro_batches_;
   uint64_t persistent_, others_;  // bytes: of what outlives programs, of activations besides accumulate
   double kept_seconds_;           // of a step that keeps everything
+  mutable std::optional<Recompute> recompute_;  // searched for when it is first asked for
 };
 
 }  // namespace moec
