@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <ostream>
 #include <regex>
 #include <span>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -34,6 +36,8 @@ struct Flags {
   std::vector<std::string> routing;  // of that step; names
   tools::RecipeFlags recipe;
   std::string examples = MOEC_EXAMPLES;
+  std::string out;  // a file for the rows, too
+  std::string out_format = "json";
   std::vector<const CLI::Option*> of_rows;    // that --step has no use for
   std::vector<const CLI::Option*> of_google;  // those of them that Google Benchmark reads
 
@@ -117,24 +121,17 @@ Status print_step_table(const Flags& flags) {
     fmt::print("{}", table);
     return {};
   }
-  std::optional<runtime::AtomicFile> file;
-  if (!flags.step_json.empty()) {
-    MOEC_ASSIGN_OR_RETURN(runtime::AtomicFile created, runtime::AtomicFile::create(flags.step_json));
-    file.emplace(std::move(created));
-  }
   const auto routing = routings.empty() ? std::optional<Routing>() : routings[0];
   MOEC_ASSIGN_OR_RETURN(const MeasuredStep step, measure_step(plan, lanes.models, routing));
   fmt::print("{}", step_table(step, lanes.models));
-  if (!file) return {};
-  const std::string figures = step_json(step, lanes.models);
-  MOEC_RETURN_IF_ERROR(file->write(std::as_bytes(std::span(figures))));
-  return file->commit();
+  if (flags.step_json.empty()) return {};
+  return runtime::write_file(flags.step_json, step_json(step, lanes.models));
 }
 
-/// Gives Google Benchmark its flags.
+/// Gives Google Benchmark its flags, but no file: it would leave half of one when it cannot go on.
 void initialise_google(std::span<const CLI::Option* const> options) {
   static char program[] = "moebench";  // the library keeps the address
-  std::vector<std::string> words;
+  std::vector<std::string> words = {"--benchmark_out=/dev/null"};
   for (const CLI::Option* option : options)
     if (option->count() > 0)
       words.push_back(fmt::format("{}={}", option->get_name(), option->as<std::string>()));
@@ -144,18 +141,37 @@ void initialise_google(std::span<const CLI::Option* const> options) {
   benchmark::Initialize(&count, arguments.data());
 }
 
-/// The reporter that the flags ask for, without what the library itself says when no row matches.
+/// Hands everything to another reporter, and swallows what the library says itself: that no row matches.
 class Reporter final : public benchmark::BenchmarkReporter {
  public:
-  Reporter() { SetErrorStream(&nowhere_); }
-  bool ReportContext(const Context& context) override { return asked_for_.ReportContext(context); }
-  void ReportRuns(const std::vector<Run>& runs) override { asked_for_.ReportRuns(runs); }
-  void Finalize() override { asked_for_.Finalize(); }
+  explicit Reporter(benchmark::BenchmarkReporter& to) : to_(to) { SetErrorStream(&nowhere_); }
+  bool ReportContext(const Context& context) override { return to_.ReportContext(context); }
+  void ReportRuns(const std::vector<Run>& runs) override { to_.ReportRuns(runs); }
+  void Finalize() override { to_.Finalize(); }
 
  private:
   std::ostream nowhere_{nullptr};
-  benchmark::BenchmarkReporter& asked_for_ = *benchmark::CreateDefaultDisplayReporter();
+  benchmark::BenchmarkReporter& to_;
 };
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"  // CSVReporter
+
+std::unique_ptr<benchmark::BenchmarkReporter> reporter_into(std::ostream& text, const std::string& format) {
+  std::unique_ptr<benchmark::BenchmarkReporter> reporter;
+  if (format == "json") {
+    reporter = std::make_unique<benchmark::JSONReporter>();
+  } else if (format == "csv") {
+    reporter = std::make_unique<benchmark::CSVReporter>();
+  } else {
+    reporter = std::make_unique<benchmark::ConsoleReporter>(benchmark::ConsoleReporter::OO_None);
+  }
+  reporter->SetOutputStream(&text);
+  reporter->SetErrorStream(&text);
+  return reporter;
+}
+
+#pragma GCC diagnostic pop
 
 Status run(const Flags& flags) {
   if (!flags.step.empty()) {
@@ -181,9 +197,13 @@ Status run(const Flags& flags) {
   add_kernel_rows(rows, examples.whole, lanes.models);
   add_kernel_rows(rows, examples.one_of_each_block, lanes.models);
   for (const Model& model : examples.whole) add_step_row(rows, model, lanes.models);
-  Reporter reporter;
-  if (benchmark::RunSpecifiedBenchmarks(&reporter) == 0)
+  std::ostringstream text;
+  const auto writer = reporter_into(text, flags.out_format);
+  Reporter display(*benchmark::CreateDefaultDisplayReporter()), file(*writer);
+  if (benchmark::RunSpecifiedBenchmarks(&display, &file) == 0)
     return input_error("no row matches --benchmark_filter");
+  if (!flags.out.empty() && !text.view().empty())
+    MOEC_RETURN_IF_ERROR(runtime::write_file(flags.out, text.view()));
   if (rows.failed() > 0) return failure(fmt::format("{} rows failed", rows.failed()));
   return {};
 }
@@ -201,9 +221,15 @@ CLI::Validator row_filter() {
           ""};
 }
 
+/// Accepts anything but an empty text.
+CLI::Validator some_text() {
+  return {[](const std::string& text) { return text.empty() ? "needs a value" : ""; }, ""};
+}
+
 /// Accepts a path to which a file can be written.
 CLI::Validator writable_file() {
   return {[](const std::string& path) -> std::string {
+            if (path.empty()) return "needs a value";
             const Status status = runtime::AtomicFile::create(path).status();
             return status.ok() ? "" : status.error().message;
           },
@@ -228,20 +254,31 @@ void add_google_flags(CLI::App& app, Flags& flags) {
     return option;
   };
   const auto add_flag = [&](const char* name, const std::string& help) {
-    flags.of_google.push_back(app.add_flag(name, help)->group(kGroup));
+    flags.of_google.push_back(
+        app.add_flag(name, help)->check(tools::one_of({"true", "false"}))->group(kGroup));
   };
   const auto format = tools::one_of({"console", "json", "csv"});
+  const auto seconds = tools::number<double>(0, 86400);
   add("--benchmark_filter", "REGEX", "Rows to run; -REGEX: all others")->check(row_filter());
   add_flag("--benchmark_list_tests", "Print the names of the rows, and run none");
-  add("--benchmark_min_time", "SECONDS", "Least time of a row")->check(tools::number<double>(0));
-  add("--benchmark_min_warmup_time", "SECONDS", "Least time before it")->check(tools::number<double>(0));
+  add("--benchmark_min_time", "SECONDS", "Least time of a row")->check(seconds);
+  add("--benchmark_min_warmup_time", "SECONDS", "Least time before it")->check(seconds);
   add("--benchmark_repetitions", "N", "Runs of a row")->check(tools::number<int>(1));
   add_flag("--benchmark_enable_random_interleaving", "Repetitions of different rows take turns");
   add_flag("--benchmark_report_aggregates_only", "Of repetitions only mean, median and deviation");
   add_flag("--benchmark_display_aggregates_only", "The same, but for --benchmark_out");
   add("--benchmark_format", "console|json|csv", "Form of the output")->check(format);
-  add("--benchmark_out", "FILE", "Write the results to a file, too")->check(writable_file());
-  add("--benchmark_out_format", "json|console|csv", "Form of that file")->check(format);
+  CLI::Option* const out = app.add_option("--benchmark_out", flags.out, "Write the results to a file, too")
+                               ->check(writable_file())
+                               ->type_name("FILE")
+                               ->group(kGroup);
+  CLI::Option* const out_format =
+      app.add_option("--benchmark_out_format", flags.out_format, "Form of that file")
+          ->check(format)
+          ->needs(out)
+          ->type_name("json|console|csv")
+          ->group(kGroup);
+  flags.of_rows.insert(flags.of_rows.end(), {out, out_format});
   add("--benchmark_color", "auto|true|false", "Colours")->check(tools::one_of({"auto", "true", "false"}));
   add_flag("--benchmark_counters_tabular", "Counters as columns of a table");
   add("--benchmark_context", "KEY=VALUE,...", "More lines of the header")->check(key_values());
@@ -262,12 +299,14 @@ void describe(CLI::App& app, Flags& flags) {
       app.add_option("--memory", flags.memory_gib,
                      "GiB that a model may take (default: 1): a larger one has kernel rows of one of each "
                      "repeated block if that fits, and no step row")
-          ->check(tools::number<double>(0))
+          ->check(tools::number<double>(0, 1 << 20))
           ->type_name("GIB"));
   app.add_option("--step", flags.step, "Print where the time of a step of this model goes, and no rows")
+      ->check(some_text())
       ->type_name("PLAN|SPEC");
   app.add_option("--step-json", flags.step_json,
                  "File for the figures of --step, with the kernels' times by shape")
+      ->check(writable_file())
       ->type_name("FILE");
   app.add_option("--routing", flags.routing,
                  "With --step: what every expert gets is forced to be this; several are set side by side")

@@ -68,6 +68,16 @@ std::optional<std::string> unknown_command(const CLI::App& app, const std::strin
   return fmt::format("unknown command '{}'{}", word, hint.empty() ? "; see --help" : hint);
 }
 
+/// "--x=", for which the parser would take the next word as the value.
+std::optional<std::string> missing_value(std::span<const char* const> arguments) {
+  for (const std::string_view argument : arguments) {
+    if (argument == "--") break;
+    if (argument.starts_with("--") && argument.find('=') == argument.size() - 1)
+      return fmt::format("{}: needs a value", argument.substr(0, argument.size() - 1));
+  }
+  return {};
+}
+
 /// The command that the arguments chose, the root when none.
 const CLI::App& chosen(const CLI::App& app) {
   const auto parsed = app.get_subcommands();
@@ -203,6 +213,8 @@ int run_tool(CLI::App& app, int argc, const char* const* argv, std::span<const C
       if (argc < 2) return report(tool, "nothing to do; see --help", kWrongUse);
       if (const auto fault = unknown_command(app, argv[1])) return report(tool, *fault, kWrongUse);
     }
+    if (const auto fault = missing_value({argv, static_cast<size_t>(argc)}))
+      return report(tool, *fault, kWrongUse);
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& asked) {

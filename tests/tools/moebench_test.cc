@@ -1,7 +1,9 @@
 // moebench as its users meet it: exit codes and messages.
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
-#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "tests/tools/process.h"
 
@@ -36,7 +38,20 @@ TEST_CASE("wrong use of moebench is one line and exit code 2") {
                    std::string("--benchmark_context: '") + text + "' is not KEY=VALUE,...");
   check_rejected({"--benchmark_out=/none/out.json"},
                  "--benchmark_out: /none/out.json: cannot write here: No such file or directory");
-  check_rejected({"--benchmark_filter=^none$", "--memory=0.01"}, "no row matches --benchmark_filter");
+  for (const char* flag : {"--benchmark_out", "--step", "--step-json"}) {
+    check_rejected({std::string(flag) + "=", "--threads=1"}, std::string(flag) + ": needs a value");
+    check_rejected({flag, ""}, std::string(flag) + ": needs a value");
+  }
+  check_rejected({"--benchmark_out_format=csv"}, "--benchmark_out_format requires --benchmark_out");
+  for (const char* text : {"1e400", "inf"}) {
+    check_rejected({"--benchmark_min_time", text},
+                   fmt::format("--benchmark_min_time: '{}' is not a number from 0 to 86400", text));
+    check_rejected({"--benchmark_min_warmup_time", text},
+                   fmt::format("--benchmark_min_warmup_time: '{}' is not a number from 0 to 86400", text));
+    check_rejected({"--memory", text}, fmt::format("--memory: '{}' is not a number from 0 to 1048576", text));
+  }
+  check_rejected({"--benchmark_counters_tabular=maybe"},
+                 "--benchmark_counters_tabular: 'maybe' is not one of true, false");
   for (const char* flag : {"--benchmark_filter=x", "--benchmark_list_tests", "--memory=2"}) {
     const std::string name = flag;
     check_rejected({"--step", example("moe-tiny"), flag},
@@ -52,10 +67,44 @@ TEST_CASE("wrong use of moebench is one line and exit code 2") {
 }
 
 TEST_CASE("moebench lists its rows and its flags") {
-  const Outcome rows = run("moebench", {"--benchmark_list_tests", "--threads", "1", "--memory", "0.01"});
+  const Scratch scratch;
+  const std::string out = scratch.path("out");
+  write(out, "before");
+  const Outcome rows = run(
+      "moebench", {"--benchmark_list_tests", "--threads", "1", "--memory", "0.01", "--benchmark_out", out});
   CHECK(rows.exit_code == 0);
+  CHECK(read(out) == "before");
   CHECK(rows.out.find("table/") != std::string::npos);
   CHECK(run("moebench", {"--help"}).out.find("--benchmark_filter REGEX") != std::string::npos);
+}
+
+TEST_CASE("--benchmark_out gets all rows, or stays as it is") {
+  const Scratch scratch;
+  const std::string out = scratch.path("out");
+  const auto rows = [&](const std::string& filter, const std::vector<std::string>& more,
+                        const std::optional<Interruption>& interruption = {}) {
+    std::vector<std::string> arguments = {"--threads=1", "--memory=0.01", "--benchmark_filter=" + filter,
+                                          "--benchmark_repetitions=20", "--benchmark_out=" + out};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run("moebench", arguments, interruption);
+  };
+  const std::string softmax = "^table/softmax", quick = "--benchmark_min_time=0";
+  std::filesystem::create_symlink("none", out);
+  CHECK(rows(softmax, {quick}).exit_code == 0);
+  const auto written = nlohmann::json::parse(read(out), nullptr, false);
+  REQUIRE(written.is_object());
+  CHECK(written["benchmarks"].size() == 24);
+
+  write(out, "before");
+  CHECK(rows("^none$", {}).exit_code == 2);
+  CHECK(read(out) == "before");
+  CHECK(rows(softmax, {"--benchmark_format=json"}, Interruption{"context"}).exit_code == 128 + SIGINT);
+  CHECK(read(out) == "before");
+  const FileSizeLimit limit(4096);
+  const Outcome full = rows(softmax, {quick, "--benchmark_display_aggregates_only"});
+  CHECK(full.exit_code == 1);
+  CHECK_MESSAGE(full.err.find("\nmoebench: " + out + ": cannot write") != std::string::npos, full.err);
+  CHECK(read(out) == "before");
 }
 
 }  // namespace moec::test

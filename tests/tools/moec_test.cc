@@ -1,6 +1,5 @@
 // moec as its users meet it: exit codes, messages, files.
 #include <doctest/doctest.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -195,12 +194,8 @@ TEST_CASE("flags that the schedule ignores are refused") {
 
 TEST_CASE("a plan that the limit of file sizes does not let grow leaves nothing behind") {
   const Scratch scratch;
-  rlimit before{};
-  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
-  const rlimit small = {.rlim_cur = 4096, .rlim_max = before.rlim_max};
-  REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
+  const FileSizeLimit limit(4096);
   const Outcome outcome = run("moec", {example("moe-tiny"), "-o", scratch.path("x.plan")});
-  REQUIRE(::setrlimit(RLIMIT_FSIZE, &before) == 0);
   CHECK(outcome.exit_code == 1);
   CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
   CHECK_MESSAGE(has(outcome.err, "x.plan: cannot write"), outcome.err);
@@ -316,6 +311,7 @@ TEST_CASE("wrong use of moec is one line and exit code 2") {
   const std::string spec = example("moe-tiny"), plan = scratch.path("x.plan");
   check_rejected({}, "--help");
   check_rejected({spec, "-o", plan, "--batchsize", "4"}, "did you mean '--batch-size'?");
+  check_rejected({"explain", "--html=", plan}, "--html: needs a value");
   check_rejected({spec, "-o", plan, "--frobnicate"}, "unknown flag '--frobnicate'");
   check_rejected({"explian", plan}, "did you mean 'explain'?");
   check_rejected({"verify"}, "PLAN is required");

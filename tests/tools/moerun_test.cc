@@ -266,6 +266,7 @@ TEST_CASE("wrong use of moerun is one line and exit code 2") {
   check_rejected({"trian", setup.plan}, "did you mean 'train'?");
   check_rejected(setup.train("r", {"--max-stps", "5"}), "did you mean '--max-steps'?");
   check_rejected(setup.train("r", {"--max-steps", "0"}), "--max-steps: '0'");
+  check_rejected(setup.train("r", {"--val-data=", "--resume"}), "--val-data: needs a value");
   check_rejected(setup.train("r", {"--max-steps", "ten"}), "--max-steps: 'ten'");
   check_rejected(setup.train("r", {"--batch-size", "4"}), "--batch-size");
   check_rejected(setup.train("r", {"--resume"}), "holds no checkpoint");

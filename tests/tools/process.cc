@@ -76,6 +76,14 @@ Scratch::~Scratch() {
   std::filesystem::remove_all(dir_, ignored);
 }
 
+FileSizeLimit::FileSizeLimit(rlim_t bytes) {
+  if (::getrlimit(RLIMIT_FSIZE, &before_) != 0) throw std::runtime_error("getrlimit failed");
+  const rlimit limit = {.rlim_cur = bytes, .rlim_max = before_.rlim_max};
+  if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) throw std::runtime_error("setrlimit failed");
+}
+
+FileSizeLimit::~FileSizeLimit() { ::setrlimit(RLIMIT_FSIZE, &before_); }
+
 std::string read(const std::string& path) {
   std::ostringstream content;
   content << std::ifstream(path, std::ios::binary).rdbuf();

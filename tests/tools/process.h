@@ -1,6 +1,8 @@
 // Runs the built tools as processes, as a shell would.
 #pragma once
 
+#include <sys/resource.h>
+
 #include <csignal>
 #include <optional>
 #include <string>
@@ -36,6 +38,18 @@ class Scratch {
 
  private:
   std::string dir_;
+};
+
+/// Tools that start meanwhile write no file that is larger.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes);
+  FileSizeLimit(const FileSizeLimit&) = delete;
+  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
+  ~FileSizeLimit();
+
+ private:
+  rlimit before_{};
 };
 
 std::string read(const std::string& path);
