@@ -141,7 +141,8 @@ void initialise_google(std::span<const CLI::Option* const> options) {
   benchmark::Initialize(&count, arguments.data());
 }
 
-/// Hands everything to another reporter, and swallows what the library says itself: that no row matches.
+/// Hands everything to another reporter, whose streams the library then does not replace, and swallows what
+/// it says itself: that no row matches.
 class Reporter final : public benchmark::BenchmarkReporter {
  public:
   explicit Reporter(benchmark::BenchmarkReporter& to) : to_(to) { SetErrorStream(&nowhere_); }

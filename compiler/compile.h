@@ -57,7 +57,9 @@ class MemoryError : public CompileError {
 
 /// Compiles a model as its recipe says: in the least predicted time that its memory budget allows. Without
 /// one no instruction runs again, and activations that a backward product can make again beside its results
-/// are not kept: what that takes is little beside the memory. Runs the independent validator on the result.
+/// are not kept: what that takes is little beside the memory. A plan may take more memory than it needs, so
+/// that gradients can run beside other work: what is left of the budget, 32 MiB without one. Runs the
+/// independent validator on the result.
 /// Throws CompileError, and MemoryError where the budget is too small.
 fb::PlanT compile(const fb::ModelT& model, const CompileOptions& options = {});
 

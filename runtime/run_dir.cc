@@ -197,7 +197,7 @@ bool has_unnamed_checkpoint(const std::string& dir) {
   const std::filesystem::directory_iterator files(dir, error);
   return !has_checkpoint(dir) && std::any_of(begin(files), end(files), [](const auto& entry) {
     const std::string name = entry.path().filename();
-    return name.starts_with(kOptimizerPrefix) && name.ends_with(kTensorsSuffix);
+    return is_stale_name(name) && name.starts_with(kOptimizerPrefix) && name.ends_with(kTensorsSuffix);
   });
 }
 

@@ -82,7 +82,8 @@ constexpr const char* kExamples = R"(Examples:
 
 The memory of a row is what `moec SPEC --memory-budget BYTES` needs; rows without recompute run no instruction twice,
 but make experts' activations again inside a kernel of the backward pass. Recompute chooses what to keep, these as well,
-and so can be faster where there is memory. A plan without a budget may take up to 32 MiB more, where small gradients run beside other work.
+and so can be faster where there is memory. A plan may take more, so that gradients can run beside other work: up to
+32 MiB without a budget, with one what is left of it.
 Exit code 1: the recipe does not fit, not even with recompute.)";
 
 }  // namespace
