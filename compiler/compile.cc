@@ -8,6 +8,7 @@
 #include "compiler/cost_model.h"
 #include "compiler/dump.h"
 #include "compiler/fuse.h"
+#include "compiler/fuse_norm.h"
 #include "compiler/gradient_squares.h"
 #include "compiler/lower.h"
 #include "compiler/memory_budget.h"
@@ -150,6 +151,7 @@ Programs make_programs(const fb::ModelT& model, const CompileOptions& options) {
                     .evaluate = std::move(evaluate),
                     .prefill = std::move(prefill)};
   order(programs);
+  sum_norm_gradients_last(programs.accumulate);
   return programs;
 }
 

@@ -68,10 +68,10 @@ Status place(const PlaceFlags& flags) {
   else
     MOEC_RETURN_IF_ERROR(runtime::write_file(flags.output, placed));
   fmt::print(flags.output.empty() ? stderr : stdout,
-             "{} buffers: peak {} B, lower bound {} B, {:.4f} x, by {} in {}\n",
-             with_commas(problem.buffers.size()), with_commas(fit.placed.peak), with_commas(bound),
+             "{} buffers: peak {} B, lower bound {} B, {:.4f} x, {}{}\n", with_commas(problem.buffers.size()),
+             with_commas(fit.placed.peak), with_commas(bound),
              bound ? static_cast<double>(fit.placed.peak) / static_cast<double>(bound) : 1.0,
-             fit.placed.heuristic, effort);
+             fit.placed.heuristic.empty() ? "" : fmt::format("by {} in ", fit.placed.heuristic), effort);
   return {};
 }
 

@@ -1,5 +1,6 @@
 // RMSNorm and LayerNorm over the last dimension, alone and of the sum of two values.
 #include "compiler/ops/ops.h"
+#include "kernels/workspace.h"
 
 namespace moec::ops {
 namespace {
@@ -85,6 +86,24 @@ void infer_norm_bwd_parameters(OpCall& call) {
   set_gradient(call, 0, {call.input(0).cols()});
   set_gradient(call, 1, {call.input(0).cols()});
 }
+
+/// dx, and the gradients of the parameters as sums of pieces of the rows.
+void infer_norm_bwd_partials(OpCall& call) {
+  infer_like_first(call);
+  const fb::DType sum = call.precision().accumulator();
+  const int64_t pieces = column_pieces(call.input(0).rows(), dtype_size(sum)).count;
+  for (const int output : {1, 2}) call.set_output(output, {sum, {pieces, call.input(0).cols()}});
+}
+
+/// As of layernorm_bwd or rmsnorm_bwd.
+double norm_bwd_partials_flops(const OpCall& call) {
+  constexpr int kMean = 3;
+  return (call.has_input(kMean) ? 12 : 9) * static_cast<double>(call.output(0).elements());
+}
+
+void infer_norm_bwd_sum(OpCall& call) { set_gradient(call, 0, {call.input(0).cols()}); }
+
+double norm_bwd_sum_flops(const OpCall& call) { return static_cast<double>(call.input(0).elements()); }
 
 double norm_bwd_parameters_flops(const OpCall& call) {
   return 4 * static_cast<double>(call.input(0).elements());
@@ -193,5 +212,13 @@ const OpDef norm_bwd_parameters = {.key = "norm_bwd_parameters",
                                    .attrs = fb::Op::FusedNorm,
                                    .infer = infer_norm_bwd_parameters,
                                    .flops = norm_bwd_parameters_flops};
+const OpDef norm_bwd_partials = {.key = "norm_bwd_partials",
+                                 .attrs = fb::Op::FusedNorm,
+                                 .infer = infer_norm_bwd_partials,
+                                 .flops = norm_bwd_partials_flops};
+const OpDef norm_bwd_sum = {.key = "norm_bwd_sum",
+                            .attrs = fb::Op::FusedNorm,
+                            .infer = infer_norm_bwd_sum,
+                            .flops = norm_bwd_sum_flops};
 
 }  // namespace moec::ops

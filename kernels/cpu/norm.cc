@@ -1,7 +1,9 @@
 // RMSNorm and LayerNorm over the last dimension D, alone and of the sum of two values. Statistics are kept
 // per row in the accumulation type. A sum is normalised as it is stored, which is what the backward pass
 // reads.
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/rows.h"
@@ -291,6 +293,48 @@ void norm_bwd_parameters(const KernelCall& call) {
     };
     sum_parameter_gradients<Acc>(call, x.rows(), n, {call.outputs[0], call.inputs[4].present()},
                                  {call.outputs[1], call.inputs[5].present()}, add_row);
+  });
+}
+
+void norm_bwd_partials(const KernelCall& call) {
+  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2];
+  const TensorView &mean = call.inputs[3], &rstd = call.inputs[4], &dresidual = call.inputs[5];
+  const TensorView &dx = call.outputs[0], &dweight = call.outputs[1], &dbias = call.outputs[2];
+  const int64_t n = x.cols(), pieces = dweight.rows(), piece_rows = (x.rows() + pieces - 1) / pieces;
+  dispatch(x.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    const auto add_row = [&](int64_t row, Acc* dweight_sums, Acc* dbias_sums) {
+      const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
+      const T *row_weight = weight.as<const T>(), *around = row_of<T>(dresidual, row);
+      T* dx_row = dx.as<T>() + row * n;
+      const Acc row_rstd = rstd.as<const Acc>()[row];
+      if (mean.present()) {
+        const Moments<Acc> moments{mean.as<const Acc>()[row], row_rstd};
+        layernorm_bwd_parameters_row(dy_row, x_row, moments, dweight_sums, dbias_sums, n);
+        layernorm_bwd_input_row(dy_row, x_row, row_weight, moments, around, dx_row, n);
+      } else {
+        rmsnorm_bwd_parameters_row(dy_row, x_row, row_rstd, dweight_sums, n);
+        rmsnorm_bwd_input_row(dy_row, x_row, row_weight, row_rstd, around, dx_row, n);
+      }
+    };
+    parallel_ranges(pieces, 1, [&](int64_t first, int64_t last) {
+      std::vector<Acc> unused(dbias.present() ? 0 : static_cast<size_t>(n));
+      for (int64_t piece = first; piece < last; ++piece) {
+        Acc* dweight_sums = dweight.as<Acc>() + piece * n;
+        Acc* dbias_sums = dbias.present() ? dbias.as<Acc>() + piece * n : unused.data();
+        std::fill_n(dweight_sums, n, Acc{0});
+        std::fill_n(dbias_sums, n, Acc{0});
+        const int64_t end = std::min(x.rows(), (piece + 1) * piece_rows);
+        for (int64_t row = piece * piece_rows; row < end; ++row) add_row(row, dweight_sums, dbias_sums);
+      }
+    });
+  });
+}
+
+void norm_bwd_sum(const KernelCall& call) {
+  const TensorView& partials = call.inputs[0];
+  dispatch_accumulator(partials.dtype, [&]<class Acc>() {
+    sum_column_partials(partials.as<const Acc>(), partials.rows(), call.outputs[0], call.inputs[1].present());
   });
 }
 

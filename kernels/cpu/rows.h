@@ -28,9 +28,10 @@ void parallel_rows(int64_t rows, int64_t cols, Body&& body) {
 /// Calls body(piece, begin, end) for at most kColumnPartials pieces of [0, rows) and returns their number.
 template <class Body>
 int64_t for_column_partials(int64_t rows, Body&& body) {
-  const int64_t grain = std::max<int64_t>(1, (rows + kColumnPartials - 1) / kColumnPartials);
-  parallel_ranges(rows, grain, [&](int64_t begin, int64_t end) { body(begin / grain, begin, end); });
-  return (rows + grain - 1) / grain;
+  const RowPieces pieces = row_pieces(rows, kColumnPartials);
+  parallel_ranges(rows, pieces.rows,
+                  [&](int64_t begin, int64_t end) { body(begin / pieces.rows, begin, end); });
+  return pieces.count;
 }
 
 /// out[cols] = (accumulate ? out : 0) + the sum over pieces, in order, of partials[pieces, cols]. `out` is of

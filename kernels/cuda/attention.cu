@@ -31,13 +31,6 @@ struct Operands {
   }
 };
 
-struct Max {
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a > b ? a : b;
-  }
-};
-
 /// What a block needs of a kernel: its tile of queries, one head per blockIdx.x, the last queries, which have
 /// the most keys, in the first blocks.
 struct BlockPlace {
@@ -103,9 +96,9 @@ struct SimtForward {
       for (int j = 0; j < kCols; ++j) {
         const int key = first_key + Products::lane_col() + j * Products::kLaneCols;
         scores[r][j] = key <= query ? scores[r][j] * scale : -std::numeric_limits<T>::infinity();
-        new_max = Max()(new_max, scores[r][j]);
+        new_max = Larger()(new_max, scores[r][j]);
       }
-      new_max = lanes_reduce<Products::kLaneCols>(new_max, Max());
+      new_max = lanes_reduce<Products::kLaneCols>(new_max, Larger());
       T added = 0;
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
@@ -208,7 +201,7 @@ struct MmaForward {
           new_max = fmaxf(new_max, score);
         }
       }
-      new_max = lanes_reduce<4>(new_max, Max());
+      new_max = lanes_reduce<4>(new_max, Larger());
       float added = 0;
 #pragma unroll
       for (int t = 0; t < kKeys / 8; ++t) {

@@ -243,10 +243,6 @@ struct MmaAttention {
   }
 };
 
-struct MaxOf {
-  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
-};
-
 /// op over the values of kLanes neighbouring lanes, for all of them.
 template <int kLanes, class T, class Op>
 __device__ inline T lanes_reduce(T value, Op op) {

@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kBlockThreads) attend_short(const ShortOperand
       max[i / 2] = fmaxf(max[i / 2], scores[t][i]);
     }
   }
-  combine_rows(max, shared.max, MaxOf());
+  combine_rows(max, shared.max, Larger());
 #pragma unroll
   for (int t = 0; t < kScoreTiles; ++t) {
 #pragma unroll

@@ -199,7 +199,8 @@ __global__ void __launch_bounds__(32 * kTiles) attend_short_bf16(const ForwardOp
   }
   float shift[2];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) shift[half] = lanes_reduce<4>(largest[half], MaxOf()) * operands.scale;
+  for (int half = 0; half < 2; ++half)
+    shift[half] = lanes_reduce<4>(largest[half], Larger()) * operands.scale;
 
   RowSums<kDim> sums;
 #pragma unroll

@@ -8,7 +8,7 @@ namespace moec::cuda {
 
 CallRun find_call_run(std::span<const KeyedCall> sequence, const CudaContext& context) {
   for (const auto find : {norm_linear_run, optimizer_step_run, loss_run, batch_embedding_run,
-                          embeddings_bwd_run, router_bwd_run})
+                          embeddings_bwd_run, router_bwd_run, norm_sums_run})
     if (CallRun run = find(sequence, context); run.calls > 0) return run;
   return {};
 }

@@ -51,5 +51,6 @@ CallRun loss_run(std::span<const KeyedCall> sequence, const CudaContext& context
 CallRun batch_embedding_run(std::span<const KeyedCall> sequence, const CudaContext& context);
 CallRun embeddings_bwd_run(std::span<const KeyedCall> sequence, const CudaContext& context);
 CallRun router_bwd_run(std::span<const KeyedCall> sequence, const CudaContext& context);
+CallRun norm_sums_run(std::span<const KeyedCall> sequence, const CudaContext& context);
 
 }  // namespace moec::cuda

@@ -1,8 +1,13 @@
-// RMSNorm and LayerNorm over the last dimension D, backward. Two launches: the first writes dx and, per piece
-// of the rows, the sums of the parameters' gradients; the second adds these sums in order.
+// RMSNorm and LayerNorm over the last dimension D, backward. A first launch writes dx and, per piece of the
+// rows, the sums of the parameters' gradients; a second one adds these sums in order. norm_bwd_partials and
+// norm_bwd_sum are one each.
+#include <array>
+
+#include "kernels/cuda/call_run.h"
 #include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/norm_bwd.h"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/workspace.h"
 
 namespace moec::cuda {
 namespace {
@@ -17,7 +22,7 @@ struct NormBwd {
   const T* dresidual;    // null where there is none
   T* dx;                 // may be dy or dresidual; null where only parameters want gradients
   Acc* weight_partials;  // [pieces, cols]
-  Acc* bias_partials;    // likewise, for LayerNorm only
+  Acc* bias_partials;    // likewise, for LayerNorm only; null where there is no bias
   int64_t rows;
   int64_t piece_rows;
   int cols;
@@ -162,7 +167,7 @@ __global__ void __launch_bounds__(Layout::kBlock) norm_bwd_kernel(const NormBwd<
   }
   store_column_sums<Layout, kWidth>(dweight, norm.weight_partials + int64_t{blockIdx.x} * norm.cols,
                                     norm.cols);
-  if constexpr (kCentred)
+  if (kCentred && norm.bias_partials != nullptr)
     store_column_sums<Layout, kWidth>(dbias, norm.bias_partials + int64_t{blockIdx.x} * norm.cols, norm.cols);
 }
 
@@ -181,44 +186,95 @@ cudaError_t with_bwd_layout(int64_t vectors, Body&& body) {
 }
 
 struct NormBwdViews {
-  const TensorView &dy, &x, &weight, &mean, &rstd, &dweight_prev, &dbias_prev, &dresidual, &dx, &dweight,
-      &dbias, &workspace;
+  const TensorView &dy, &x, &weight, &mean, &rstd, &dresidual, &dx;
 };
 
+/// Sums of pieces of the rows; those of the bias null where there is none.
+template <class Acc>
+struct Partials {
+  Acc *weight, *bias;
+  RowPieces pieces;
+};
+
+/// Writes dx and the partial sums.
+template <bool kCentred, class T, class Acc = Accumulator<T>>
+cudaError_t differentiate(const CudaContext& context, const NormBwdViews& views,
+                          const Partials<Acc>& partials) {
+  const int64_t cols = views.x.cols();
+  const NormBwd<T> norm = {views.dy.as<const T>(),
+                           views.x.as<const T>(),
+                           views.weight.as<const T>(),
+                           views.mean.as<const Acc>(),
+                           views.rstd.as<const Acc>(),
+                           views.dresidual.as<const T>(),
+                           views.dx.as<T>(),
+                           partials.weight,
+                           partials.bias,
+                           views.x.rows(),
+                           partials.pieces.rows,
+                           static_cast<int>(cols)};
+  return with_width<T>(cols, {&views.dy, &views.x, &views.weight, &views.dresidual, &views.dx},
+                       [&]<int kWidth>() {
+                         constexpr int kSums = kCentred ? 2 : 1;
+                         return with_bwd_layout<kSums, T, kWidth>(cols / kWidth, [&]<class Layout>() {
+                           return launch(context, norm_bwd_kernel<kCentred, T, kWidth, Layout>,
+                                         partials.pieces.count, Layout::kBlock, norm);
+                         });
+                       });
+}
+
+/// The gradient of a parameter, and whether what is there stays a part of it.
+struct ParameterGradient {
+  const TensorView& sum;
+  bool accumulates;
+};
+
+/// Both launches; `bias.sum` is absent where there is none. Takes the workspace of column_partials, for
+/// LayerNorm twice.
 template <bool kCentred>
-cudaError_t run_norm_bwd(const CudaContext& context, const NormBwdViews& views) {
-  const int64_t rows = views.x.rows(), cols = views.x.cols();
+cudaError_t run_norm_bwd(const CudaContext& context, const NormBwdViews& views,
+                         const ParameterGradient& weight, const ParameterGradient& bias,
+                         const TensorView& workspace) {
+  const int64_t cols = views.x.cols();
   return with_type(views.x.dtype, [&]<class T>() {
     using Acc = Accumulator<T>;
-    const RowPieces pieces = row_pieces<Acc>(rows);
-    Acc* weight_partials = views.workspace.as<Acc>();
-    Acc* bias_partials = weight_partials + pieces.count * cols;
-    const NormBwd<T> norm = {views.dy.as<const T>(),
-                             views.x.as<const T>(),
-                             views.weight.as<const T>(),
-                             views.mean.as<const Acc>(),
-                             views.rstd.as<const Acc>(),
-                             views.dresidual.as<const T>(),
-                             views.dx.as<T>(),
-                             weight_partials,
-                             bias_partials,
-                             rows,
-                             pieces.rows,
-                             static_cast<int>(cols)};
-    const cudaError_t status = with_width<T>(
-        cols, {&views.dy, &views.x, &views.weight, &views.dresidual, &views.dx}, [&]<int kWidth>() {
-          constexpr int kSums = kCentred ? 2 : 1;
-          return with_bwd_layout<kSums, T, kWidth>(cols / kWidth, [&]<class Layout>() {
-            return launch(context, norm_bwd_kernel<kCentred, T, kWidth, Layout>, pieces.count, Layout::kBlock,
-                          norm);
-          });
-        });
+    const RowPieces pieces = column_pieces(views.x.rows(), sizeof(Acc));
+    Acc* const sums = workspace.as<Acc>();
+    const Partials<Acc> partials = {sums, bias.sum.present() ? sums + pieces.count * cols : nullptr, pieces};
+    const cudaError_t status = differentiate<kCentred, T>(context, views, partials);
     if (status != cudaSuccess) return status;
-    return with_gradient_type<T>(views.dweight.dtype, [&]<class Grad>() {
+    return with_gradient_type<T>(weight.sum.dtype, [&]<class Grad>() {
       using Sum = ColumnSum<Acc, Grad>;
-      return sum_columns(
-          context, Sum{weight_partials, views.dweight.as<Grad>(), views.dweight_prev.present()},
-          Sum{bias_partials, views.dbias.as<Grad>(), views.dbias_prev.present()}, pieces.count, cols);
+      const auto sum = [&](const Acc* of, const ParameterGradient& gradient) {
+        return Sum{of, gradient.sum.as<Grad>(), gradient.accumulates, static_cast<int>(pieces.count),
+                   static_cast<int>(cols)};
+      };
+      const std::array<Sum, 2> jobs = {sum(partials.weight, weight), sum(partials.bias, bias)};
+      return sum_columns<2>(context, std::span<const Sum>(jobs).first(bias.sum.present() ? 2 : 1));
+    });
+  });
+}
+
+/// Sums that one launch makes.
+constexpr size_t kMostSums = 64;
+
+/// Those of calls of norm_bwd_sum of the types of the first.
+cudaError_t sum_partials(std::span<const KeyedCall> calls, const CudaContext& context) {
+  const KernelCall& first = *calls[0].call;
+  return with_accumulator_type(first.inputs[0].dtype, [&]<class Acc>() {
+    return with_type(first.outputs[0].dtype, [&]<class Grad>() -> cudaError_t {
+      if constexpr (!std::is_same_v<Accumulator<Grad>, Acc>) {
+        return cudaErrorNotSupported;
+      } else {
+        using Sum = ColumnSum<Acc, Grad>;
+        std::array<Sum, kMostSums> jobs = {};
+        for (size_t i = 0; i < calls.size(); ++i) {
+          const TensorView &partials = calls[i].call->inputs[0], &previous = calls[i].call->inputs[1];
+          jobs[i] = {partials.as<const Acc>(), calls[i].call->outputs[0].as<Grad>(), previous.present(),
+                     static_cast<int>(partials.rows()), static_cast<int>(partials.cols())};
+        }
+        return sum_columns<kMostSums>(context, std::span<const Sum>(jobs).first(calls.size()));
+      }
     });
   });
 }
@@ -227,33 +283,28 @@ cudaError_t run_norm_bwd(const CudaContext& context, const NormBwdViews& views) 
 
 cudaError_t rmsnorm_bwd(const KernelCall& call, const CudaContext& context) {
   const TensorView absent;
-  return run_norm_bwd<false>(context, {.dy = call.inputs[0],
-                                       .x = call.inputs[1],
-                                       .weight = call.inputs[2],
-                                       .mean = absent,
-                                       .rstd = call.inputs[3],
-                                       .dweight_prev = call.inputs[4],
-                                       .dbias_prev = absent,
-                                       .dresidual = call.inputs[5],
-                                       .dx = call.outputs[0],
-                                       .dweight = call.outputs[1],
-                                       .dbias = absent,
-                                       .workspace = call.workspace});
+  return run_norm_bwd<false>(context,
+                             {.dy = call.inputs[0],
+                              .x = call.inputs[1],
+                              .weight = call.inputs[2],
+                              .mean = absent,
+                              .rstd = call.inputs[3],
+                              .dresidual = call.inputs[5],
+                              .dx = call.outputs[0]},
+                             {call.outputs[1], call.inputs[4].present()}, {absent, false}, call.workspace);
 }
 
 cudaError_t layernorm_bwd(const KernelCall& call, const CudaContext& context) {
-  return run_norm_bwd<true>(context, {.dy = call.inputs[0],
-                                      .x = call.inputs[1],
-                                      .weight = call.inputs[2],
-                                      .mean = call.inputs[3],
-                                      .rstd = call.inputs[4],
-                                      .dweight_prev = call.inputs[5],
-                                      .dbias_prev = call.inputs[6],
-                                      .dresidual = call.inputs[7],
-                                      .dx = call.outputs[0],
-                                      .dweight = call.outputs[1],
-                                      .dbias = call.outputs[2],
-                                      .workspace = call.workspace});
+  return run_norm_bwd<true>(context,
+                            {.dy = call.inputs[0],
+                             .x = call.inputs[1],
+                             .weight = call.inputs[2],
+                             .mean = call.inputs[3],
+                             .rstd = call.inputs[4],
+                             .dresidual = call.inputs[7],
+                             .dx = call.outputs[0]},
+                            {call.outputs[1], call.inputs[5].present()},
+                            {call.outputs[2], call.inputs[6].present()}, call.workspace);
 }
 
 cudaError_t norm_bwd_parameters_in_pieces(const KernelCall& call, const CudaContext& context) {
@@ -263,14 +314,50 @@ cudaError_t norm_bwd_parameters_in_pieces(const KernelCall& call, const CudaCont
                               .weight = absent,
                               .mean = call.inputs[2],
                               .rstd = call.inputs[3],
-                              .dweight_prev = call.inputs[4],
-                              .dbias_prev = call.inputs[5],
                               .dresidual = absent,
-                              .dx = absent,
-                              .dweight = call.outputs[0],
-                              .dbias = call.outputs[1],
-                              .workspace = call.workspace};
-  return views.mean.present() ? run_norm_bwd<true>(context, views) : run_norm_bwd<false>(context, views);
+                              .dx = absent};
+  const auto run = views.mean.present() ? run_norm_bwd<true> : run_norm_bwd<false>;
+  return run(context, views, {call.outputs[0], call.inputs[4].present()},
+             {call.outputs[1], call.inputs[5].present()}, call.workspace);
+}
+
+cudaError_t norm_bwd_partials(const KernelCall& call, const CudaContext& context) {
+  const TensorView &dweight = call.outputs[1], &dbias = call.outputs[2];
+  const NormBwdViews views = {.dy = call.inputs[0],
+                              .x = call.inputs[1],
+                              .weight = call.inputs[2],
+                              .mean = call.inputs[3],
+                              .rstd = call.inputs[4],
+                              .dresidual = call.inputs[5],
+                              .dx = call.outputs[0]};
+  return with_type(views.x.dtype, [&]<class T>() {
+    using Acc = Accumulator<T>;
+    const RowPieces pieces = {dweight.rows(), ceil_div(views.x.rows(), dweight.rows())};
+    const Partials<Acc> partials = {dweight.as<Acc>(), dbias.as<Acc>(), pieces};
+    return views.mean.present() ? differentiate<true, T>(context, views, partials)
+                                : differentiate<false, T>(context, views, partials);
+  });
+}
+
+cudaError_t norm_bwd_sum(const KernelCall& call, const CudaContext& context) {
+  const KeyedCall one = {"norm_bwd_sum", &call};
+  return sum_partials({&one, 1}, context);
+}
+
+CallRun norm_sums_run(std::span<const KeyedCall> sequence, const CudaContext&) {
+  if (!begins_with(sequence, {"norm_bwd_sum", "norm_bwd_sum"})) return {};
+  const KernelCall& first = *sequence[0].call;
+  const auto joins = [&](size_t count) {
+    const KernelCall& next = *sequence[count].call;
+    const KernelCall before = operands_of(sequence.first(count));
+    return sequence[count].key == "norm_bwd_sum" && next.inputs[0].dtype == first.inputs[0].dtype &&
+           next.outputs[0].dtype == first.outputs[0].dtype && !overlap(next.outputs, before.inputs) &&
+           !overlap(next.outputs, before.outputs) && !overlap(next.inputs, before.outputs);
+  };
+  size_t count = 1;
+  while (count < std::min(sequence.size(), kMostSums) && joins(count)) ++count;
+  if (count == 1) return {};
+  return {count, {{sum_partials, operands_of(sequence.first(count))}}};
 }
 
 }  // namespace moec::cuda

@@ -1,6 +1,7 @@
 // Reductions over the threads of a warp or a block, in an order that never changes.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <utility>
@@ -113,6 +114,14 @@ struct Sum {
   template <class T>
   __device__ T operator()(T a, T b) const {
     return a + b;
+  }
+};
+
+/// Of a NaN and a number the number.
+struct Larger {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return std::fmax(a, b);
   }
 };
 

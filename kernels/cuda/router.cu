@@ -47,13 +47,6 @@ __device__ Choice<T> next_choice(const HeldPlaces<kGroup, Load>& logits, Choice<
   return group_reduce<kGroup>(best, First{});
 }
 
-struct Larger {
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return std::fmax(a, b);
-  }
-};
-
 /// The token of this thread's group. Groups behind the last token, in whose warp others may be, do that one
 /// again and write nothing.
 template <int kGroup>

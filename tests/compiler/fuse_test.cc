@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "compiler/error.h"
+#include "compiler/fuse_norm.h"
 #include "compiler/op.h"
 #include "tests/support/op_harness.h"
 
@@ -106,13 +107,57 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("a norm's gradient over many rows stays one pass") {
-  Program p;
-  const TensorType type{fb::DType::F32, {2048, 8}};
+/// rmsnorm_bwd of 8 columns that adds to the gradient of `weight`; returns dx.
+ValueId many_rows_norm_bwd(Program& p, const char* weight, ValueId around = kNoValue) {
+  const TensorType type{fb::DType::F32, {2048, 8}}, cols{fb::DType::F32, {8}};
   const ValueId dy = p.graph.persistent("dy", type, Role::kIo), x = p.graph.persistent("x", type, Role::kIo);
   const ValueId rstd = p.graph.persistent("rstd", {fb::DType::F32, {2048}}, Role::kIo);
-  p.call("rmsnorm_bwd", fb::RmsNormT{}, {dy, x, p.weight(), rstd});
-  CHECK(p.fused() == Keys{"rmsnorm_bwd"});
+  const ValueId parameter = p.graph.persistent(weight, cols, Role::kParameter);
+  const ValueId before = p.graph.persistent(std::string("grad.") + weight, cols, Role::kGradient);
+  const int node =
+      p.graph.add_node(find_op("rmsnorm_bwd"), make_attrs<fb::RmsNormT>(), weight,
+                       {dy, x, parameter, rstd, before}, {kNoValue, p.graph.next_version(before)});
+  const ValueId dx = p.graph.nodes()[static_cast<size_t>(node)].outputs[0];
+  return around == kNoValue ? dx : p.add(around, dx);
+}
+
+TEST_CASE("a norm's gradient over many rows stays one pass, which leaves sums of pieces") {
+  Program p;
+  const ValueId around = p.graph.persistent("around", {fb::DType::F32, {2048, 8}}, Role::kIo);
+  const ValueId total = many_rows_norm_bwd(p, "weight", around);
+  CHECK(p.fused() == Keys{"norm_bwd_partials", "norm_bwd_sum"});
+  const Node &pass = p.graph.nodes()[0], &sum = p.graph.nodes()[1];
+  CHECK(pass.inputs[static_cast<size_t>(pass.def->kernel().input_index("dresidual"))] == around);
+  CHECK(pass.outputs == std::vector<ValueId>{total, sum.inputs[0], kNoValue});
+  CHECK(p.graph.value(sum.inputs[0]).type == TensorType{fb::DType::F32, {128, 8}});  // of 16 rows each
+  CHECK(p.graph.value(sum.inputs[1]).version == 0);
+  CHECK(p.graph.value(sum.outputs[0]).version == 1);
+}
+
+TEST_CASE("sums of the gradients of norms go last, in their order, unless something reads them") {
+  Program p;
+  many_rows_norm_bwd(p, "one");
+  many_rows_norm_bwd(p, "two");
+  const ValueId summed = p.graph.persistent("grad.one", {fb::DType::F32, {8}}, Role::kGradient);
+  SUBCASE("nothing does") {
+    many_rows_norm_bwd(p, "one");
+    p.fused();
+    sum_norm_gradients_last(p.graph);
+    const std::vector<Node>& nodes = p.graph.nodes();
+    REQUIRE(nodes.size() == 6);
+    for (const size_t i : {0, 1, 2}) CHECK(nodes[i].def->key == "norm_bwd_partials");
+    for (const size_t i : {3, 4, 5}) CHECK(nodes[i].def->key == "norm_bwd_sum");
+    CHECK(nodes[5].inputs[1] == nodes[3].outputs[0]);
+    CHECK(p.graph.value(nodes[4].outputs[0]).name == "grad.two");
+  }
+  SUBCASE("a node does") {
+    p.silu(summed);
+    p.fused();
+    sum_norm_gradients_last(p.graph);
+    Keys keys;
+    for (const Node& node : p.graph.nodes()) keys.push_back(node.def->key);
+    CHECK(keys == Keys{"norm_bwd_partials", "norm_bwd_sum", "norm_bwd_partials", "silu", "norm_bwd_sum"});
+  }
 }
 
 TEST_CASE("a norm's gradient drops what goes on through a dropout") {

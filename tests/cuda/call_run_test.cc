@@ -143,6 +143,33 @@ TEST_CASE(
   CHECK(together(other, other) == 0);
 }
 
+TEST_CASE("sums of gradients of norms go together but where one needs another, or is of other types") {
+  Memory memory;
+  const auto sum_of = [&](DType grad_dtype) {
+    return KernelCall{.inputs = {memory(DType::F32, {131, 768}), {}},
+                      .outputs = {memory(grad_dtype, {768})},
+                      .workspace = {}};
+  };
+  const KernelCall one = sum_of(DType::BF16), two = sum_of(DType::BF16), other = sum_of(DType::F32);
+  KernelCall again = sum_of(DType::BF16);
+  again.inputs[1] = again.outputs[0] = one.outputs[0];
+  const auto together = [](const std::vector<const KernelCall*>& calls) {
+    std::vector<KeyedCall> sequence;
+    for (const KernelCall* call : calls) sequence.push_back({"norm_bwd_sum", call});
+    return find_call_run(sequence, {}).calls;
+  };
+  CHECK(together({&one, &two}) == 2);
+  CHECK(together({&one, &two, &other, &other}) == 2);
+  CHECK(together({&one, &two, &again}) == 2);
+  CHECK(together({&two, &again}) == 2);
+  CHECK(together({&one}) == 0);
+  CHECK(together({&one, &other}) == 0);
+  std::deque<KernelCall> many;
+  std::vector<const KernelCall*> calls;
+  for (int i = 0; i < 65; ++i) calls.push_back(&many.emplace_back(sum_of(DType::F32)));
+  CHECK(together(calls) == 64);
+}
+
 TEST_CASE("what runs beside a launch of several calls is as far from its results as beside each of them") {
   Memory memory;
   const auto bytes = [&] { return memory(DType::U8, {64}); };

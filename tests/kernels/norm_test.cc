@@ -193,6 +193,47 @@ TEST_CASE("norm gradients add the gradient that goes around the norm") {
     }
 }
 
+TEST_CASE("a norm's gradient in pieces and the sums of these are the gradient, for any number of pieces") {
+  Random random;
+  for (fb::DType dtype : kFloatTypes)
+    for (fb::DType grad_dtype : {dtype, accumulator(dtype)})
+      for (const bool centred : {false, true})
+        for (const auto& shape : kShapes)
+          for (const int64_t pieces : {1, 3, 7}) {  // 7 are more than some shapes have rows
+            const Tensor x = random.normal(dtype, shape, 2, 1), dy = random.normal(dtype, shape);
+            const std::vector<int64_t> cols = {shape.back()}, rows = {x.view().rows()};
+            const fb::DType acc = accumulator(dtype);
+            const Tensor weight = random.normal(dtype, cols, 0.3, 1);
+            const Reference expected(x, weight, nullptr, dy, centred);
+            const Tensor mean(acc, rows, expected.mean), rstd(acc, rows, expected.rstd);
+            Tensor dresidual = random.normal(dtype, shape), dx(dtype, shape);
+            Tensor dweight_partials(acc, {pieces, shape.back()}), dbias_partials(acc, {pieces, shape.back()});
+            const TensorView mean_view = centred ? mean.view() : TensorView{},
+                             dbias_view = centred ? dbias_partials.view() : TensorView{};
+            const auto differentiate = [&](const TensorView& around, const TensorView& bias, Tensor& out) {
+              run("norm_bwd_partials", fused_attrs(), {dy, x, weight, mean_view, rstd, around},
+                  {out, dweight_partials, bias});
+            };
+            differentiate({}, dbias_view, dx);
+            CHECK(max_error(dx, expected.dx) < bound(dtype));
+            const auto check_sum = [&](const Tensor& partials, const std::vector<double>& sum) {
+              Tensor grad(grad_dtype, cols);
+              run("norm_bwd_sum", fused_attrs(), {partials, {}}, {grad});
+              CHECK(max_error(grad, sum) < bound(dtype));
+              Tensor before(grad_dtype, cols, std::vector<double>(static_cast<size_t>(shape.back()), 8));
+              run("norm_bwd_sum", fused_attrs(), {partials, before}, {before});
+              CHECK(max_error(before, plus(sum, 8)) < bound(dtype));
+            };
+            check_sum(dweight_partials, expected.dweight);
+            if (centred) check_sum(dbias_partials, expected.dbias);
+
+            Tensor around(dtype, shape);
+            differentiate(dresidual, {}, around);
+            differentiate(dresidual, {}, dresidual);
+            CHECK(dresidual.same_bits(around));
+          }
+}
+
 TEST_CASE("norms of extreme rows are finite") {
   const Tensor zeros(fb::DType::F32, {2, 4}, {0, 0, 0, 0, 3e4, 3e4, 3e4, 3e4});
   const Tensor weight(fb::DType::F32, {4}, {1, 1, 1, 1});
