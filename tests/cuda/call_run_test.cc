@@ -11,7 +11,8 @@
 #include <vector>
 
 #include "kernels/train_state.h"
-#include "runtime/cuda/schedule.h"
+#include "runtime/cuda/call_sequence.h"
+#include "tests/support/training.h"
 
 namespace moec::test {
 namespace {
@@ -168,6 +169,53 @@ TEST_CASE("sums of gradients of norms go together but where one needs another, o
   std::vector<const KernelCall*> calls;
   for (int i = 0; i < 65; ++i) calls.push_back(&many.emplace_back(sum_of(DType::F32)));
   CHECK(together(calls) == 64);
+}
+
+/// The calls of a plan's program, at addresses of imagined arenas.
+std::vector<KernelCall> calls_of(const fb::PlanT& plan, const fb::ProgramT& program) {
+  constexpr uintptr_t kArenaBytes = uintptr_t{1} << 40;
+  const auto operand = [&](int id) {
+    TensorView view;
+    if (id < 0) return view;
+    const fb::TensorT& tensor = *plan.tensors[static_cast<size_t>(id)];
+    const fb::BufferT& buffer = *plan.buffers[tensor.buffer];
+    const uintptr_t arena = kArenaBytes * (1 + static_cast<uintptr_t>(buffer.arena));
+    view.data =
+        reinterpret_cast<void*>(arena + buffer.offset + tensor.offset);  // NOLINT(performance-no-int-to-ptr)
+    view.dtype = tensor.dtype;
+    view.rank = static_cast<int>(tensor.shape.size());
+    std::ranges::copy(tensor.shape, view.shape.begin());
+    return view;
+  };
+  std::vector<KernelCall> calls;
+  for (const auto& instruction : program.instructions) {
+    KernelCall& call = calls.emplace_back();
+    for (const int id : instruction->inputs) call.inputs.push_back(operand(id));
+    for (const int id : instruction->outputs) call.outputs.push_back(operand(id));
+    call.workspace = operand(instruction->workspace);
+    call.op = &instruction->op;
+  }
+  return calls;
+}
+
+TEST_CASE("one launch sums the gradients of all norms of a model with many rows") {
+  const fb::PlanT plan = compile(example_model("moe-100m"), {});
+  const auto is_accumulate = [](const auto& program) { return program->kind == fb::ProgramKind::Accumulate; };
+  const fb::ProgramT& program = **std::ranges::find_if(plan.programs, is_accumulate);
+  const std::vector<KernelCall> calls = calls_of(plan, program);
+  std::vector<runtime::PlacedCall> placed;
+  for (size_t i = 0; i < calls.size(); ++i)
+    placed.push_back({{0, i}, program.instructions[i].get(), {}, &calls[i]});
+  const auto sums_norms = [](const auto& instruction) { return instruction->kernel == "norm_bwd_sum"; };
+  REQUIRE(std::ranges::count_if(program.instructions, sums_norms) == 17);
+  const auto launches = [&](bool together) {
+    const runtime::CallSequence sequence(placed, together, {.sm_count = 132});
+    return std::ranges::count_if(sequence.schedule(), [&](const runtime::ScheduledLaunch& launch) {
+      return sums_norms(program.instructions[sequence.place(launch).second]);
+    });
+  };
+  CHECK(launches(true) == 1);
+  CHECK(launches(false) == 17);
 }
 
 TEST_CASE("what runs beside a launch of several calls is as far from its results as beside each of them") {
