@@ -26,8 +26,8 @@ COSTS = ROOT / "compiler/costs.def"
 SHARES = [0.97 * 0.9**i for i in range(60)]
 BLOCKS = [0] + [2**i for i in range(5, 16)]
 BLOCK_PENALTY = 0.01  # what a block must save of the error per sample
-SPLIT_PENALTY = 0.015  # and what a row of their own for small problems must
-FEWEST_SAMPLES = 3  # of a row in such a pair
+SPLIT_PENALTY = 0.006  # and what rows of their own for small and large problems must
+FEWEST_SAMPLES = 3  # of such a row
 LEAST_WEIGHT = 0.02
 VECTOR_BYTES = 16
 MOST_FIXED = 3e-5  # what a launch and the latency of a short kernel may take
@@ -139,18 +139,25 @@ def fit(device, kind, samples):
 
 
 def fit_rows(device, kind, samples):
-    """(the most FLOPs or 0, row): one for all samples, or one for the small and one for the others."""
+    """(error, [(the most FLOPs or 0, row)]): one row for all samples, or several, of problems of one size each."""
     samples = sorted(samples, key=lambda sample: sample.flops)
-    whole, row = fit(device, kind, samples)
+    error, row = fit(device, kind, samples)
     penalty = SPLIT_PENALTY * sum(sample.weight for sample in samples)
-    ways = [(whole, [(0, row)])]
-    for i in range(FEWEST_SAMPLES, len(samples) - FEWEST_SAMPLES + 1) if whole > penalty else []:
+    best, border = error - penalty, 0
+    for i in range(FEWEST_SAMPLES, len(samples) - FEWEST_SAMPLES + 1) if best > 0 else []:
         low, high = samples[i - 1].flops, samples[i].flops
         if low == high or low == 0:
             continue
-        (below, small), (above, others) = fit(device, kind, samples[:i]), fit(device, kind, samples[i:])
-        ways.append((below + above + penalty, [(math.sqrt(low * high), small), (0, others)]))
-    return min(ways, key=lambda way: way[0])[1]
+        parts = fit(device, kind, samples[:i])[0] + fit(device, kind, samples[i:])[0]
+        if parts < best:
+            best, border = parts, i
+    if border == 0:
+        return error, [(0, row)]
+    (below, small), (above, others) = (
+        fit_rows(device, kind, part) for part in (samples[:border], samples[border:])
+    )
+    most = math.sqrt(samples[border - 1].flops * samples[border].flops)
+    return below + above + penalty, [*small[:-1], (most, small[-1][1]), *others]
 
 
 def row_text(kernels, kernel, kind, most, row):
@@ -179,7 +186,7 @@ def main():
     if strange := {kernel for kernel, _ in read} - known:
         sys.exit(f"no kernels of the catalog: {', '.join(sorted(strange))}")
     for (kernel, kind), samples in sorted(read.items()):
-        fitted = fit_rows(device, kind, samples)
+        fitted = fit_rows(device, kind, samples)[1]
         rows[kernel, kind] = [row_text(device.kernels, kernel, kind, most, row) + "\n" for most, row in fitted]
         for sample in samples:
             row = next(row for most, row in fitted if most == 0 or sample.flops <= most)

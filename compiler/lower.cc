@@ -25,13 +25,13 @@ std::vector<bool> saved_values(const Graph& graph) {
 }
 
 /// How many nodes behind a gradient of parameters a device may run before it or beside it: where it is small,
-/// as it may wait for others to share a launch with; of large experts, those up to the router's.
+/// as it may wait for others to share a launch with; of experts, those up to the router's.
 uint32_t lag_of(const Graph& graph, const Node& node) {
   constexpr uint32_t kSmallLag = 32, kExpertsLag = 6;
   if (std::ranges::any_of(node.outputs, [&](ValueId id) { return is_activation(graph, id); })) return 0;
   const Work work = work_of(graph, node);
   if (is_small_call(work.flops, work.bytes)) return kSmallLag;
-  return fills_gpu(node.def->key, work.flops) ? kExpertsLag : 0;
+  return is_large_call_beside(node.def->key, work.flops, work.bytes) ? kExpertsLag : 0;
 }
 
 /// The placement that lets nodes lag if that takes at most `spare` bytes more than the lowest one.

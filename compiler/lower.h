@@ -18,7 +18,7 @@ class PlanWriter {
   explicit PlanWriter(const Storage& storage, const CostModel* costs = nullptr);
 
   /// Appends a program: one instruction per node, activations placed by the planner. Where the arena grows by
-  /// at most `spare` bytes, what small gradients of parameters and those of large experts read stays in place
+  /// at most `spare` bytes, what small gradients of parameters and those of experts read stays in place
   /// for some nodes more, so that a device can compute them beside the chain of the other gradients.
   void add_program(fb::ProgramKind kind, const Graph& graph, uint64_t spare = 0);
 

@@ -38,9 +38,12 @@ SequenceCall CallSequence::Item::to_schedule(bool together) const {
   const fb::InstructionT& instruction = *last.instruction;
   const auto flops = static_cast<double>(instruction.flops), bytes = static_cast<double>(instruction.bytes);
   // cuDNN's calls share one workspace, so they stay in one stream.
-  const bool may_lag =
-      (is_small_call(flops, bytes) || fills_gpu(instruction.kernel, flops)) && last.variant != "cudnn";
-  return {is_run() ? &run.operands : last.call, may_lag && together,
+  Branch branch = kChain;
+  if (together && last.variant != "cudnn") {
+    if (is_small_call(flops, bytes)) branch = kSmallCalls;
+    if (is_large_call_beside(instruction.kernel, flops, bytes)) branch = kLargeCalls;
+  }
+  return {is_run() ? &run.operands : last.call, branch,
           is_run() || !last.variant.empty() ? nullptr : cuda::find_batched_kernel(instruction.kernel),
           calls.size()};
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <optional>
 #include <span>
@@ -59,10 +60,10 @@ class CudaDevice final : public Device {
     MOEC_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, device));
     model_ = properties.name;
     context_.kernels_overlap = cuda::kernels_can_overlap();
-    for (CudaStream* owner : {&stream_, &beside_stream_}) {
+    for (CudaStream& owner : streams_) {
       cudaStream_t stream = nullptr;
       MOEC_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-      owner->reset(stream);
+      owner.reset(stream);
     }
     for (CudaEvent* event : {&start_, &stop_}) {
       cudaEvent_t handle = nullptr;
@@ -131,19 +132,19 @@ class CudaDevice final : public Device {
     cublasLtHandle_t cublas_lt = nullptr;
     MOEC_RETURN_IF_ERROR(cublas_status(cublasLtCreate(&cublas_lt), "cublasLtCreate"));
     cublas_lt_.reset(cublas_lt);
-    for (DeviceMemory<std::byte>* owner : {&cublas_workspace_, &beside_workspace_}) {
+    context_.cublas_lt = cublas_lt;
+    context_.cudnn = &cudnn_;
+    contexts_.fill(cuda::CudaContext(context_));
+    for (size_t branch = 0; branch < kBranches; ++branch) {
+      cuda::CudaContext& context = contexts_[branch];
+      context.stream = streams_[branch].get();
+      if (branch == kLargeCalls) continue;  // gradients of experts, which are no products of cuBLAS
       void* workspace = nullptr;
       MOEC_RETURN_IF_CUDA_ERROR(cudaMalloc(&workspace, kCublasWorkspaceBytes));
-      owner->reset(static_cast<std::byte*>(workspace));
+      cublas_workspaces_[branch].reset(static_cast<std::byte*>(workspace));
+      context.cublas_workspace = workspace;
+      context.cublas_workspace_bytes = kCublasWorkspaceBytes;
     }
-    context_.stream = stream_.get();
-    context_.cublas_lt = cublas_lt;
-    context_.cublas_workspace = cublas_workspace_.get();
-    context_.cublas_workspace_bytes = kCublasWorkspaceBytes;
-    context_.cudnn = &cudnn_;
-    beside_context_ = context_;
-    beside_context_.stream = beside_stream_.get();
-    beside_context_.cublas_workspace = beside_workspace_.get();
     return {};
   }
 
@@ -330,12 +331,12 @@ class CudaDevice final : public Device {
   Status enqueue_sequence(SequenceGraph& graph) {
     const CallSequence sequence(calls_of(graph.programs), recorder_ == nullptr, context_);
     const std::span<const ScheduledLaunch> schedule = sequence.schedule();
-    ScheduledStreams streams(context_.stream, beside_context_.stream, schedule);
+    ScheduledStreams streams({streams_[0].get(), streams_[1].get(), streams_[2].get()}, schedule);
     double since_mark = 0;
     for (size_t number = 0; number < schedule.size(); ++number) {
       const ScheduledLaunch& launch = schedule[number];
       const auto& [program, i] = sequence.place(launch);
-      const cuda::CudaContext& context = launch.beside ? beside_context_ : context_;
+      const cuda::CudaContext& context = contexts_[launch.branch];
       MOEC_RETURN_IF_CUDA_ERROR(streams.before(number));
       if (sequence.is_alone(launch))
         MOEC_RETURN_IF_ERROR(enqueue(program, i, context));
@@ -343,7 +344,7 @@ class CudaDevice final : public Device {
         MOEC_RETURN_IF_ERROR(
             checked(sequence.enqueue_together(launch, context), "several calls in one launch"));
       MOEC_RETURN_IF_CUDA_ERROR(streams.after(number));
-      if (!launch.beside) since_mark += sequence.least_seconds(launch);
+      if (launch.branch == kChain) since_mark += sequence.least_seconds(launch);
       if (since_mark >= kSecondsPerMark) {
         MOEC_RETURN_IF_ERROR(mark_completed(program, i));
         since_mark = 0;
@@ -449,13 +450,15 @@ class CudaDevice final : public Device {
 
   Execution execution_;
   std::string model_;
-  CudaStream stream_, beside_stream_;
+  std::array<CudaStream, kBranches> streams_;
+  CudaStream& stream_ = streams_[kChain];
   CudaEvent start_, stop_;
   CublasLtHandle cublas_lt_;
-  DeviceMemory<std::byte> cublas_workspace_, beside_workspace_;
+  std::array<DeviceMemory<std::byte>, kBranches> cublas_workspaces_;
   cuda::CudnnAttention cudnn_;
   DeviceMemory<std::byte> cudnn_workspace_;
-  cuda::CudaContext context_, beside_context_;  // of the two streams
+  std::array<cuda::CudaContext, kBranches> contexts_;
+  cuda::CudaContext& context_ = contexts_[kChain];
   std::vector<DeviceMemory<std::byte>> arenas_;
   std::vector<std::vector<cuda::CudaKernel>> kernels_;  // per program and instruction
   std::vector<uint32_t> first_number_;                  // per program, of its first instruction

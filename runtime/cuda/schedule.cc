@@ -70,34 +70,35 @@ class Launches {
       : calls_(calls), accesses_(accesses) {}
 
   /// Call `i`, behind what waits for others too long, or must come before it.
-  void add(size_t i, bool beside) {
+  void add(size_t i, Branch branch) {
     std::erase_if(waiting_, [&](const std::vector<size_t>& group) {
       const bool goes = i - group.front() >= kPatience || std::ranges::any_of(group, [&](size_t earlier) {
                           return must_wait(accesses_[i], accesses_[earlier]);
                         });
-      if (goes) launch(group, true);
+      if (goes) launch(group);
       return goes;
     });
-    if (!beside || calls_[i].batch == nullptr) return launch({i}, beside);
+    if (branch == kChain || calls_[i].batch == nullptr) return launch({i}, branch);
     const auto kind = std::ranges::find_if(waiting_, [&](const std::vector<size_t>& group) {
-      return calls_[group.front()].batch == calls_[i].batch;
+      return calls_[group.front()].batch == calls_[i].batch && calls_[group.front()].branch == branch;
     });
     if (kind == waiting_.end()) return waiting_.push_back({i});
     kind->push_back(i);
     if (kind->size() < cuda::kMostBatchedCalls) return;
-    launch(*kind, true);
+    launch(*kind);
     waiting_.erase(kind);
   }
 
   std::vector<ScheduledLaunch> finish() {
-    for (const std::vector<size_t>& group : waiting_) launch(group, true);
+    for (const std::vector<size_t>& group : waiting_) launch(group);
     return std::move(launches_);
   }
 
  private:
-  void launch(std::vector<size_t> group, bool beside) {
-    launches_.push_back({.calls = std::move(group), .beside = beside});
+  void launch(std::vector<size_t> group, Branch branch) {
+    launches_.push_back({.calls = std::move(group), .branch = branch});
   }
+  void launch(const std::vector<size_t>& group) { launch(group, calls_[group.front()].branch); }
 
   std::span<const SequenceCall> calls_;
   std::span<const Accesses> accesses_;
@@ -105,24 +106,25 @@ class Launches {
   std::vector<ScheduledLaunch> launches_;
 };
 
-/// Finds what every launch must wait for in the other stream.
+/// Finds what every launch must wait for in the other branches.
 void add_waits(std::span<const Accesses> of_calls, std::vector<ScheduledLaunch>& schedule) {
   std::vector<Accesses> accesses(schedule.size());
   for (size_t i = 0; i < schedule.size(); ++i)
     for (const size_t call : schedule[i].calls) accesses[i].add_all(of_calls[call]);
 
-  size_t waited[2] = {};  // per stream, the launches of the other one before this number need no wait
+  // done[a][b]: launches of branch b before this number have ended when the next of branch a starts.
+  size_t done[kBranches][kBranches] = {};
   for (size_t i = 0; i < schedule.size(); ++i) {
     ScheduledLaunch& now = schedule[i];
-    size_t& done = waited[now.beside];
-    const bool starts = now.beside && done == 0;
-    for (size_t earlier = i; earlier-- > done;) {
-      if (schedule[earlier].beside == now.beside) continue;
-      if (!starts && !must_wait(accesses[i], accesses[earlier])) continue;
-      now.wait_for = earlier;
+    const bool starts = now.branch != kChain && done[now.branch][kChain] == 0;
+    for (size_t earlier = i; earlier-- > 0;) {
+      const Branch other = schedule[earlier].branch;
+      size_t& ended = done[now.branch][other];
+      if (other == now.branch || earlier < ended) continue;
+      if (!(starts && other == kChain) && !must_wait(accesses[i], accesses[earlier])) continue;
+      now.wait_for[other] = earlier;
       schedule[earlier].awaited = true;
-      done = earlier + 1;
-      break;
+      ended = earlier + 1;
     }
   }
 }
@@ -136,7 +138,7 @@ std::vector<ScheduledLaunch> schedule_calls(std::span<const SequenceCall> calls)
 
   Launches launches(calls, accesses);
   for (size_t i = 0; i < calls.size(); ++i)
-    launches.add(i, i > 0 && calls[i].may_lag && needed_late(calls, accesses, i));
+    launches.add(i, i > 0 && needed_late(calls, accesses, i) ? calls[i].branch : kChain);
   std::vector<ScheduledLaunch> schedule = launches.finish();
   add_waits(accesses, schedule);
   return schedule;
@@ -144,23 +146,28 @@ std::vector<ScheduledLaunch> schedule_calls(std::span<const SequenceCall> calls)
 
 cudaError_t ScheduledStreams::before(size_t launch) {
   const ScheduledLaunch& now = schedule_[launch];
-  if (now.wait_for == ScheduledLaunch::kNone) return cudaSuccess;
-  return cudaStreamWaitEvent(streams_[now.beside], ended_[now.wait_for].get(), 0);
+  for (const size_t earlier : now.wait_for) {
+    if (earlier == ScheduledLaunch::kNone) continue;
+    const cudaError_t error = cudaStreamWaitEvent(streams_[now.branch], ended_[earlier].get(), 0);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t ScheduledStreams::after(size_t launch) {
   return schedule_[launch].awaited ? record(launch) : cudaSuccess;
 }
 
-/// Where the second stream ends.
+/// Where the branches beside the chain end.
 cudaError_t ScheduledStreams::join() {
-  for (size_t launch = schedule_.size(); launch-- > 0;) {
-    if (!schedule_[launch].beside) continue;
-    if (ended_[launch] == nullptr) {
-      const cudaError_t error = record(launch);
-      if (error != cudaSuccess) return error;
-    }
-    return cudaStreamWaitEvent(streams_[0], ended_[launch].get(), 0);
+  for (const Branch branch : {kSmallCalls, kLargeCalls}) {
+    const auto last = std::find_if(schedule_.rbegin(), schedule_.rend(),
+                                   [&](const ScheduledLaunch& launch) { return launch.branch == branch; });
+    if (last == schedule_.rend()) continue;
+    const auto launch = static_cast<size_t>(schedule_.rend() - last - 1);
+    cudaError_t error = ended_[launch] == nullptr ? record(launch) : cudaSuccess;
+    if (error == cudaSuccess) error = cudaStreamWaitEvent(streams_[kChain], ended_[launch].get(), 0);
+    if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
@@ -170,7 +177,7 @@ cudaError_t ScheduledStreams::record(size_t launch) {
   const cudaError_t error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
   if (error != cudaSuccess) return error;
   ended_[launch].reset(event);
-  return cudaEventRecord(event, streams_[schedule_[launch].beside]);
+  return cudaEventRecord(event, streams_[schedule_[launch].branch]);
 }
 
 }  // namespace moec::runtime

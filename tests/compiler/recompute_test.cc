@@ -54,7 +54,7 @@ fb::PlanT compile_within(fb::ModelT model, uint64_t budget) {
   return compile(model);
 }
 
-/// How many instructions behind a gradient of large experts at least leave the activations alone that it
+/// How many instructions behind a gradient of experts at least leave the activations alone that it
 /// reads.
 uint32_t least_lag(const fb::PlanT& plan) {
   const auto buffer_of = [&](int32_t tensor) -> const fb::BufferT& {
@@ -64,7 +64,9 @@ uint32_t least_lag(const fb::PlanT& plan) {
   for (const auto& program : plan.programs)
     for (uint32_t i = 0; i < program->instructions.size(); ++i) {
       const fb::InstructionT& gradient = *program->instructions[i];
-      if (!fills_gpu(gradient.kernel, static_cast<double>(gradient.flops))) continue;
+      if (!is_large_call_beside(gradient.kernel, static_cast<double>(gradient.flops),
+                                static_cast<double>(gradient.bytes)))
+        continue;
       for (uint32_t j = i + 1; j < program->instructions.size(); ++j)
         for (const int32_t input : gradient.inputs)
           for (const int32_t output : program->instructions[j]->outputs) {
@@ -146,7 +148,7 @@ TEST_CASE("a smaller budget never yields a larger peak, and every plan under a b
   }
 }
 
-TEST_CASE("memory that a budget leaves lets gradients of large experts lag") {
+TEST_CASE("memory that a budget leaves lets gradients of experts lag") {
   fb::ModelT model = example_model("moe-6.9b");
   model.blocks.at(1)->repeat = 2;
   const uint64_t everything = frontier(model).front().bytes;

@@ -227,10 +227,13 @@ TEST_CASE("what runs beside a launch of several calls is as far from its results
       gradients{.inputs = {start.outputs[0]}, .outputs = {gradient}, .workspace = {}},
       update{.inputs = {counter, gradient}, .outputs = {bytes()}, .workspace = {}};
   for (const size_t calls : {1, 2}) {
-    const auto launches = runtime::schedule_calls(std::vector<runtime::SequenceCall>{
-        {&start, true}, {&count, true}, {&gradients, true, nullptr, calls}, {&update, true}});
+    const auto launches = runtime::schedule_calls(
+        std::vector<runtime::SequenceCall>{{&start, runtime::kSmallCalls},
+                                           {&count, runtime::kSmallCalls},
+                                           {&gradients, runtime::kSmallCalls, nullptr, calls},
+                                           {&update, runtime::kSmallCalls}});
     CHECK(launches.size() == 4);
-    CHECK(std::ranges::any_of(launches, &runtime::ScheduledLaunch::beside) == (calls == 2));
+    CHECK(std::ranges::any_of(launches, &runtime::ScheduledLaunch::branch) == (calls == 2));
   }
 }
 

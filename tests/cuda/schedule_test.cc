@@ -10,6 +10,11 @@
 namespace moec::test {
 namespace {
 
+using runtime::Branch;
+using runtime::kBranches;
+using runtime::kChain;
+using runtime::kLargeCalls;
+using runtime::kSmallCalls;
 using runtime::schedule_calls;
 using runtime::ScheduledLaunch;
 using runtime::SequenceCall;
@@ -37,27 +42,29 @@ bool conflict(const KernelCall& a, const KernelCall& b) {
 
 cudaError_t batched(std::span<const KernelCall* const>, const cuda::CudaContext&) { return cudaSuccess; }
 
-/// Every call number i with `batches` & 1 << i % 8 can be computed with others.
-std::vector<ScheduledLaunch> schedule(const std::vector<KernelCall>& calls, bool may_lag = true,
-                                      unsigned batches = 0) {
+/// Call number i may run in branch branches[i % size], and with others if `batches` & 1 << i % 8.
+std::vector<ScheduledLaunch> schedule(const std::vector<KernelCall>& calls,
+                                      const std::vector<Branch>& branches, unsigned batches = 0) {
   std::vector<SequenceCall> sequence;
   for (size_t i = 0; i < calls.size(); ++i)
-    sequence.push_back({&calls[i], may_lag, batches >> i % 8 & 1 ? batched : nullptr});
+    sequence.push_back({&calls[i], branches[i % branches.size()], batches >> i % 8 & 1 ? batched : nullptr});
   return schedule_calls(sequence);
 }
 
-/// before[j][i]: launch i has ended before launch j starts, by the order of streams and the waits between
+/// before[j][i]: launch i has ended before launch j starts, by the order in branches and the waits between
 /// them.
 std::vector<std::vector<bool>> order(const std::vector<ScheduledLaunch>& schedule) {
   std::vector<std::vector<bool>> before(schedule.size(), std::vector<bool>(schedule.size()));
-  size_t last[2] = {ScheduledLaunch::kNone, ScheduledLaunch::kNone};
+  auto last = ScheduledLaunch().wait_for;
   for (size_t j = 0; j < schedule.size(); ++j) {
-    for (const size_t i : {last[schedule[j].beside], schedule[j].wait_for}) {
+    std::vector<size_t> ended = {last[schedule[j].branch]};
+    ended.insert(ended.end(), schedule[j].wait_for.begin(), schedule[j].wait_for.end());
+    for (const size_t i : ended) {
       if (i == ScheduledLaunch::kNone) continue;
       before[j][i] = true;
       for (size_t k = 0; k < i; ++k) before[j][k] = before[j][k] || before[i][k];
     }
-    last[schedule[j].beside] = j;
+    last[schedule[j].branch] = j;
   }
   return before;
 }
@@ -90,29 +97,31 @@ std::vector<KernelCall> backward_pass(uintptr_t layers) {
 
 TEST_CASE("gradients of weights run beside the chain, if they may lag") {
   const std::vector<KernelCall> calls = backward_pass(20);
-  const std::vector<ScheduledLaunch> lagging = schedule(calls);
-  REQUIRE(lagging.size() == calls.size());
-  for (size_t i = 0; i + 10 < calls.size(); ++i) CHECK(lagging[i].beside == (i % 2 == 1));
-  for (const ScheduledLaunch& launch : schedule(calls, false)) {
-    CHECK(!launch.beside);
-    CHECK(launch.wait_for == ScheduledLaunch::kNone);
+  for (const Branch branch : {kSmallCalls, kLargeCalls}) {
+    const std::vector<ScheduledLaunch> lagging = schedule(calls, {branch});
+    REQUIRE(lagging.size() == calls.size());
+    for (size_t i = 0; i + 10 < calls.size(); ++i) CHECK(lagging[i].branch == (i % 2 == 1 ? branch : kChain));
+  }
+  for (const ScheduledLaunch& launch : schedule(calls, {kChain})) {
+    CHECK(launch.branch == kChain);
+    CHECK(launch.wait_for == ScheduledLaunch().wait_for);
   }
 }
 
 TEST_CASE("gradients of weights that can be computed together are, before long") {
   const std::vector<KernelCall> calls = backward_pass(20);
-  const std::vector<ScheduledLaunch> launches = schedule(calls, true, 0xff);
+  const std::vector<ScheduledLaunch> launches = schedule(calls, {kSmallCalls}, 0xff);
   CHECK(launches.size() < calls.size() * 3 / 4);
   for (const ScheduledLaunch& launch : launches) {
     CHECK(launch.calls.size() <= cuda::kMostBatchedCalls);
-    CHECK((launch.beside || launch.calls.size() == 1));
+    CHECK((launch.branch == kSmallCalls || launch.calls.size() == 1));
   }
 }
 
 TEST_CASE("calls that touch the same memory keep their order") {
   std::mt19937 random(7);
   const auto number = [&](uintptr_t below) { return static_cast<uintptr_t>(random() % below); };
-  size_t beside = 0, together = 0;
+  size_t beside[kBranches] = {}, together = 0;
   for (int round = 0; round < 300; ++round) {
     const uintptr_t arena = round % 2 == 0 ? 300 : 3000;
     std::vector<KernelCall> calls(40);
@@ -122,18 +131,25 @@ TEST_CASE("calls that touch the same memory keep their order") {
           const uintptr_t begin = number(arena);
           operands->push_back(range(begin, begin + 1 + number(20)));
         }
-    const std::vector<ScheduledLaunch> launches = schedule(calls, true, static_cast<unsigned>(number(256)));
+    std::vector<Branch> branches;
+    for (size_t i = 0; i < calls.size(); ++i) branches.push_back(static_cast<Branch>(number(kBranches)));
+    const std::vector<ScheduledLaunch> launches =
+        schedule(calls, branches, static_cast<unsigned>(number(256)));
     const auto before = order(launches);
     const std::vector<size_t> launch = launch_of(launches, calls.size());
     CHECK(launch[0] == 0);
-    CHECK(!launches[0].beside);
+    CHECK(launches[0].branch == kChain);
     for (size_t j = 0; j < launches.size(); ++j) {
-      beside += launches[j].beside;
+      ++beside[launches[j].branch];
       together += launches[j].calls.size() > 1;
-      if (launches[j].wait_for == ScheduledLaunch::kNone) continue;
-      CHECK(launches[j].wait_for < j);
-      CHECK(launches[launches[j].wait_for].awaited);
-      CHECK(launches[launches[j].wait_for].beside != launches[j].beside);
+      for (const Branch other : {kChain, kSmallCalls, kLargeCalls}) {
+        const size_t earlier = launches[j].wait_for[other];
+        if (earlier == ScheduledLaunch::kNone) continue;
+        CHECK(earlier < j);
+        CHECK(launches[earlier].awaited);
+        CHECK(launches[earlier].branch == other);
+        CHECK(other != launches[j].branch);
+      }
     }
     for (size_t j = 0; j < calls.size(); ++j)
       for (size_t i = 0; i < j; ++i)
@@ -142,7 +158,7 @@ TEST_CASE("calls that touch the same memory keep their order") {
           CHECK(before[launch[j]][launch[i]]);
         }
   }
-  CHECK(beside > 1000);
+  for (const size_t launches : beside) CHECK(launches > 1000);
   CHECK(together > 100);
 }
 
