@@ -31,6 +31,8 @@ FEWEST_SAMPLES = 3  # of such a row
 LEAST_WEIGHT = 0.02
 VECTOR_BYTES = 16
 MOST_FIXED = 3e-5  # what a launch and the latency of a short kernel may take
+# Calls of these share a launch in a step, but not in a recording of one: their rows are written by hand.
+SHARED_LAUNCHES = {"norm_bwd_sum"}
 
 Sample = collections.namedtuple("Sample", "shapes seconds flops bytes outputs weight bandwidth")
 
@@ -186,6 +188,8 @@ def main():
     if strange := {kernel for kernel, _ in read} - known:
         sys.exit(f"no kernels of the catalog: {', '.join(sorted(strange))}")
     for (kernel, kind), samples in sorted(read.items()):
+        if kernel in SHARED_LAUNCHES:
+            continue
         fitted = fit_rows(device, kind, samples)[1]
         rows[kernel, kind] = [row_text(device.kernels, kernel, kind, most, row) + "\n" for most, row in fitted]
         for sample in samples:

@@ -1,6 +1,8 @@
 #include "compiler/programs.h"
 
 #include <algorithm>
+#include <set>
+#include <string>
 
 #include "compiler/autodiff.h"
 #include "compiler/check_heads.h"
@@ -25,6 +27,17 @@ void count_early(Graph& graph) {
   const auto behind = std::find_if(nodes.rbegin(), nodes.rend(), makes_activation).base();
   if (behind != nodes.end()) std::rotate(behind, nodes.end() - 1, nodes.end());
   graph.replace_nodes(std::move(nodes));
+}
+
+/// Refuses parameters that have no gradient: nothing would train them.
+void check_parameters_train(const Graph& graph, const std::vector<Parameter>& parameters) {
+  std::set<std::string> written;
+  for (const Node& node : graph.nodes())
+    for (const ValueId id : node.outputs)
+      if (id != kNoValue && graph.value(id).role == Role::kGradient) written.insert(graph.value(id).name);
+  for (const Parameter& parameter : parameters)
+    if (!written.contains(gradient_name(parameter.name)))
+      compile_error("{}: no loss depends on this parameter", parameter.name);
 }
 
 /// Loads a batch (unless the host writes it) and adds the model.
@@ -111,6 +124,7 @@ Graph accumulate_program(const fb::ModelT& model, const fb::RecipeT& recipe, con
   for (const ValueId loss : builder.cross_entropies()) seeds.emplace_back(loss, seed_value);
   for (const ValueId loss : builder.auxiliary_losses()) seeds.emplace_back(loss, seed_value);
   add_backward(graph, seeds, recipe.grad_accum > 1);
+  check_parameters_train(graph, parameters);
   record_losses(graph, builder, recipe, false);
   count_early(graph);
   return graph;

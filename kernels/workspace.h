@@ -13,6 +13,7 @@ namespace moec {
 /// Rows are reduced to columns in at most this many partial sums of f64, added in order; of f32 in twice as
 /// many, one for each of the 132 processors of an H100 or H200.
 constexpr int64_t kColumnPartials = 66;
+
 /// Equal pieces of rows; the last one may be shorter.
 struct RowPieces {
   int64_t count;
@@ -27,6 +28,7 @@ constexpr RowPieces row_pieces(int64_t rows, int64_t most) {
 constexpr RowPieces column_pieces(int64_t rows, int64_t sum_bytes) {
   return row_pieces(rows, kColumnPartials * static_cast<int64_t>(sizeof(double)) / sum_bytes);
 }
+
 /// Blocks of a reduction over a contiguous range, added in order.
 constexpr int64_t kRangePartials = 1024;
 /// Assignments in a block of the counting sort.

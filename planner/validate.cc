@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -40,6 +41,7 @@ class Tables {
     check_parameters();
     check_interface();
     check_owned_are_disjoint();
+    if (faults_.none()) check_types_of_owned();
   }
 
  private:
@@ -234,6 +236,24 @@ class Tables {
       if (overlap(extent(a), extent(b)))
         faults_.add("{} and {} share bytes", quoted(checked_.tensor(a).name()),
                     quoted(checked_.tensor(b).name()));
+    }
+  }
+
+  /// Versions of what a parameter owns, and other views of all of it, are of one type.
+  void check_types_of_owned() {
+    const auto key = [](const Extent& place) { return std::tuple(place.arena, place.begin, place.end); };
+    std::map<std::tuple<fb::ArenaKind, uint64_t, uint64_t>, int> owners;
+    for (const int id : owned_) owners.emplace(key(checked_.tensors[id].extent), id);
+    for (int id = 0; id < static_cast<int>(checked_.tensors.size()); ++id) {
+      const TensorFacts& facts = checked_.tensors[id];
+      if (facts.program != -1) continue;
+      const auto owner = owners.find(key(facts.extent));
+      if (owner == owners.end()) continue;
+      const fb::DType type = checked_.tensor(id).dtype(), own = checked_.tensor(owner->second).dtype();
+      if (type != own)
+        faults_.add("{} is of {}, {} in the same place of {}", quoted(checked_.tensor(id).name()),
+                    fb::EnumNameDType(type), quoted(checked_.tensor(owner->second).name()),
+                    fb::EnumNameDType(own));
     }
   }
 

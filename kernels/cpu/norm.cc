@@ -3,7 +3,6 @@
 // reads.
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/rows.h"
@@ -82,7 +81,7 @@ Moments<Acc> layernorm_row(const T* x, const T* weight, const T* bias, T* y, int
   return {mean, rstd};
 }
 
-/// Adds the row's shares to dweight and dbias.
+/// Adds the row's shares to dweight and, unless it is null, dbias.
 template <class T, class Acc = Accumulator<T>>
 void layernorm_bwd_parameters_row(const T* dy, const T* x, Moments<Acc> moments, Acc* dweight, Acc* dbias,
                                   int64_t n) {
@@ -91,8 +90,10 @@ void layernorm_bwd_parameters_row(const T* dy, const T* x, Moments<Acc> moments,
   for (int64_t i = 0; i < n; ++i) {
     const Acc g = dy[i], normal = (static_cast<Acc>(x[i]) - mean) * rstd;
     dweight[i] += g * normal;
-    dbias[i] += g;
   }
+  if (dbias == nullptr) return;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) dbias[i] += static_cast<Acc>(dy[i]);
 }
 
 /// Writes dx, which may be dy or dresidual. dresidual may be null.
@@ -303,7 +304,7 @@ void norm_bwd_partials(const KernelCall& call) {
   const int64_t n = x.cols(), pieces = dweight.rows(), piece_rows = (x.rows() + pieces - 1) / pieces;
   dispatch(x.dtype, [&]<class T>() {
     using Acc = Accumulator<T>;
-    const auto add_row = [&](int64_t row, Acc* dweight_sums, Acc* dbias_sums) {
+    const auto differentiate_row = [&](int64_t row, Acc* dweight_sums, Acc* dbias_sums) {
       const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
       const T *row_weight = weight.as<const T>(), *around = row_of<T>(dresidual, row);
       T* dx_row = dx.as<T>() + row * n;
@@ -317,16 +318,14 @@ void norm_bwd_partials(const KernelCall& call) {
         rmsnorm_bwd_input_row(dy_row, x_row, row_weight, row_rstd, around, dx_row, n);
       }
     };
-    parallel_ranges(pieces, 1, [&](int64_t first, int64_t last) {
-      std::vector<Acc> unused(dbias.present() ? 0 : static_cast<size_t>(n));
-      for (int64_t piece = first; piece < last; ++piece) {
-        Acc* dweight_sums = dweight.as<Acc>() + piece * n;
-        Acc* dbias_sums = dbias.present() ? dbias.as<Acc>() + piece * n : unused.data();
-        std::fill_n(dweight_sums, n, Acc{0});
-        std::fill_n(dbias_sums, n, Acc{0});
-        const int64_t end = std::min(x.rows(), (piece + 1) * piece_rows);
-        for (int64_t row = piece * piece_rows; row < end; ++row) add_row(row, dweight_sums, dbias_sums);
-      }
+    parallel_ranges(pieces, 1, [&](int64_t piece, int64_t) {
+      Acc* dweight_sums = dweight.as<Acc>() + piece * n;
+      Acc* dbias_sums = dbias.present() ? dbias.as<Acc>() + piece * n : nullptr;
+      std::fill_n(dweight_sums, n, Acc{0});
+      if (dbias.present()) std::fill_n(dbias_sums, n, Acc{0});
+      const int64_t end = std::min(x.rows(), (piece + 1) * piece_rows);
+      for (int64_t row = piece * piece_rows; row < end; ++row)
+        differentiate_row(row, dweight_sums, dbias_sums);
     });
   });
 }

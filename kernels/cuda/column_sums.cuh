@@ -1,4 +1,4 @@
-// The sums of columns of few rows, which are partial sums of many, in order.
+// The sums of columns of few rows, which are partial sums of many, in an order that never changes.
 #pragma once
 
 #include <algorithm>

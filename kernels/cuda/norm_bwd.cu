@@ -213,14 +213,18 @@ cudaError_t differentiate(const CudaContext& context, const NormBwdViews& views,
                            views.x.rows(),
                            partials.pieces.rows,
                            static_cast<int>(cols)};
-  return with_width<T>(cols, {&views.dy, &views.x, &views.weight, &views.dresidual, &views.dx},
-                       [&]<int kWidth>() {
-                         constexpr int kSums = kCentred ? 2 : 1;
-                         return with_bwd_layout<kSums, T, kWidth>(cols / kWidth, [&]<class Layout>() {
-                           return launch(context, norm_bwd_kernel<kCentred, T, kWidth, Layout>,
-                                         partials.pieces.count, Layout::kBlock, norm);
-                         });
-                       });
+  TensorView weight_sums, bias_sums;  // where they lie
+  weight_sums.data = partials.weight;
+  bias_sums.data = partials.bias;
+  return with_width<T>(
+      cols, {&views.dy, &views.x, &views.weight, &views.dresidual, &views.dx, &weight_sums, &bias_sums},
+      [&]<int kWidth>() {
+        constexpr int kSums = kCentred ? 2 : 1;
+        return with_bwd_layout<kSums, T, kWidth>(cols / kWidth, [&]<class Layout>() {
+          return launch(context, norm_bwd_kernel<kCentred, T, kWidth, Layout>, partials.pieces.count,
+                        Layout::kBlock, norm);
+        });
+      });
 }
 
 /// The gradient of a parameter, and whether what is there stays a part of it.

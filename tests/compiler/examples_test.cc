@@ -122,6 +122,18 @@ TEST_CASE("the validator finds out that a bias, a gradient to add to or the stat
   }
 }
 
+TEST_CASE("the validator finds a gradient that is written as another type than it is read") {
+  fb::PlanT plan = compile(example("moe-100m"));
+  const auto program = std::ranges::find_if(
+      plan.programs, [](const auto& p) { return p->kind == fb::ProgramKind::Accumulate; });
+  const auto sum = std::ranges::find_if((*program)->instructions,
+                                        [](const auto& i) { return i->kernel == "norm_bwd_sum"; });
+  REQUIRE(sum != (*program)->instructions.end());
+  fb::TensorT& gradient = *plan.tensors.at(static_cast<size_t>((*sum)->outputs[0]));
+  gradient.dtype = fb::DType::I32;  // as large as f32
+  CHECK(faults_of(plan).front().find("is of I32, 'grad.") != std::string::npos);
+}
+
 TEST_CASE("the validator knows which gradients the norm sums by way of their squares") {
   const fb::PlanT sound = compile(example("moe-6.9b"));
   const auto fault_of = [&](auto&& change) {

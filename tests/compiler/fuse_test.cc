@@ -134,6 +134,37 @@ TEST_CASE("a norm's gradient over many rows stays one pass, which leaves sums of
   CHECK(p.graph.value(sum.outputs[0]).version == 1);
 }
 
+TEST_CASE("LayerNorm's gradient over many rows leaves sums for the bias, where there is one") {
+  const TensorType type{fb::DType::F64, {2049, 8}}, statistic{fb::DType::F64, {2049}},
+      cols{fb::DType::F64, {8}};
+  for (const bool bias : {false, true}) {
+    Graph graph({fb::DType::F64, fb::DType::F64}, 2049);
+    const auto memory = [&](const char* name, const TensorType& of, Role role) {
+      return graph.persistent(name, of, role);
+    };
+    const auto gradient = [&](const char* name) {
+      return graph.next_version(memory(name, cols, Role::kGradient));
+    };
+    fb::LayerNormT attrs;
+    attrs.bias = bias;
+    graph.add_node(find_op("layernorm_bwd"), make_attrs(attrs), "norm",
+                   {memory("dy", type, Role::kIo), memory("x", type, Role::kIo),
+                    memory("weight", cols, Role::kParameter), memory("mean", statistic, Role::kIo),
+                    memory("rstd", statistic, Role::kIo)},
+                   {kNoValue, gradient("grad.weight"), bias ? gradient("grad.bias") : kNoValue});
+    fuse(graph);
+    const std::vector<Node>& nodes = graph.nodes();
+    REQUIRE(nodes.size() == (bias ? 3 : 2));
+    CHECK(nodes[0].def->key == "norm_bwd_partials");
+    CHECK((nodes[0].outputs[2] != kNoValue) == bias);
+    for (size_t i = 1; i < nodes.size(); ++i) {
+      CHECK(nodes[i].def->key == "norm_bwd_sum");
+      CHECK(nodes[i].inputs == std::vector<ValueId>{nodes[0].outputs[i], kNoValue});
+      CHECK(graph.value(nodes[i].inputs[0]).type == TensorType{fb::DType::F64, {65, 8}});  // of 32 rows
+    }
+  }
+}
+
 TEST_CASE("sums of the gradients of norms go last, in their order, unless something reads them") {
   Program p;
   many_rows_norm_bwd(p, "one");

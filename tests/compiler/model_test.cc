@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "compiler/compile.h"
+#include "compiler/error.h"
 #include "compiler/frontend.h"
 #include "runtime/session.h"
 
@@ -119,6 +120,17 @@ TEST_CASE("the gradient of a whole model equals central differences") {
     must(session.write_parameter(value));
     CHECK(error / scale < 1e-6);
   }
+}
+
+TEST_CASE("a parameter that no loss depends on is refused by name") {
+  const char* json =
+      R"({name: "m", context: 8, recipe: {batch_size: 2, seq_len: 4}, blocks: [{name: "b", nodes: [
+    {name: "x", inputs: ["tokens"], op_type: "Embedding", op: {vocab_size: 5, dim: 8}},
+    {name: "norm", inputs: ["x"], op_type: "RmsNorm", op: {}},
+    {name: "logits", inputs: ["x"], op_type: "Linear", op: {out_features: 5}},
+    {name: "loss", inputs: ["logits", "targets"], op_type: "CrossEntropy", op: {}}]}]})";
+  CHECK_THROWS_WITH_AS(compile(parse_model(json, "m.json")),
+                       "b.norm.weight: no loss depends on this parameter", CompileError);
 }
 
 TEST_CASE("a micro-batch run twice gives the same bits, dropout included, and another counter another mask") {

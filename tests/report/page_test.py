@@ -221,6 +221,8 @@ def main():
     moec, spec = sys.argv[1:3]
     with reading(spec):
         name = json.loads(pathlib.Path(spec).read_text())['name']
+    with reading(moec):
+        open(moec, 'rb').close()
     chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
     if chromium is None:
         print('report page: skipped, there is no chromium')
