@@ -114,8 +114,17 @@ class Device:
         return fixed + work
 
 
-def fit(device, kind, samples):
-    """The fixed seconds, shares (arithmetic, traffic) and block that come closest to the samples."""
+def most_arithmetic(device, kernel, kind, samples):
+    """The largest share of the arithmetic ceiling that a row may have: attention of longer sequences than those of the
+    samples, which does ever more with what it reads, is not taken to be faster than the best of them."""
+    if not kernel.startswith("attention"):
+        return SHARES[0]
+    rate = device.rates[kind.removesuffix("_unaligned")]
+    return max(SHARES[-1], *(sample.flops / sample.seconds / rate for sample in samples))
+
+
+def fit(device, kind, samples, most):
+    """The fixed seconds, shares (arithmetic of at most `most`, traffic) and block that come closest to the samples."""
     fastest = min(MOST_FIXED, *(sample.seconds for sample in samples))
     weights = sum(sample.weight for sample in samples)
 
@@ -130,36 +139,37 @@ def fit(device, kind, samples):
         return min(rows, key=lambda row: (error(row), -row[1] - row[2]))
 
     found = []
+    shares = [most, *(share for share in SHARES if share < most)]
     for block in BLOCKS if len(samples) > 2 else [0]:
-        row = best((fastest * k / 8, a, t, block) for k in range(1, 9) for a in SHARES[::4] for t in SHARES[::4])
+        row = best((fastest * k / 8, a, t, block) for k in range(1, 9) for a in shares[::4] for t in SHARES[::4])
         for _ in range(4):  # refine one after the other
             row = best([row] + [(row[0] * k / 16, *row[1:]) for k in range(8, 25)])
-            row = best([row] + [(row[0], share, *row[2:]) for share in SHARES])
+            row = best([row] + [(row[0], share, *row[2:]) for share in shares])
             row = best([row] + [(*row[:2], share, block) for share in SHARES])
         found.append(row)
     return weights * error(best(found)), best(found)
 
 
-def fit_rows(device, kind, samples):
-    """(error, [(the most FLOPs or 0, row)]): one row for all samples, or several, of problems of one size each."""
+def fit_rows(device, kind, samples, most):
+    """(error, [(up to how many FLOPs, 0 for any, row)]): one for all samples, or several, of problems of one size each."""
     samples = sorted(samples, key=lambda sample: sample.flops)
-    error, row = fit(device, kind, samples)
+    error, row = fit(device, kind, samples, most)
     penalty = SPLIT_PENALTY * sum(sample.weight for sample in samples)
     best, border = error - penalty, 0
     for i in range(FEWEST_SAMPLES, len(samples) - FEWEST_SAMPLES + 1) if best > 0 else []:
         low, high = samples[i - 1].flops, samples[i].flops
         if low == high or low == 0:
             continue
-        parts = fit(device, kind, samples[:i])[0] + fit(device, kind, samples[i:])[0]
+        parts = fit(device, kind, samples[:i], most)[0] + fit(device, kind, samples[i:], most)[0]
         if parts < best:
             best, border = parts, i
     if border == 0:
         return error, [(0, row)]
     (below, small), (above, others) = (
-        fit_rows(device, kind, part) for part in (samples[:border], samples[border:])
+        fit_rows(device, kind, part, most) for part in (samples[:border], samples[border:])
     )
-    most = math.sqrt(samples[border - 1].flops * samples[border].flops)
-    return below + above + penalty, [*small[:-1], (most, small[-1][1]), *others]
+    up_to = math.sqrt(samples[border - 1].flops * samples[border].flops)
+    return below + above + penalty, [*small[:-1], (up_to, small[-1][1]), *others]
 
 
 def row_text(kernels, kernel, kind, most, row):
@@ -190,7 +200,7 @@ def main():
     for (kernel, kind), samples in sorted(read.items()):
         if kernel in SHARED_LAUNCHES:
             continue
-        fitted = fit_rows(device, kind, samples)[1]
+        fitted = fit_rows(device, kind, samples, most_arithmetic(device, kernel, kind, samples))[1]
         rows[kernel, kind] = [row_text(device.kernels, kernel, kind, most, row) + "\n" for most, row in fitted]
         for sample in samples:
             row = next(row for most, row in fitted if most == 0 or sample.flops <= most)

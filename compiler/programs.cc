@@ -29,15 +29,22 @@ void count_early(Graph& graph) {
   graph.replace_nodes(std::move(nodes));
 }
 
-/// Refuses parameters that have no gradient: nothing would train them.
-void check_parameters_train(const Graph& graph, const std::vector<Parameter>& parameters) {
+/// Refuses parameters of which none that AdamW updates in one call has a gradient: nothing would train them.
+/// One without among others is well, as what the last repetition of a block makes for a next one.
+void check_parameters_train(const Graph& graph, const std::vector<Parameter>& parameters, bool all_decay) {
   std::set<std::string> written;
   for (const Node& node : graph.nodes())
     for (const ValueId id : node.outputs)
       if (id != kNoValue && graph.value(id).role == Role::kGradient) written.insert(graph.value(id).name);
-  for (const Parameter& parameter : parameters)
-    if (!written.contains(gradient_name(parameter.name)))
-      compile_error("{}: no loss depends on this parameter", parameter.name);
+  for (const bool decay : {false, true}) {
+    const auto updated = [&](const Parameter& p) { return (all_decay || p.spec.shape.size() >= 2) == decay; };
+    const auto trains = [&](const Parameter& p) {
+      return updated(p) && written.contains(gradient_name(p.name));
+    };
+    const auto first = std::ranges::find_if(parameters, updated);
+    if (first != parameters.end() && std::ranges::none_of(parameters, trains))
+      compile_error("{}: no loss depends on this parameter", first->name);
+  }
 }
 
 /// Loads a batch (unless the host writes it) and adds the model.
@@ -124,7 +131,7 @@ Graph accumulate_program(const fb::ModelT& model, const fb::RecipeT& recipe, con
   for (const ValueId loss : builder.cross_entropies()) seeds.emplace_back(loss, seed_value);
   for (const ValueId loss : builder.auxiliary_losses()) seeds.emplace_back(loss, seed_value);
   add_backward(graph, seeds, recipe.grad_accum > 1);
-  check_parameters_train(graph, parameters);
+  check_parameters_train(graph, parameters, recipe.weight_decay_scope == fb::WeightDecayScope::All);
   record_losses(graph, builder, recipe, false);
   count_early(graph);
   return graph;

@@ -50,7 +50,9 @@ __device__ void store_column_sums(const Acc (&held)[Layout::kVectors][kWidth], A
   constexpr int kChunk = kWidth < 4 ? kWidth : 4, kChunks = kWidth / kChunk * Layout::kGroup;
   using Chunk = Vector<Acc, kChunk>;
   constexpr int kVectorBytes = Layout::kGroups * kChunks * static_cast<int>(sizeof(Chunk));
-  constexpr int kRound = std::clamp(48 * 1024 / kVectorBytes, 1, Layout::kVectors);  // vectors of a thread
+  // Vectors of a thread, in what group_reduce() leaves of the memory.
+  constexpr int kMostBytes = 48 * 1024 - (Layout::kGroup > kWarp ? 1024 : 0);
+  constexpr int kRound = std::clamp(kMostBytes / kVectorBytes, 1, Layout::kVectors);
   __shared__ Chunk shared[Layout::kGroups][kRound * kChunks];
   const int group = threadIdx.x / Layout::kGroup, lane = threadIdx.x % Layout::kGroup;
 #pragma unroll

@@ -1,6 +1,7 @@
 #include "runtime/cuda/schedule.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <utility>
 
@@ -112,20 +113,30 @@ void add_waits(std::span<const Accesses> of_calls, std::vector<ScheduledLaunch>&
   for (size_t i = 0; i < schedule.size(); ++i)
     for (const size_t call : schedule[i].calls) accesses[i].add_all(of_calls[call]);
 
-  // done[a][b]: launches of branch b before this number have ended when the next of branch a starts.
-  size_t done[kBranches][kBranches] = {};
+  // Launches of each branch before these numbers have ended when a launch, and the next of a branch, starts.
+  using Ended = std::array<size_t, kBranches>;
+  std::vector<Ended> ended(schedule.size());
+  Ended of_branch[kBranches] = {};
+  std::vector<size_t> launches[kBranches];
   for (size_t i = 0; i < schedule.size(); ++i) {
     ScheduledLaunch& now = schedule[i];
-    const bool starts = now.branch != kChain && done[now.branch][kChain] == 0;
-    for (size_t earlier = i; earlier-- > 0;) {
-      const Branch other = schedule[earlier].branch;
-      size_t& ended = done[now.branch][other];
-      if (other == now.branch || earlier < ended) continue;
-      if (!(starts && other == kChain) && !must_wait(accesses[i], accesses[earlier])) continue;
-      now.wait_for[other] = earlier;
-      schedule[earlier].awaited = true;
-      ended = earlier + 1;
+    Ended& done = of_branch[now.branch];
+    const bool starts = now.branch != kChain && done[kChain] == 0;
+    for (const Branch other : {kChain, kSmallCalls, kLargeCalls}) {
+      if (other == now.branch) continue;
+      for (size_t k = launches[other].size(); k-- > 0 && launches[other][k] >= done[other];) {
+        const size_t earlier = launches[other][k];
+        if (!(starts && other == kChain) && !must_wait(accesses[i], accesses[earlier])) continue;
+        now.wait_for[other] = earlier;
+        schedule[earlier].awaited = true;
+        for (size_t branch = 0; branch < kBranches; ++branch)
+          done[branch] = std::max(done[branch], ended[earlier][branch]);
+        done[other] = earlier + 1;
+        break;
+      }
     }
+    ended[i] = done;
+    launches[now.branch].push_back(i);
   }
 }
 
