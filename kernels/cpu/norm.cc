@@ -3,6 +3,9 @@
 // reads.
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <utility>
+#include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/rows.h"
@@ -146,6 +149,29 @@ void sum_parameter_gradients(const KernelCall& call, int64_t rows, int64_t n, Pa
   if (bias.sum.present()) sum_column_partials(bias_partials, pieces, bias.sum, bias.accumulates);
 }
 
+/// The gradients of a norm of any number of rows: dx and sums of pieces of the rows, which `workspace` holds,
+/// then their sums. `inputs` are those of norm_bwd_partials; `bias.sum` is absent where there is none.
+void differentiate(std::vector<TensorView> inputs, const TensorView& dx, ParameterGradient weight,
+                   ParameterGradient bias, const TensorView& workspace) {
+  const TensorView x = inputs[1];
+  TensorView dweight, dbias;
+  dweight.data = workspace.data;
+  dweight.dtype = x.dtype == fb::DType::F64 ? fb::DType::F64 : fb::DType::F32;
+  dweight.rank = 2;
+  dweight.shape = {row_pieces(x.rows(), kColumnPartials).count, x.cols()};
+  if (bias.sum.present()) {
+    dbias = dweight;
+    dbias.data = workspace.as<std::byte>() + dweight.bytes();
+  }
+  norm_bwd_partials({.inputs = std::move(inputs), .outputs = {dx, dweight, dbias}, .workspace = {}});
+  const auto sum = [](const TensorView& partials, ParameterGradient gradient) {
+    const TensorView previous = gradient.accumulates ? gradient.sum : TensorView{};
+    norm_bwd_sum({.inputs = {partials, previous}, .outputs = {gradient.sum}, .workspace = {}});
+  };
+  sum(dweight, weight);
+  if (bias.sum.present()) sum(dbias, bias);
+}
+
 }  // namespace
 
 void rmsnorm(const KernelCall& call) {
@@ -177,26 +203,10 @@ void add_rmsnorm(const KernelCall& call) {
 }
 
 void rmsnorm_bwd(const KernelCall& call) {
-  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2];
-  const TensorView& dresidual = call.inputs[5];
-  const int64_t n = x.cols();
-  dispatch(x.dtype, [&]<class T>() {
-    using Acc = Accumulator<T>;
-    const Acc* rstd = call.inputs[3].as<const Acc>();
-    T* dx = call.outputs[0].as<T>();
-    Acc* partials = call.workspace.as<Acc>();
-    const int64_t pieces = for_column_partials(x.rows(), [&](int64_t piece, int64_t begin, int64_t end) {
-      Acc* dweight = partials + piece * n;
-      std::fill_n(dweight, n, Acc{0});
-      for (int64_t row = begin; row < end; ++row) {
-        const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
-        rmsnorm_bwd_parameters_row(dy_row, x_row, rstd[row], dweight, n);
-        rmsnorm_bwd_input_row(dy_row, x_row, weight.as<const T>(), rstd[row], row_of<T>(dresidual, row),
-                              dx + row * n, n);
-      }
-    });
-    sum_column_partials(partials, pieces, call.outputs[1], call.inputs[4].present());
-  });
+  const std::vector<TensorView>& in = call.inputs;
+  const TensorView absent;
+  differentiate({in[0], in[1], in[2], absent, in[3], in[5]}, call.outputs[0],
+                {call.outputs[1], in[4].present()}, {absent, false}, call.workspace);
 }
 
 void layernorm(const KernelCall& call) {
@@ -233,21 +243,9 @@ void add_layernorm(const KernelCall& call) {
 }
 
 void layernorm_bwd(const KernelCall& call) {
-  const TensorView &dy = call.inputs[0], &x = call.inputs[1], &weight = call.inputs[2];
-  const TensorView &mean = call.inputs[3], &rstd = call.inputs[4], &dresidual = call.inputs[7];
-  const int64_t n = x.cols();
-  dispatch(x.dtype, [&]<class T>() {
-    using Acc = Accumulator<T>;
-    const auto add_row = [&](int64_t row, Acc* dweight, Acc* dbias) {
-      const T *dy_row = dy.as<const T>() + row * n, *x_row = x.as<const T>() + row * n;
-      const Moments<Acc> moments{mean.as<const Acc>()[row], rstd.as<const Acc>()[row]};
-      layernorm_bwd_parameters_row(dy_row, x_row, moments, dweight, dbias, n);
-      layernorm_bwd_input_row(dy_row, x_row, weight.as<const T>(), moments, row_of<T>(dresidual, row),
-                              call.outputs[0].as<T>() + row * n, n);
-    };
-    sum_parameter_gradients<Acc>(call, x.rows(), n, {call.outputs[1], call.inputs[5].present()},
-                                 {call.outputs[2], call.inputs[6].present()}, add_row);
-  });
+  const std::vector<TensorView>& in = call.inputs;
+  differentiate({in[0], in[1], in[2], in[3], in[4], in[7]}, call.outputs[0],
+                {call.outputs[1], in[5].present()}, {call.outputs[2], in[6].present()}, call.workspace);
 }
 
 void norm_bwd_input(const KernelCall& call) {
